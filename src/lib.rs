@@ -1,0 +1,4 @@
+//! An inference router: stands between clients and model servers. See `ARCHITECTURE.md` for the floors.
+
+pub mod control;
+pub mod model;

@@ -1,0 +1,143 @@
+//! An endpoint as checked: every value is in range, every reference resolves.
+//!
+//! Built only by [`crate::model::validate`]. Whatever the source, this is what the rest of the router sees.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::name::Name;
+
+/// A stable name that clients call, with its rules and its deployments.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Endpoint {
+    /// Unique over the whole router.
+    pub name: Name,
+    /// As in `metadata.namespace`; only for display.
+    pub namespace: Option<String>,
+    /// Who may call.
+    pub auth: Auth,
+    /// Percent of live traffic per deployment, in the order of `deployments`; sums to 0 (closed) or 100.
+    pub traffic: Vec<u8>,
+    /// Answers for browsers of other origins; `None`: the router says nothing about origins.
+    pub cors: Option<Cors>,
+    /// 1 to 20.
+    pub deployments: Vec<Deployment>,
+}
+
+/// Who may call an endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Auth {
+    /// Anybody.
+    None,
+    /// Whoever sends one of these keys as a bearer token. 1 or 2: primary, then secondary.
+    Key(Vec<KeySource>),
+}
+
+/// Where a key is to be read.
+#[derive(Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// In the document itself.
+    Value(String),
+    /// In this environment variable of the router.
+    Env(String),
+    /// In this file, relative to the document's folder; white space at both ends does not count.
+    File(PathBuf),
+}
+
+/// A key never shows up in a log, not even in a debug line.
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(_) => f.write_str("Value(…)"),
+            Self::Env(name) => f.debug_tuple("Env").field(name).finish(),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+/// Cross-origin rules; `*` among the origins means any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cors {
+    /// Exact origins (`https://app.example`) or `*`; never empty.
+    pub allow_origins: Vec<String>,
+    /// Methods a preflight may ask for, upper case.
+    pub allow_methods: Vec<String>,
+    /// Request headers a preflight may ask for, lower case; `*` means any.
+    pub allow_headers: Vec<String>,
+    /// Response headers the browser may show to the page.
+    pub expose_headers: Vec<String>,
+    /// Whether credentialed requests are allowed; never together with `*` among the origins.
+    pub allow_credentials: bool,
+    /// How long a preflight may be remembered.
+    pub max_age: Duration,
+}
+
+/// One version of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deployment {
+    /// Unique within the endpoint.
+    pub name: Name,
+    /// Where its replicas come from.
+    pub target: Target,
+    /// Path on the model for `…/score`; starts with `/`.
+    pub scoring_path: String,
+    /// Path on the model for `…/swagger.json`; starts with `/`.
+    pub swagger_path: String,
+    /// Whether the model sees the client's `authorization` header.
+    pub forward_authorization: bool,
+    /// `host` sent to the model instead of the instance's address.
+    pub host: Option<String>,
+    /// Limits of one request.
+    pub requests: RequestSettings,
+    /// How many replicas.
+    pub scale: ScaleSettings,
+}
+
+/// Where the replicas of a deployment come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Fixed addresses, `host:port`; at least one, no duplicates.
+    Instances(Vec<String>),
+    /// Local processes that the router starts and scales.
+    Process(Process),
+}
+
+/// How to start one local replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Program and arguments; `{port}` in an argument becomes the replica's port. Never empty.
+    pub command: Vec<String>,
+    /// Answers 2xx to GET when the replica can take requests; starts with `/`.
+    pub readiness_path: String,
+    /// Added to the router's own environment; `{port}` in a value becomes the replica's port.
+    pub env: Vec<(String, String)>,
+    /// Working folder; `None`: the router's own.
+    pub working_dir: Option<PathBuf>,
+}
+
+/// Limits of one request to a deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestSettings {
+    /// From dispatch to the response head; 1 ms to 300 s.
+    pub timeout: Duration,
+    /// Longest silence inside a response body.
+    pub stream_idle_timeout: Duration,
+    /// Requests one replica may have in flight.
+    pub max_concurrent_per_instance: NonZeroU32,
+    /// Longest wait for a slot.
+    pub max_queue_wait: Duration,
+    /// Most requests waiting at once.
+    pub max_queue_length: usize,
+}
+
+/// How many replicas a deployment has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScaleSettings {
+    /// Always this many.
+    Fixed {
+        /// Replicas of a `process` target; fixed addresses count themselves.
+        instances: u32,
+    },
+}
