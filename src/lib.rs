@@ -2,3 +2,6 @@
 
 pub mod control;
 pub mod model;
+pub mod policy;
+pub mod proxy;
+pub mod state;

@@ -3,7 +3,7 @@
 //! Nothing here touches a clock, a socket, a file, the environment or a random number.
 
 pub mod endpoint;
+pub mod limits;
 pub mod name;
 pub mod problem;
-pub mod resource;
-pub mod validate;
+pub mod refusal;

@@ -1,0 +1,44 @@
+//! Why the router itself refuses a request, or fails it. No HTTP here: the data plane maps each to a status.
+
+use std::time::Duration;
+
+/// Every error the router makes. One that a model makes is passed on, never one of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// No `authorization` header, or not a bearer token.
+    MissingCredential,
+    /// A key that is none of the endpoint's.
+    InvalidKey,
+    /// The path names no endpoint.
+    EndpointNotFound,
+    /// `azureml-model-deployment` names no deployment of the endpoint.
+    DeploymentNotFound,
+    /// No deployment of the endpoint has weight.
+    NoLiveDeployment,
+    /// The body is longer than this many bytes.
+    PayloadTooLarge(u64),
+    /// The client sent its head too slowly.
+    HeadTimeout,
+    /// The client sent its body too slowly.
+    BodyTimeout,
+    /// The request head is larger than allowed.
+    HeadTooLarge,
+    /// Not a request we can pass on; says why.
+    BadRequest(&'static str),
+    /// CONNECT or TRACE.
+    MethodNotAllowed,
+    /// The queue was full; come back after this long.
+    QueueFull(Duration),
+    /// The longest wait was over; come back after this long.
+    QueueTimeout(Duration),
+    /// No replica can take requests; come back after this long.
+    NoReadyReplica(Duration),
+    /// The router has as many connections as it may.
+    TooManyConnections,
+    /// No response head within this time.
+    ModelTimeout(Duration),
+    /// No connection to a replica could be made.
+    ReplicaUnreachable,
+    /// The replica closed, or spoke something that is not HTTP, before it answered.
+    ReplicaClosed,
+}

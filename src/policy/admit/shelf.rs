@@ -1,0 +1,70 @@
+//! Replicas with a free slot, by load: the least loaded is found, and any replica moved, in constant time.
+
+use super::ReplicaId;
+
+/// One list of replicas per number of requests in flight, newest first, doubly linked through `links`.
+#[derive(Debug, Default)]
+pub(super) struct Shelf {
+    /// The first replica of each load.
+    heads: Vec<Option<ReplicaId>>,
+    /// By replica.
+    links: Vec<Link>,
+    /// No replica on the shelf has a lower load than this.
+    lowest: usize,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Link {
+    /// `None`: not on the shelf.
+    load: Option<u32>,
+    before: Option<ReplicaId>,
+    after: Option<ReplicaId>,
+}
+
+impl Shelf {
+    /// Puts a replica first among those of `load`, or takes it off the shelf.
+    pub(super) fn place(&mut self, id: ReplicaId, load: Option<u32>) {
+        if self.links.len() <= id.index() {
+            self.links.resize(id.index() + 1, Link::default());
+        }
+        self.unlink(id);
+        let Some(load) = load else { return };
+        let at = load as usize;
+        if self.heads.len() <= at {
+            self.heads.resize(at + 1, None);
+        }
+        let after = self.heads[at].replace(id);
+        if let Some(after) = after {
+            self.links[after.index()].before = Some(id);
+        }
+        self.links[id.index()] = Link { load: Some(load), before: None, after };
+        self.lowest = self.lowest.min(at);
+    }
+
+    /// Whether a replica is on the shelf.
+    pub(super) fn holds(&self, id: ReplicaId) -> bool {
+        self.links.get(id.index()).is_some_and(|link| link.load.is_some())
+    }
+
+    /// The least loaded replica but `avoid`, of equals the one placed last.
+    pub(super) fn least_loaded(&mut self, avoid: Option<ReplicaId>) -> Option<ReplicaId> {
+        while self.lowest < self.heads.len() && self.heads[self.lowest].is_none() {
+            self.lowest += 1;
+        }
+        self.heads[self.lowest.min(self.heads.len())..].iter().find_map(|head| match *head {
+            first if first.is_some() && first == avoid => self.links[first?.index()].after,
+            first => first,
+        })
+    }
+
+    fn unlink(&mut self, id: ReplicaId) {
+        let Link { load: Some(load), before, after } = std::mem::take(&mut self.links[id.index()]) else { return };
+        match before {
+            Some(before) => self.links[before.index()].after = after,
+            None => self.heads[load as usize] = after,
+        }
+        if let Some(after) = after {
+            self.links[after.index()].before = before;
+        }
+    }
+}

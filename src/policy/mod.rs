@@ -1,0 +1,10 @@
+//! Floor 1: every decision of the router as plain functions and small state machines.
+//!
+//! Pure: the time comes in as `now`, chance as `&mut impl Rng`. So each decision can be tested and simulated without a
+//! socket, a clock or a thread.
+
+pub mod access;
+pub mod admit;
+pub mod health;
+pub mod identify;
+pub mod split;

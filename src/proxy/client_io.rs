@@ -1,0 +1,204 @@
+//! The socket under a client connection, and what is known of the client's pace.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::respond;
+use crate::model::limits::Limits;
+use crate::model::refusal::Refusal;
+
+/// What a client is doing; shared by its socket, its connection and its requests.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// Requests being answered.
+    in_flight: Cell<usize>,
+    /// Whether any request came yet.
+    served: Cell<bool>,
+    /// Since when no request is being answered.
+    idle_since: Cell<Instant>,
+    /// When the first byte of an unfinished head came.
+    head_since: Cell<Option<Instant>>,
+    /// Since when the client takes nothing, if it does.
+    blocked_since: Cell<Option<Instant>>,
+    /// Heads of HTTP/2 are not told apart from its other frames.
+    multiplexed: bool,
+}
+
+/// Which patience with a client has run out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Impatience {
+    /// No request for long: the connection can go.
+    Idle,
+    /// A head has begun but does not end.
+    Head,
+    /// The client does not take its answer.
+    Blocked,
+}
+
+impl Pace {
+    pub(super) fn new(now: Instant, multiplexed: bool) -> Rc<Self> {
+        Rc::new(Self {
+            in_flight: Cell::new(0),
+            served: Cell::new(false),
+            idle_since: Cell::new(now),
+            head_since: Cell::new(None),
+            blocked_since: Cell::new(None),
+            multiplexed,
+        })
+    }
+
+    /// A request's head is complete. Returns when it began.
+    pub(super) fn begin(&self) -> Instant {
+        self.in_flight.set(self.in_flight.get() + 1);
+        self.served.set(true);
+        self.head_since.take().unwrap_or_else(Instant::now)
+    }
+
+    /// A request has been answered, or given up.
+    pub(super) fn end(&self, now: Instant) {
+        self.in_flight.set(self.in_flight.get() - 1);
+        self.idle_since.set(now);
+    }
+
+    /// When patience with the client ends, and why; `None` while nothing is expected of it.
+    pub(super) fn deadline(&self, limits: &Limits) -> Option<(Instant, Impatience)> {
+        if let Some(since) = self.blocked_since.get() {
+            return Some((since + limits.body_idle_timeout, Impatience::Blocked));
+        }
+        if self.in_flight.get() > 0 {
+            return None;
+        }
+        if let Some(since) = self.head_since.get() {
+            return Some((since + limits.header_read_timeout, Impatience::Head));
+        }
+        let patience = if self.served.get() { limits.keep_alive_timeout } else { limits.header_read_timeout };
+        Some((self.idle_since.get() + patience, Impatience::Idle))
+    }
+
+    fn received(&self) {
+        if self.in_flight.get() == 0 && self.head_since.get().is_none() && !self.multiplexed {
+            self.head_since.set(Some(Instant::now()));
+        }
+    }
+
+    fn wrote<T>(&self, written: &Poll<T>) {
+        match written {
+            Poll::Ready(_) => self.blocked_since.set(None),
+            Poll::Pending if self.blocked_since.get().is_none() => self.blocked_since.set(Some(Instant::now())),
+            Poll::Pending => {}
+        }
+    }
+}
+
+/// A client's socket.
+pub(super) struct ClientIo {
+    stream: TcpStream,
+    /// Read to learn the protocol; comes before what the socket still has.
+    preface: Bytes,
+    pace: Rc<Pace>,
+    /// Goes out before anything else.
+    outgoing: Bytes,
+}
+
+impl ClientIo {
+    pub(super) fn new(stream: TcpStream, preface: Bytes, pace: Rc<Pace>) -> Self {
+        if !preface.is_empty() {
+            pace.received();
+        }
+        Self { stream, preface, pace, outgoing: Bytes::new() }
+    }
+
+    /// The socket itself, when HTTP is done with it.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    /// The HTTP library answers what it cannot parse by itself, with a bare status. Clients of ours get a problem
+    /// document for every error; each answer that is not from the library carries a request id.
+    fn rewrite(&mut self, first: &[u8]) -> bool {
+        let refusal = match first {
+            [b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', b'4', rest @ ..] => match rest {
+                [b'0', b'0', ..] => Refusal::BadRequest("this is not HTTP that can be understood"),
+                [b'3', b'1', ..] | [b'1', b'4', ..] => Refusal::HeadTooLarge,
+                _ => return false,
+            },
+            _ => return false,
+        };
+        let has_id = first.windows(b"x-request-id".len()).any(|window| window == b"x-request-id");
+        if has_id || first.len() > 256 {
+            return false;
+        }
+        self.outgoing = respond::raw(refusal);
+        true
+    }
+
+    fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.outgoing))?;
+            self.outgoing.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for ClientIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.preface.is_empty() {
+            let now = this.preface.split_to(this.preface.len().min(buf.remaining()));
+            buf.put_slice(&now);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            this.pace.received();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ClientIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Some(first) = bufs.first()
+            && this.rewrite(first)
+        {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
+        ready!(this.poll_outgoing(cx))?;
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.pace.wrote(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_outgoing(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_outgoing(cx))?;
+        Pin::new(&mut this.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,216 @@
+//! One client connection, from accept to close: which protocol, how patient, how it ends.
+
+use std::future::{Future, poll_fn};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::body::Body;
+use super::client_io::{ClientIo, Impatience, Pace};
+use super::respond;
+use super::service;
+use super::timer::LazyTimer;
+use super::worker::Worker;
+use crate::model::refusal::Refusal;
+
+/// How long a closed connection is still read, so that the client gets to see our last answer before a reset.
+const LINGER: Duration = Duration::from_secs(2);
+/// What HTTP/2 with prior knowledge begins with.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Requests one HTTP/2 connection may have at once.
+const HTTP2_STREAMS: u32 = 256;
+/// The largest piece of a body that is read at once.
+const READ_BUFFER: usize = 64 * 1024;
+
+/// What the requests of one connection have in common.
+pub(super) struct Client {
+    pub(super) worker: Rc<Worker>,
+    pub(super) pace: Rc<Pace>,
+    /// As `x-forwarded-for` says it.
+    pub(super) address: HeaderValue,
+    /// As `x-forwarded-proto` says it.
+    pub(super) scheme: HeaderValue,
+    /// HTTP/1.0 cannot tell a broken body from a complete one, but by a reset.
+    pub(super) reset_at_end: std::cell::Cell<bool>,
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr) {
+    // Fails only on a socket that is closed already.
+    let _ = stream.set_nodelay(true);
+    let accepted = Instant::now();
+    let limit = worker.shared.limits.header_read_timeout;
+    let Ok(Ok(preface)) = tokio::time::timeout(limit, read_preface(&mut stream)).await else { return };
+    let multiplexed = preface.starts_with(HTTP2_PREFACE);
+    let pace = Pace::new(accepted, multiplexed);
+    let client = Rc::new(Client {
+        worker: worker.clone(),
+        pace: pace.clone(),
+        address: text(peer.ip()),
+        scheme: HeaderValue::from_static("http"),
+        reset_at_end: std::cell::Cell::new(false),
+    });
+    let io = ClientIo::new(stream, preface, pace);
+    let registered = poll_fn(|cx| Poll::Ready(worker.register(cx.waker().clone()))).await;
+    if multiplexed { serve_http2(&client, io).await } else { serve_http1(&client, io).await }
+    worker.unregister(registered);
+}
+
+/// Reads until it is clear whether the client speaks HTTP/2.
+async fn read_preface(stream: &mut TcpStream) -> std::io::Result<Bytes> {
+    let mut start = BytesMut::with_capacity(8 * 1024);
+    loop {
+        if stream.read_buf(&mut start).await? == 0 {
+            return Ok(start.freeze());
+        }
+        let compared = start.len().min(HTTP2_PREFACE.len());
+        if compared == HTTP2_PREFACE.len() || start[..compared] != HTTP2_PREFACE[..compared] {
+            return Ok(start.freeze());
+        }
+    }
+}
+
+async fn serve_http1(client: &Rc<Client>, io: ClientIo) {
+    let limits = &client.worker.shared.limits;
+    let mut builder = http1::Builder::new();
+    builder.max_header_size(limits.max_header_bytes).max_buf_size(READ_BUFFER.max(limits.max_header_bytes));
+    if limits.max_headers != 100 {
+        // Up to the library's own default, headers are parsed without an allocation.
+        builder.max_headers(limits.max_headers);
+    }
+    let for_service = client.clone();
+    let handle = service_fn(move |request| service::handle(for_service.clone(), request));
+    let mut connection = builder.serve_connection(TokioIo::new(io), handle);
+    let impatience = drive(client, &mut connection, |connection, cx| Pin::new(connection).poll(cx)).await;
+    let stream = connection.into_parts().io.into_inner().into_stream();
+    close(client, stream, impatience).await;
+}
+
+async fn serve_http2(client: &Rc<Client>, io: ClientIo) {
+    let limits = &client.worker.shared.limits;
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(HTTP2_STREAMS)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        .keep_alive_interval(limits.keep_alive_timeout)
+        .keep_alive_timeout(limits.body_idle_timeout);
+    let for_service = client.clone();
+    let handle = service_fn(move |request: http::Request<Incoming>| service::handle(for_service.clone(), request));
+    let mut connection = builder.serve_connection(TokioIo::new(io), handle);
+    drive(client, &mut connection, |connection, cx| Pin::new(connection).poll(cx)).await;
+}
+
+/// A connection that can be asked to finish what it does and close.
+trait Graceful {
+    fn finish_and_close(&mut self);
+}
+
+impl<S> Graceful for http1::Connection<TokioIo<ClientIo>, S>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = Body>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn finish_and_close(&mut self) {
+        Pin::new(self).graceful_shutdown();
+    }
+}
+
+impl<S> Graceful for http2::Connection<TokioIo<ClientIo>, S, LocalExecutor>
+where
+    S: hyper::service::HttpService<Incoming, ResBody = Body>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S::Future: 'static,
+{
+    fn finish_and_close(&mut self) {
+        Pin::new(self).graceful_shutdown();
+    }
+}
+
+/// Polls a connection to its end, while the client is neither idle nor slow for too long. Returns why it was cut short,
+/// if it was.
+async fn drive<C: Graceful, E>(
+    client: &Client,
+    connection: &mut C,
+    mut poll: impl FnMut(&mut C, &mut Context<'_>) -> Poll<Result<(), E>>,
+) -> Option<Impatience> {
+    let (mut timer, mut finishing) = (LazyTimer::default(), false);
+    poll_fn(|cx| {
+        loop {
+            if client.worker.draining.get() && !finishing {
+                finishing = true;
+                connection.finish_and_close();
+            }
+            if poll(connection, cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            let Some((deadline, why)) = client.pace.deadline(&client.worker.shared.limits) else {
+                return Poll::Pending;
+            };
+            match timer.poll(cx, deadline) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) if why == Impatience::Idle && !finishing => {
+                    finishing = true;
+                    connection.finish_and_close();
+                }
+                Poll::Ready(()) => return Poll::Ready(Some(why)),
+            }
+        }
+    })
+    .await
+}
+
+/// Ends an HTTP/1 connection so that the client can tell how.
+async fn close(client: &Client, mut stream: TcpStream, impatience: Option<Impatience>) {
+    if impatience == Some(Impatience::Blocked) || client.reset_at_end.get() {
+        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        return;
+    }
+    let last_words = async {
+        if impatience == Some(Impatience::Head) {
+            stream.write_all(&respond::raw(Refusal::HeadTimeout)).await?;
+        }
+        stream.shutdown().await?;
+        // A close with unread bytes resets the connection, and the client may lose what we said last.
+        let mut unread = BytesMut::with_capacity(READ_BUFFER);
+        while stream.read_buf(&mut unread).await? > 0 {
+            unread.clear();
+        }
+        std::io::Result::Ok(())
+    };
+    let mut ending = pin!(tokio::time::timeout(LINGER, last_words));
+    // The client is gone, or has had its time.
+    let _ = (&mut ending).await;
+}
+
+fn text(address: IpAddr) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(address.to_canonical().to_string()))
+        .unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+}
+
+/// Runs the streams of an HTTP/2 connection on the connection's own thread.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F> Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}

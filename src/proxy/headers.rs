@@ -1,0 +1,229 @@
+//! What is changed in heads on their way through (RFC 9110 section 7.6, RFC 9113 section 8.2).
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, Entry, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use http::{Version, request};
+
+use super::connection::Client;
+use super::record::Record;
+
+/// The deployment asked for by a request, and the one that answered a response.
+pub(super) const MODEL_DEPLOYMENT: HeaderName = HeaderName::from_static("azureml-model-deployment");
+/// The request's id, made by the router.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The client's own id, echoed.
+pub(super) const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
+/// Milliseconds until the model's response head.
+pub(super) const MODEL_TIME: HeaderName = HeaderName::from_static("ms-azureml-model-time");
+/// The status that the model itself gave, on its errors.
+pub(super) const MODEL_STATUS: HeaderName = HeaderName::from_static("ms-azureml-model-error-statuscode");
+/// Why, on the model's errors.
+pub(super) const MODEL_REASON: HeaderName = HeaderName::from_static("ms-azureml-model-error-reason");
+/// Where the time went (W3C Server Timing).
+pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
+const PROXY_AUTHENTICATE: HeaderName = HeaderName::from_static("proxy-authenticate");
+
+/// Longest `x-ms-client-request-id` that is echoed, as Azure's router cuts it.
+const CLIENT_REQUEST_ID_LENGTH: usize = 40;
+
+/// Makes a client's head one for the model, but for its host and its credential.
+pub(super) fn to_model(head: &mut request::Parts, client: &Client, request_id: &HeaderValue) {
+    let trailers = accepts_trailers(&head.headers);
+    let chunked = head.headers.contains_key(TRANSFER_ENCODING);
+    strip_hop_by_hop(&mut head.headers);
+    if chunked {
+        // Of the two, the encoding counts (RFC 9112 section 6.3); a model must not get to choose otherwise.
+        head.headers.remove(CONTENT_LENGTH);
+    }
+    if trailers {
+        head.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    // The router answers 100 Continue itself, when it starts to read the body.
+    head.headers.remove(EXPECT);
+    if head.version == Version::HTTP_2 {
+        join_cookies(&mut head.headers);
+    }
+    let host = head.headers.remove(HOST).or_else(|| {
+        head.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok())
+    });
+    if let Some(host) = host {
+        append(&mut head.headers, FORWARDED_HOST, host);
+    }
+    append(&mut head.headers, FORWARDED_FOR, client.address.clone());
+    append(&mut head.headers, FORWARDED_PROTO, client.scheme.clone());
+    head.headers.insert(REQUEST_ID, request_id.clone());
+    head.version = Version::HTTP_11;
+}
+
+/// Removes what concerns only the connection a message came by.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if let Entry::Occupied(connection) = headers.entry(CONNECTION) {
+        let named: Vec<HeaderName> = connection
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .collect();
+        connection.remove_entry_mult();
+        for name in named {
+            // A message's length is not the connection's affair, whatever the sender claims.
+            if name != CONTENT_LENGTH && name != HOST {
+                headers.remove(name);
+            }
+        }
+    }
+    for name in [TE, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, PROXY_AUTHENTICATE] {
+        headers.remove(name);
+    }
+}
+
+/// The client's own request id, fit to be echoed: letters, digits, `-` and `_`, cut at 40 characters.
+pub(super) fn client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let value = headers.get(CLIENT_REQUEST_ID)?.as_bytes();
+    let allowed = value.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    let cut = &value[..value.len().min(CLIENT_REQUEST_ID_LENGTH)];
+    (allowed && !cut.is_empty()).then(|| HeaderValue::from_bytes(cut).ok())?
+}
+
+/// Adds what every response of the router carries.
+pub(super) fn to_client(headers: &mut HeaderMap, record: &Record) {
+    headers.insert(REQUEST_ID, record.request_id.clone());
+    if let Some(id) = &record.client_request_id {
+        headers.insert(CLIENT_REQUEST_ID, id.clone());
+    }
+    if let (Some(deployment), Some(_)) = (&record.deployment, record.head) {
+        headers.insert(MODEL_DEPLOYMENT, deployment.header.clone());
+    }
+    if let Some(time) = record.model_time() {
+        headers.insert(MODEL_TIME, HeaderValue::from(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
+    }
+}
+
+/// Where the time of a request went, up to the model's response head.
+pub(super) fn timing(record: &Record) -> HeaderValue {
+    let mut text = BytesMut::with_capacity(48);
+    text.extend_from_slice(b"queue;dur=");
+    milliseconds(&mut text, record.queued.unwrap_or_default());
+    text.extend_from_slice(b", model;dur=");
+    milliseconds(&mut text, record.model_time().unwrap_or_default());
+    HeaderValue::from_maybe_shared(text.freeze()).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// Writes a duration in milliseconds with three decimals: twice a request, so without the general formatter.
+fn milliseconds(text: &mut BytesMut, duration: Duration) {
+    let micros = duration.as_micros();
+    let mut digits = [0; 40];
+    let (mut at, mut rest) = (digits.len(), micros);
+    while rest > 0 || digits.len() - at < 5 {
+        at -= 1;
+        if digits.len() - at == 4 {
+            digits[at] = b'.';
+        } else {
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+    }
+    text.extend_from_slice(&digits[at..]);
+}
+
+fn accepts_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(TE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    values.map(<[u8]>::trim_ascii).any(|value| value.eq_ignore_ascii_case(b"trailers"))
+}
+
+/// HTTP/2 may split a cookie header; HTTP/1 may not.
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Adds to what proxies before us said.
+fn append(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
+    let before: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+    let joined = if before.is_empty() {
+        Some(value)
+    } else {
+        let list = [before.join(&b", "[..]).as_slice(), value.as_bytes()].join(&b", "[..]);
+        HeaderValue::from_bytes(&list).ok()
+    };
+    if let Some(joined) = joined {
+        headers.insert(name, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        lines.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn hop_by_hop_headers_go_also_those_that_connection_names() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Secret"),
+            ("connection", "content-length"),
+            ("x-secret", "1"),
+            ("content-length", "5"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("upgrade", "websocket"),
+            ("transfer-encoding", "chunked"),
+            ("proxy-authorization", "Basic eA=="),
+            ("x-kept", "1"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("content-length", "5"), ("x-kept", "1")]));
+    }
+
+    #[test]
+    fn a_client_request_id_is_echoed_only_when_clean_and_cut() {
+        let id = |value: &'static str| client_request_id(&map(&[("x-ms-client-request-id", value)]));
+        assert_eq!(id("abc-DEF_1").unwrap(), "abc-DEF_1");
+        assert_eq!(id("0123456789012345678901234567890123456789tail").unwrap().len(), 40);
+        for bad in ["", "a b", "a\tb", "<script>", "a:b"] {
+            assert_eq!(id(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_are_milliseconds_with_three_decimals() {
+        for (micros, text) in [(0, "0.000"), (7, "0.007"), (1_000, "1.000"), (12_345, "12.345"), (98_765_432, "98765.432")] {
+            let mut written = BytesMut::new();
+            milliseconds(&mut written, Duration::from_micros(micros));
+            assert_eq!(written, text);
+        }
+    }
+
+    #[test]
+    fn forwarding_headers_grow() {
+        let mut headers = map(&[("x-forwarded-for", "10.0.0.1")]);
+        append(&mut headers, FORWARDED_FOR, HeaderValue::from_static("10.0.0.2"));
+        assert_eq!(headers["x-forwarded-for"], "10.0.0.1, 10.0.0.2");
+    }
+
+    #[test]
+    fn trailers_are_asked_for_only_if_the_client_does() {
+        assert!(accepts_trailers(&map(&[("te", "gzip;q=0.5, Trailers")])));
+        assert!(!accepts_trailers(&map(&[("te", "gzip")])));
+    }
+}

@@ -1,0 +1,223 @@
+//! Accepting connections and spreading them over the workers.
+//!
+//! One thread accepts and gives each connection to the worker with the fewest: even also when there are few, which the
+//! kernel's own spreading by hash is not.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::sync::mpsc;
+
+use super::worker::{Shared, Worker};
+use super::{connection, respond};
+use crate::model::refusal::Refusal;
+use crate::state::lifecycle::Phase;
+
+/// Connections that may wait for their worker.
+const HAND_OVER: usize = 1024;
+/// Rest after an accept that failed: without file descriptors, trying again at once only burns time.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// How often idle connections to replicas are looked after.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Where one worker's connections come from.
+struct Seat {
+    connections: mpsc::Sender<Accepted>,
+    open: Arc<AtomicUsize>,
+}
+
+struct Accepted {
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    open: Counted,
+}
+
+/// One open connection, counted until dropped.
+struct Counted {
+    worker: Arc<AtomicUsize>,
+    listener: prometheus::IntGauge,
+}
+
+impl Counted {
+    fn new(worker: &Arc<AtomicUsize>, listener: &prometheus::IntGauge) -> Self {
+        worker.fetch_add(1, Ordering::Relaxed);
+        listener.inc();
+        Self { worker: worker.clone(), listener: listener.clone() }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.worker.fetch_sub(1, Ordering::Relaxed);
+        self.listener.dec();
+    }
+}
+
+/// The threads of the data plane; they end by themselves after [`Phase::Draining`].
+pub struct DataPlane {
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl DataPlane {
+    /// Starts `workers` workers and the thread that accepts for them.
+    ///
+    /// # Errors
+    /// When a thread or its runtime cannot be started.
+    pub fn start(listener: TcpListener, workers: usize, shared: &Arc<Shared>) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let mut threads = Vec::with_capacity(workers + 1);
+        let mut seats = Vec::with_capacity(workers);
+        for number in 0..workers {
+            let (connections, accepted) = mpsc::channel(HAND_OVER);
+            seats.push(Seat { connections, open: Arc::default() });
+            let shared = shared.clone();
+            threads.push(spawn(&format!("worker-{number}"), move |runtime| runtime.block_on(work(shared, accepted)))?);
+        }
+        let shared = shared.clone();
+        threads.push(spawn("accept", move |runtime| runtime.block_on(accept(listener, seats, shared)))?);
+        Ok(Self { threads })
+    }
+
+    /// Waits for every thread to end.
+    ///
+    /// # Errors
+    /// The names of threads that panicked.
+    pub fn join(self) -> Result<(), Vec<String>> {
+        let name = |thread: &JoinHandle<()>| thread.thread().name().unwrap_or("data plane").to_owned();
+        let ended = self.threads.into_iter().map(|thread| (name(&thread), thread.join()));
+        let panicked: Vec<String> = ended.filter(|(_, ended)| ended.is_err()).map(|(name, _)| name).collect();
+        if panicked.is_empty() { Ok(()) } else { Err(panicked) }
+    }
+
+    /// Whether any thread has ended.
+    pub fn any_ended(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce(LocalRuntime) + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all();
+    // A runtime that cannot start should be known here, not on its thread.
+    builder.build_local(LocalOptions::default())?;
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        if let Ok(runtime) = builder.build_local(LocalOptions::default()) {
+            run(runtime);
+        }
+    })
+}
+
+async fn accept(listener: TcpListener, seats: Vec<Seat>, shared: Arc<Shared>) {
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+    let gauge = shared.metrics.connections.with_label_values(&["scoring"]);
+    let draining = shared.lifecycle.reached(Phase::Draining);
+    tokio::pin!(draining);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut draining => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => seat(stream, peer, &seats, &gauge, &shared).await,
+            Err(error) => {
+                shared.metrics.accept_errors.inc();
+                tracing::warn!(%error, "a connection could not be accepted; is the limit of open files too low?");
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+}
+
+/// Gives a connection to the worker with the fewest.
+async fn seat(
+    mut stream: tokio::net::TcpStream,
+    peer: SocketAddr,
+    seats: &[Seat],
+    gauge: &prometheus::IntGauge,
+    shared: &Shared,
+) {
+    let open: usize = seats.iter().map(|seat| seat.open.load(Ordering::Relaxed)).sum();
+    if open >= shared.limits.max_connections {
+        shared.metrics.no_endpoint().rejected(respond::code(Refusal::TooManyConnections));
+        // One write into an empty socket buffer; nobody is waited for.
+        let _ = stream.write_all(&respond::raw(Refusal::TooManyConnections)).await;
+        return;
+    }
+    let Some(seat) = seats.iter().min_by_key(|seat| seat.open.load(Ordering::Relaxed)) else { return };
+    let open = Counted::new(&seat.open, gauge);
+    if let Ok(stream) = stream.into_std() {
+        // Fails only when the worker has ended, and then the whole process does.
+        let _ = seat.connections.send(Accepted { stream, peer, open }).await;
+    }
+}
+
+/// One worker's life.
+async fn work(shared: Arc<Shared>, mut accepted: mpsc::Receiver<Accepted>) {
+    let lifecycle = shared.lifecycle.clone();
+    let (worker, mut ended) = Worker::new(shared);
+    let sweeper = tokio::task::spawn_local(sweep(worker.clone()));
+    // Ends when the accepting thread does, after handing over everything it accepted.
+    while let Some(Accepted { stream, peer, open }) = accepted.recv().await {
+        let worker = worker.clone();
+        tokio::task::spawn_local(async move {
+            let alive = worker.alive();
+            if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
+                connection::serve(worker, stream, peer).await;
+            }
+            drop((open, alive));
+        });
+    }
+    worker.drain();
+    tokio::select! {
+        _ = ended.recv() => {}
+        () = lifecycle.reached(Phase::Forced) => {}
+    }
+    sweeper.abort();
+}
+
+async fn sweep(worker: Rc<Worker>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    loop {
+        ticks.tick().await;
+        worker.pool.sweep(Instant::now());
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::model::limits::{Limits, StatusCodes};
+    use crate::state::metrics::Metrics;
+
+    pub(crate) fn limits() -> Limits {
+        Limits {
+            max_payload_bytes: 1000,
+            max_header_bytes: 65536,
+            max_headers: 100,
+            header_read_timeout: Duration::from_secs(10),
+            body_idle_timeout: Duration::from_secs(30),
+            max_connections: 10,
+            keep_alive_timeout: Duration::from_secs(75),
+        }
+    }
+
+    /// A worker with an empty table.
+    pub(crate) fn worker() -> Rc<Worker> {
+        let shared = Shared {
+            table: Arc::default(),
+            metrics: Arc::new(Metrics::new().unwrap()),
+            limits: limits(),
+            status_codes: StatusCodes::Kubernetes,
+            access_log: None,
+            lifecycle: crate::state::lifecycle::Lifecycle::default(),
+        };
+        Worker::new(Arc::new(shared)).0
+    }
+}

@@ -1,0 +1,20 @@
+//! Floor 3: the data plane. [`listen`] accepts, [`connection`] serves one client connection, [`service`] one request.
+//!
+//! Everything a request touches lives on one worker thread; what workers share is in [`crate::state`].
+
+mod body;
+mod client_io;
+mod connection;
+mod cors;
+mod exchange;
+mod headers;
+pub mod listen;
+mod pool;
+mod record;
+mod respond;
+mod service;
+mod timer;
+mod upload;
+mod worker;
+
+pub use worker::Shared;

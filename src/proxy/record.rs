@@ -1,0 +1,199 @@
+//! What is remembered of a request, and counted and logged when it has ended, however it ended.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::header::{HeaderMap, HeaderValue, USER_AGENT};
+use http::{Method, StatusCode, Version, request};
+
+use super::connection::Client;
+use super::headers;
+use super::respond::{self, Context};
+use super::upload::Progress;
+use crate::model::refusal::Refusal;
+use crate::policy::access::Proof;
+use crate::state::access_log::Line;
+use crate::state::table::{Deployment, Endpoint};
+
+/// The status that is logged when the client left before there was one; nginx's convention.
+const CLIENT_LEFT: u16 = 499;
+/// Longest user agent in the log, as in Azure's.
+const USER_AGENT_LENGTH: usize = 70;
+
+/// One request. Counted and logged when dropped.
+pub(super) struct Record {
+    pub(super) client: Rc<Client>,
+    pub(super) request_id: HeaderValue,
+    pub(super) client_request_id: Option<HeaderValue>,
+    pub(super) endpoint: Option<Arc<Endpoint>>,
+    pub(super) deployment: Option<Arc<Deployment>>,
+    pub(super) upload: Option<Rc<Progress>>,
+    pub(super) proof: Option<Proof>,
+    /// Time in the queue, of a request that waited.
+    pub(super) queued: Option<Duration>,
+    /// When a replica got it.
+    pub(super) dispatched: Option<Instant>,
+    /// When the model's response head came.
+    pub(super) head: Option<Instant>,
+    /// When the model's last byte came.
+    pub(super) ended: Option<Instant>,
+    pub(super) model_status: Option<StatusCode>,
+    /// The status sent to the client.
+    pub(super) status: Option<StatusCode>,
+    /// Body bytes sent to the client.
+    pub(super) sent: u64,
+    pub(super) version: Version,
+    start: Instant,
+    /// What only the access log wants to know.
+    log: Option<Box<Logged>>,
+}
+
+struct Logged {
+    method: Method,
+    path: String,
+    user_agent: String,
+}
+
+impl Record {
+    pub(super) fn begin(client: &Rc<Client>, head: &request::Parts) -> Self {
+        let log = client.worker.shared.access_log.is_some().then(|| {
+            Box::new(Logged {
+                method: head.method.clone(),
+                path: head.uri.path().to_owned(),
+                user_agent: user_agent(&head.headers),
+            })
+        });
+        Self {
+            start: client.pace.begin(),
+            client: client.clone(),
+            request_id: client.worker.request_id(),
+            client_request_id: headers::client_request_id(&head.headers),
+            endpoint: None,
+            deployment: None,
+            upload: None,
+            proof: None,
+            queued: None,
+            dispatched: None,
+            head: None,
+            ended: None,
+            model_status: None,
+            status: None,
+            sent: 0,
+            version: head.version,
+            log,
+        }
+    }
+
+    /// Counts a refusal under its reason.
+    pub(super) fn refused(&self, refusal: Refusal) {
+        let reason = respond::code(refusal);
+        match (&self.deployment, &self.endpoint) {
+            (Some(deployment), _) => deployment.metrics.rejected(reason),
+            (None, Some(endpoint)) => endpoint.metrics.rejected(reason),
+            (None, None) => self.client.worker.nowhere.rejected(reason),
+        }
+        if let (Refusal::MissingCredential | Refusal::InvalidKey, Some(endpoint)) = (refusal, &self.endpoint) {
+            endpoint.metrics.denied(reason);
+        }
+    }
+
+    /// What a problem document says of where it arose.
+    pub(super) fn context(&self) -> Context<'_> {
+        Context {
+            request_id: self.request_id.to_str().unwrap_or_default(),
+            endpoint: self.endpoint.as_ref().map_or("", |endpoint| endpoint.spec.name.as_str()),
+            deployment: self.deployment.as_ref().map_or("", |deployment| deployment.spec.name.as_str()),
+        }
+    }
+
+    /// From dispatch to the model's response head.
+    pub(super) fn model_time(&self) -> Option<Duration> {
+        Some(self.head?.duration_since(self.dispatched?))
+    }
+
+    fn count(&self, code: u16, now: Instant) {
+        let Some(deployment) = &self.deployment else {
+            return match &self.endpoint {
+                Some(endpoint) => endpoint.metrics.answered(code),
+                None => self.client.worker.nowhere.answered(code),
+            };
+        };
+        let metrics = &deployment.metrics;
+        metrics.answered(code, self.model_status.map(|status| status.as_u16()));
+        metrics.request_bytes.inc_by(self.upload.as_ref().map_or(0, |upload| upload.received()));
+        metrics.response_bytes.inc_by(self.sent);
+        let total = now.duration_since(self.start);
+        let with_model = self.dispatched.map(|at| self.ended.unwrap_or(now).duration_since(at)).unwrap_or_default();
+        let routing = total.saturating_sub(self.queued.unwrap_or_default()).saturating_sub(with_model);
+        metrics.observe(total, self.queued, self.model_time(), routing);
+    }
+
+    fn write(&self, code: u16, now: Instant) {
+        let (Some(log), Some(logged)) = (&self.client.worker.shared.access_log, &self.log) else { return };
+        let since_start = |at: Instant| milliseconds(at.saturating_duration_since(self.start));
+        let Context { request_id, endpoint, deployment } = self.context();
+        let progress = self.upload.as_deref();
+        log.write(&Line {
+            time_generated: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            operation_name: "Score",
+            method: logged.method.as_str(),
+            path: &logged.path,
+            endpoint_name: endpoint,
+            deployment_name: deployment,
+            protocol: protocol(self.version),
+            response_code: code,
+            response_code_reason: self.status.map_or("Client Closed Request", reason),
+            model_status_code: self.model_status.map(|status| status.as_u16()),
+            model_status_reason: self.model_status.map(reason),
+            request_payload_size: progress.map_or(0, Progress::received),
+            response_payload_size: self.sent,
+            user_agent: &logged.user_agent,
+            x_request_id: request_id,
+            x_ms_client_request_id: self.client_request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default(),
+            auth_type: match self.proof {
+                Some(Proof::Key) => "Key",
+                Some(Proof::Open) => "None",
+                None => "",
+            },
+            identity_data: "",
+            total_duration_ms: milliseconds(now.duration_since(self.start)),
+            request_duration_ms: progress.and_then(Progress::ended).map(since_start),
+            response_duration_ms: self.head.map(since_start),
+            request_throttling_delay_ms: 0.0,
+            response_throttling_delay_ms: 0.0,
+        });
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.client.pace.end(now);
+        let code = self.status.map_or(CLIENT_LEFT, |status| status.as_u16());
+        self.count(code, now);
+        self.write(code, now);
+    }
+}
+
+fn user_agent(headers: &HeaderMap) -> String {
+    let agent = headers.get(USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes())).unwrap_or_default();
+    agent.chars().take(USER_AGENT_LENGTH).collect()
+}
+
+fn reason(status: StatusCode) -> &'static str {
+    status.canonical_reason().unwrap_or_default()
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    // Microseconds are as fine as the log needs.
+    duration.as_micros() as f64 / 1000.0
+}

@@ -1,0 +1,230 @@
+//! The router's own answers: every [`Refusal`] has one status, one code and one piece of advice, here and nowhere else.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{Response, StatusCode};
+use serde_json::json;
+
+use crate::model::limits::StatusCodes;
+use crate::model::refusal::Refusal;
+
+/// The media type of problem documents (RFC 9457).
+pub(super) const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
+/// Where the codes are explained.
+const TYPE: &str = "https://inference-router.dev/problems/";
+
+/// What a problem document says of where it arose. Empty where not known.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Context<'a> {
+    pub(super) request_id: &'a str,
+    pub(super) endpoint: &'a str,
+    pub(super) deployment: &'a str,
+}
+
+/// The stable name of a refusal: the `code` of its problem document, the `reason` of its metrics.
+pub(super) fn code(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::MissingCredential => "missing_credential",
+        Refusal::InvalidKey => "invalid_key",
+        Refusal::EndpointNotFound => "endpoint_not_found",
+        Refusal::DeploymentNotFound => "deployment_not_found",
+        Refusal::NoLiveDeployment => "no_live_deployment",
+        Refusal::PayloadTooLarge(_) => "payload_too_large",
+        Refusal::HeadTimeout | Refusal::BodyTimeout => "client_timeout",
+        Refusal::HeadTooLarge => "head_too_large",
+        Refusal::BadRequest(_) => "bad_request",
+        Refusal::MethodNotAllowed => "method_not_allowed",
+        Refusal::QueueFull(_) | Refusal::QueueTimeout(_) => "too_many_requests",
+        Refusal::NoReadyReplica(_) => "no_ready_replica",
+        Refusal::TooManyConnections => "too_many_connections",
+        Refusal::ModelTimeout(_) => "model_timeout",
+        Refusal::ReplicaUnreachable => "replica_unreachable",
+        Refusal::ReplicaClosed => "replica_closed",
+    }
+}
+
+/// The status of a refusal.
+pub(super) fn status(refusal: Refusal, codes: StatusCodes) -> StatusCode {
+    let managed = codes == StatusCodes::Managed;
+    match refusal {
+        Refusal::MissingCredential | Refusal::InvalidKey => StatusCode::UNAUTHORIZED,
+        Refusal::EndpointNotFound | Refusal::DeploymentNotFound | Refusal::NoLiveDeployment => StatusCode::NOT_FOUND,
+        Refusal::PayloadTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+        Refusal::HeadTimeout | Refusal::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+        Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Refusal::BadRequest(_) => StatusCode::BAD_REQUEST,
+        Refusal::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        Refusal::QueueFull(_) | Refusal::QueueTimeout(_) if managed => StatusCode::TOO_MANY_REQUESTS,
+        Refusal::QueueFull(_)
+        | Refusal::QueueTimeout(_)
+        | Refusal::NoReadyReplica(_)
+        | Refusal::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
+        Refusal::ModelTimeout(_) if managed => StatusCode::REQUEST_TIMEOUT,
+        Refusal::ModelTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        Refusal::ReplicaUnreachable | Refusal::ReplicaClosed => StatusCode::BAD_GATEWAY,
+    }
+}
+
+/// What the client should do about it.
+fn detail(refusal: Refusal) -> String {
+    match refusal {
+        Refusal::MissingCredential => {
+            "This endpoint needs a key: send it as `Authorization: Bearer <key>`.".to_owned()
+        }
+        Refusal::InvalidKey => "The key is not one of this endpoint's. Check that it is complete and that it has not \
+                                been replaced."
+            .to_owned(),
+        Refusal::EndpointNotFound => "No endpoint has this path. Check its name; scoring paths have the form \
+                                      /api/v1/endpoint/{endpoint}/score."
+            .to_owned(),
+        Refusal::DeploymentNotFound => "The endpoint has no deployment of the name in azureml-model-deployment. \
+                                        Correct the name, or leave the header out to follow the traffic rules."
+            .to_owned(),
+        Refusal::NoLiveDeployment => "No deployment of the endpoint gets traffic. Give one a positive weight in \
+                                      `traffic`, or name one in the header azureml-model-deployment."
+            .to_owned(),
+        Refusal::PayloadTooLarge(limit) => {
+            format!("The body is larger than the {limit} bytes allowed. Send less, or in several requests.")
+        }
+        Refusal::HeadTimeout => "The request's head did not arrive in time. Send it at once.".to_owned(),
+        Refusal::BodyTimeout => "The request's body did not arrive in time. Send it faster, or in smaller requests.".to_owned(),
+        Refusal::HeadTooLarge => "The request's line or headers are larger, or more, than allowed. Send fewer or \
+                                  shorter ones."
+            .to_owned(),
+        Refusal::BadRequest(why) => format!("The request cannot be passed on: {why}. Correct it and send it again."),
+        Refusal::MethodNotAllowed => "CONNECT and TRACE are not passed on. Use POST or GET.".to_owned(),
+        Refusal::QueueFull(_) => {
+            "All replicas are busy and the queue is full. Send it again after the time in retry-after.".to_owned()
+        }
+        Refusal::QueueTimeout(_) => {
+            "No replica became free in time. Send it again after the time in retry-after.".to_owned()
+        }
+        Refusal::NoReadyReplica(_) => {
+            "No replica of the deployment can take requests now. Send it again after the time in retry-after.".to_owned()
+        }
+        Refusal::TooManyConnections => {
+            "The router has as many connections as it may. Send it again later, over fewer connections.".to_owned()
+        }
+        Refusal::ModelTimeout(limit) => format!(
+            "The model did not answer within {} ms. Send less at once, or raise requestTimeoutMs of the deployment.",
+            limit.as_millis()
+        ),
+        Refusal::ReplicaUnreachable => {
+            "No replica could be reached; the model has seen nothing of the request. Send it again.".to_owned()
+        }
+        Refusal::ReplicaClosed => "The model closed the connection, or spoke no HTTP, before it answered. It may have \
+                                   worked on the request: send it again only if that does no harm."
+            .to_owned(),
+    }
+}
+
+/// The complete answer to a refused request.
+pub(super) fn refuse(refusal: Refusal, codes: StatusCodes, context: Context<'_>) -> Response<Bytes> {
+    let status = status(refusal, codes);
+    let mut response = Response::new(document(refusal, status, context));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, PROBLEM);
+    match refusal {
+        Refusal::MissingCredential => {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"inference-router\""));
+        }
+        Refusal::InvalidKey => {
+            let challenge = "Bearer realm=\"inference-router\", error=\"invalid_token\"";
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        Refusal::MethodNotAllowed => {
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        }
+        Refusal::QueueFull(after) | Refusal::QueueTimeout(after) | Refusal::NoReadyReplica(after) => {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds(after)));
+        }
+        _ => {}
+    }
+    response
+}
+
+/// An HTTP/1 answer for a connection on which no request could be read; the connection is closed after it.
+pub(super) fn raw(refusal: Refusal) -> Bytes {
+    let status = status(refusal, StatusCodes::Kubernetes);
+    let body = document(refusal, status, Context::default());
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), &body].concat().into()
+}
+
+fn document(refusal: Refusal, status: StatusCode, context: Context<'_>) -> Bytes {
+    let code = code(refusal);
+    let mut document = json!({
+        "type": format!("{TYPE}{code}"),
+        "title": status.canonical_reason().unwrap_or(code),
+        "status": status.as_u16(),
+        "detail": detail(refusal),
+        "code": code,
+    });
+    for (name, value) in
+        [("requestId", context.request_id), ("endpoint", context.endpoint), ("deployment", context.deployment)]
+    {
+        if !value.is_empty() {
+            document[name] = value.into();
+        }
+    }
+    document.to_string().into()
+}
+
+/// Whole seconds, rounded up, at least 1.
+fn seconds(after: Duration) -> u64 {
+    after.as_secs() + u64::from(after.subsec_nanos() > 0 || after.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_modes_differ_where_azures_platforms_do() {
+        let second = Duration::from_secs(1);
+        for (refusal, kubernetes, managed) in [
+            (Refusal::MissingCredential, 401, 401),
+            (Refusal::InvalidKey, 401, 401),
+            (Refusal::EndpointNotFound, 404, 404),
+            (Refusal::DeploymentNotFound, 404, 404),
+            (Refusal::NoLiveDeployment, 404, 404),
+            (Refusal::PayloadTooLarge(1), 413, 413),
+            (Refusal::HeadTimeout, 408, 408),
+            (Refusal::BodyTimeout, 408, 408),
+            (Refusal::HeadTooLarge, 431, 431),
+            (Refusal::BadRequest("x"), 400, 400),
+            (Refusal::MethodNotAllowed, 405, 405),
+            (Refusal::QueueFull(second), 503, 429),
+            (Refusal::QueueTimeout(second), 503, 429),
+            (Refusal::NoReadyReplica(second), 503, 503),
+            (Refusal::TooManyConnections, 503, 503),
+            (Refusal::ModelTimeout(second), 504, 408),
+            (Refusal::ReplicaUnreachable, 502, 502),
+            (Refusal::ReplicaClosed, 502, 502),
+        ] {
+            assert_eq!(status(refusal, StatusCodes::Kubernetes), kubernetes, "{refusal:?}");
+            assert_eq!(status(refusal, StatusCodes::Managed), managed, "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_a_problem_document() {
+        let context = Context { request_id: "id", endpoint: "my-endpoint", deployment: "blue" };
+        let refusal = Refusal::QueueTimeout(Duration::from_millis(1500));
+        let response = refuse(refusal, StatusCodes::Kubernetes, context);
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+        assert_eq!(response.headers()[RETRY_AFTER], "2");
+        let document: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(document["code"], "too_many_requests");
+        assert_eq!(document["status"], 503);
+        assert_eq!(document["requestId"], "id");
+        assert_eq!(document["endpoint"], "my-endpoint");
+        assert_eq!(document["deployment"], "blue");
+    }
+}

@@ -1,0 +1,315 @@
+//! One request, from its head to its response head.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, request, response};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use super::body::Body;
+use super::connection::Client;
+use super::cors;
+use super::exchange::{Exchange, NoHead};
+use super::headers;
+use super::pool::Connection;
+use super::record::Record;
+use super::respond;
+use super::upload::Upload;
+use crate::model::limits::StatusCodes;
+use crate::model::refusal::Refusal;
+use crate::policy::access::Denied;
+use crate::policy::admit::ReplicaId;
+use crate::policy::identify::{Asked, Unidentified, identify, lookup_key};
+use crate::state::slots::{Acquired, NoSlot, Slot};
+use crate::state::table::{Deployment, Endpoint};
+
+/// Other replicas that are tried when nothing of a request can have reached the first.
+const RETRIES: usize = 2;
+
+/// What a request comes to.
+enum Answer {
+    /// The headers that answer a preflight.
+    Preflight(HeaderMap),
+    /// A model's response.
+    Model(response::Parts, Box<Exchange>),
+}
+
+/// Answers a request. The response's body ends the request's record.
+pub(super) async fn handle(client: Rc<Client>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let (head, incoming) = request.into_parts();
+    let mut record = Record::begin(&client, &head);
+    let origin = head.headers.get(ORIGIN).cloned();
+    let answer = score(&client, &mut record, head, incoming).await;
+    let codes = client.worker.shared.status_codes;
+    Ok(match answer {
+        Ok(Answer::Model(parts, exchange)) => passed_on(parts, *exchange, record, codes, origin.as_ref()),
+        Ok(Answer::Preflight(headers)) => {
+            let mut response = Response::new(bytes::Bytes::new());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            *response.headers_mut() = headers;
+            own(response, record, None)
+        }
+        Err(refusal) => {
+            record.refused(refusal);
+            own(respond::refuse(refusal, codes, record.context()), record, origin.as_ref())
+        }
+    })
+}
+
+/// The whole way of a request: which endpoint, may the caller, which deployment, a slot, a replica.
+async fn score(
+    client: &Rc<Client>,
+    record: &mut Record,
+    mut head: request::Parts,
+    incoming: Incoming,
+) -> Result<Answer, Refusal> {
+    let worker = &client.worker;
+    if matches!(head.method, Method::CONNECT | Method::TRACE) {
+        return Err(Refusal::MethodNotAllowed);
+    }
+    let called = identify(head.uri.path())?;
+    let endpoint = lookup_key(called.endpoint, &mut [0; 32])
+        .and_then(|key| worker.with_table(|table| table.endpoint(key).cloned()))
+        .ok_or(Refusal::EndpointNotFound)?;
+    let endpoint = &*record.endpoint.insert(endpoint);
+    if let Some(cors) = &endpoint.spec.cors
+        && cors::is_preflight(&head)
+    {
+        return Ok(Answer::Preflight(cors::preflight(cors, &head.headers)));
+    }
+    let authorization = head.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
+    record.proof = Some(endpoint.access.check(authorization)?);
+    let deployment = choose(client, endpoint, &head.headers)?.clone();
+    let deployment = &*record.deployment.insert(deployment);
+    let limits = &worker.shared.limits;
+    if incoming.size_hint().lower() > limits.max_payload_bytes {
+        return Err(Refusal::PayloadTooLarge(limits.max_payload_bytes));
+    }
+    let expects = head.headers.contains_key(http::header::EXPECT);
+    head.uri = Uri::from(model_path(deployment, called.asked, head.uri.query())?);
+    headers::to_model(&mut head, client, &record.request_id);
+    if !deployment.spec.forward_authorization {
+        head.headers.remove(AUTHORIZATION);
+    }
+    let mut upload = Upload::new(incoming, limits);
+    record.upload = Some(upload.progress());
+    if !expects {
+        upload.first_part().await?;
+    }
+    let deployment = deployment.clone();
+    forward(client, record, &deployment, Request::from_parts(head, upload)).await
+}
+
+/// The deployment that the header names, else one by weight.
+fn choose<'e>(
+    client: &Client,
+    endpoint: &'e Endpoint,
+    headers: &HeaderMap,
+) -> Result<&'e Arc<Deployment>, Refusal> {
+    match headers.get(headers::MODEL_DEPLOYMENT) {
+        Some(name) => {
+            let name = name.to_str().map_err(|_| Refusal::DeploymentNotFound)?;
+            endpoint.deployment(name.trim()).ok_or(Refusal::DeploymentNotFound)
+        }
+        None => client
+            .worker
+            .with_rng(|rng| endpoint.split.choose(rng))
+            .and_then(|index| endpoint.deployments.get(index))
+            .ok_or(Refusal::NoLiveDeployment),
+    }
+}
+
+fn model_path(deployment: &Deployment, asked: Asked<'_>, query: Option<&str>) -> Result<PathAndQuery, Refusal> {
+    let path = match (asked, query) {
+        (Asked::Score, None) => return Ok(deployment.scoring_path.clone()),
+        (Asked::Swagger, None) => return Ok(deployment.swagger_path.clone()),
+        (Asked::Score, _) => deployment.scoring_path.path(),
+        (Asked::Swagger, _) => deployment.swagger_path.path(),
+        (Asked::Path(path), _) => path,
+    };
+    let whole = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    PathAndQuery::from_maybe_shared(whole).map_err(|_| Refusal::BadRequest("its path is not valid"))
+}
+
+/// Finds a replica that takes the request, and waits for its response head.
+async fn forward(
+    client: &Rc<Client>,
+    record: &mut Record,
+    deployment: &Deployment,
+    mut request: Request<Upload>,
+) -> Result<Answer, Refusal> {
+    let mut avoid = None;
+    for retry in 0.. {
+        let slot = acquire(record, deployment, avoid).await?;
+        match attempt(client, record, deployment, slot, request).await {
+            Ok((head, exchange)) => return Ok(Answer::Model(head, Box::new(exchange))),
+            Err(NoHead::Refused(refusal)) => return Err(refusal),
+            Err(NoHead::NotSent(slot, unsent)) => {
+                if retry == RETRIES || !deployment.slots.any_ready_but(slot.id()) {
+                    break;
+                }
+                deployment.metrics.retried("unreachable");
+                (request, avoid) = (*unsent, Some(slot.id()));
+            }
+        }
+    }
+    Err(Refusal::ReplicaUnreachable)
+}
+
+/// A slot, at once or after a wait.
+async fn acquire(record: &mut Record, deployment: &Deployment, avoid: Option<ReplicaId>) -> Result<Slot, Refusal> {
+    let now = Instant::now();
+    let slot = match deployment.slots.acquire(now, avoid)? {
+        Acquired::Slot(slot) => {
+            record.dispatched = Some(now);
+            return Ok(slot);
+        }
+        Acquired::Waiting(waiting) => {
+            let deadline = now + deployment.spec.requests.max_queue_wait;
+            waiting.until(deadline).await
+        }
+    };
+    let granted = Instant::now();
+    let before = record.queued.unwrap_or_default();
+    record.queued = Some(before + granted.duration_since(now));
+    record.dispatched = Some(granted);
+    slot.map_err(|no_slot| {
+        record.dispatched = None;
+        no_slot.into()
+    })
+}
+
+/// Sends a request to the replica of `slot`, over a warm connection if there is one. Gives it back when nothing of it
+/// can have been sent.
+async fn attempt(
+    client: &Rc<Client>,
+    record: &mut Record,
+    deployment: &Deployment,
+    mut slot: Slot,
+    mut request: Request<Upload>,
+) -> Result<(response::Parts, Exchange), NoHead> {
+    let worker = &client.worker;
+    let dispatched = record.dispatched.unwrap_or_else(Instant::now);
+    let host = deployment.host.as_ref().unwrap_or(&slot.replica().host).clone();
+    request.headers_mut().insert(HOST, host);
+    loop {
+        let warm = worker.pool.take(slot.replica());
+        let was_warm = warm.is_some();
+        let connection = match warm {
+            Some(connection) => connection,
+            None => match Connection::open(&slot.replica().address).await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    tracing::debug!(%error, replica = slot.replica().address, "no connection");
+                    if !is_our_own_shortage(&error) {
+                        slot.failed(Instant::now());
+                    }
+                    return Err(NoHead::NotSent(slot, Box::new(request)));
+                }
+            },
+        };
+        let exchange =
+            Exchange::start(worker.clone(), connection, slot, request, &deployment.spec.requests, dispatched);
+        match exchange.head().await {
+            Ok((head, exchange)) => {
+                record.head = Some(Instant::now());
+                record.ended = exchange.ended();
+                return Ok((head, exchange));
+            }
+            // The replica had closed it meanwhile, as it may: not a failure.
+            Err(NoHead::NotSent(back, unsent)) if was_warm => {
+                deployment.metrics.retried("stale_connection");
+                (slot, request) = (back, *unsent);
+            }
+            Err(NoHead::NotSent(slot, unsent)) => {
+                slot.failed(Instant::now());
+                return Err(NoHead::NotSent(slot, unsent));
+            }
+            Err(refused) => return Err(refused),
+        }
+    }
+}
+
+/// Whether a connection failed for want of file descriptors or ports here, which says nothing of the replica.
+fn is_our_own_shortage(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    Errno::from_io_error(error).is_some_and(|error| shortages.contains(&error))
+}
+
+/// A model's response, made one for the client.
+fn passed_on(
+    mut parts: response::Parts,
+    exchange: Exchange,
+    mut record: Record,
+    codes: StatusCodes,
+    origin: Option<&HeaderValue>,
+) -> Response<Body> {
+    let model = parts.status;
+    let status = match codes {
+        _ if model.is_success() => model,
+        StatusCodes::Managed => StatusCode::FAILED_DEPENDENCY,
+        StatusCodes::Kubernetes if model == StatusCode::INTERNAL_SERVER_ERROR => StatusCode::BAD_GATEWAY,
+        StatusCodes::Kubernetes => model,
+    };
+    headers::strip_hop_by_hop(&mut parts.headers);
+    headers::to_client(&mut parts.headers, &record);
+    if status != model || model.as_u16() >= 400 {
+        parts.headers.insert(headers::MODEL_STATUS, HeaderValue::from(model.as_u16()));
+        parts.headers.insert(headers::MODEL_REASON, HeaderValue::from_static("model_error"));
+    }
+    let timing = headers::timing(&record);
+    parts.headers.insert(headers::SERVER_TIMING, timing);
+    if let Some(cors) = record.endpoint.as_ref().and_then(|endpoint| endpoint.spec.cors.as_ref()) {
+        cors::decorate(cors, origin, &mut parts.headers);
+    }
+    (record.status, record.model_status) = (Some(status), Some(model));
+    (parts.status, parts.version) = (status, http::Version::HTTP_11);
+    Response::from_parts(parts, Body::Model(Box::new((exchange, record))))
+}
+
+/// The router's own response.
+fn own(response: Response<bytes::Bytes>, mut record: Record, origin: Option<&HeaderValue>) -> Response<Body> {
+    record.status = Some(response.status());
+    let (mut parts, body) = response.into_parts();
+    headers::to_client(&mut parts.headers, &record);
+    if let (Some(cors), Some(origin)) =
+        (record.endpoint.as_ref().and_then(|endpoint| endpoint.spec.cors.as_ref()), origin)
+    {
+        cors::decorate(cors, Some(origin), &mut parts.headers);
+    }
+    Response::from_parts(parts, Body::Own(body, Box::new(record)))
+}
+
+impl From<Unidentified> for Refusal {
+    fn from(error: Unidentified) -> Self {
+        match error {
+            Unidentified::NotFound => Self::EndpointNotFound,
+            Unidentified::DotSegment => Self::BadRequest("its path has a `.` or `..` segment"),
+        }
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(error: Denied) -> Self {
+        match error {
+            Denied::Missing => Self::MissingCredential,
+            Denied::InvalidKey => Self::InvalidKey,
+        }
+    }
+}
+
+impl From<NoSlot> for Refusal {
+    fn from(error: NoSlot) -> Self {
+        match error {
+            NoSlot::QueueFull(after) => Self::QueueFull(after),
+            NoSlot::TimedOut(after) => Self::QueueTimeout(after),
+            NoSlot::NoReplica(after) => Self::NoReadyReplica(after),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! A request body on its way to a model: counted, limited, watched for silence.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::timer::LazyTimer;
+use crate::model::limits::Limits;
+use crate::model::refusal::Refusal;
+
+/// Bodies up to this size come with their head, mostly: their first part is awaited before a slot is taken.
+const SMALL: u64 = 64 * 1024;
+
+/// A request body. It never fails towards the model: when something is wrong with it, it stops and says so in its
+/// [`Progress`], and whoever drives the exchange decides what becomes of the model's connection.
+pub(super) struct Upload {
+    incoming: Incoming,
+    /// Read before the rest was asked for.
+    first: Option<Bytes>,
+    progress: Rc<Progress>,
+    limit: u64,
+    idle_timeout: Duration,
+    timer: LazyTimer,
+    /// When the client fell silent, if it is.
+    silent_since: Option<Instant>,
+}
+
+/// How far a request body has come; seen by those who do not own it.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    received: Cell<u64>,
+    ended: Cell<Option<Instant>>,
+    fault: Cell<Option<Refusal>>,
+}
+
+impl Progress {
+    /// Bytes so far.
+    pub(super) fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    /// When the last byte came, if it has.
+    pub(super) fn ended(&self) -> Option<Instant> {
+        self.ended.get()
+    }
+
+    /// What is wrong with the body, if something is.
+    pub(super) fn fault(&self) -> Option<Refusal> {
+        self.fault.get()
+    }
+}
+
+impl Upload {
+    pub(super) fn new(incoming: Incoming, limits: &Limits) -> Self {
+        let progress = Rc::new(Progress::default());
+        if incoming.is_end_stream() {
+            progress.ended.set(Some(Instant::now()));
+        }
+        Self {
+            incoming,
+            first: None,
+            progress,
+            limit: limits.max_payload_bytes,
+            idle_timeout: limits.body_idle_timeout,
+            timer: LazyTimer::default(),
+            silent_since: None,
+        }
+    }
+
+    pub(super) fn progress(&self) -> Rc<Progress> {
+        self.progress.clone()
+    }
+
+    /// Waits for the first part of a small body, so that it goes out together with the head, and so that no slot is
+    /// held for a client that is slow to start.
+    ///
+    /// # Errors
+    /// What is wrong with the body.
+    pub(super) async fn first_part(&mut self) -> Result<(), Refusal> {
+        let small = self.incoming.size_hint().exact().is_some_and(|length| (1..=SMALL).contains(&length));
+        if !small {
+            return Ok(());
+        }
+        std::future::poll_fn(|cx| match self.poll_incoming(cx) {
+            Poll::Ready(Some(frame)) => {
+                self.first = frame.into_data().ok();
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(None) => Poll::Ready(Ok(())),
+            Poll::Pending => self.progress.fault().map_or(Poll::Pending, |fault| Poll::Ready(Err(fault))),
+        })
+        .await
+    }
+
+    /// The next frame. Pending, for good, when something is wrong.
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        if self.progress.fault().is_some() {
+            return Poll::Pending;
+        }
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.silent_since = None;
+                let received = self.progress.received() + frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.progress.received.set(received);
+                if received > self.limit {
+                    return self.fail(Refusal::PayloadTooLarge(self.limit));
+                }
+                if self.incoming.is_end_stream() {
+                    self.progress.ended.set(Some(Instant::now()));
+                }
+                Poll::Ready(Some(frame))
+            }
+            Poll::Ready(Some(Err(_))) => self.fail(Refusal::BadRequest("the request body broke off or is malformed")),
+            Poll::Ready(None) => {
+                self.progress.ended.set(Some(Instant::now()));
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let since = *self.silent_since.get_or_insert_with(Instant::now);
+                match self.timer.poll(cx, since + self.idle_timeout) {
+                    Poll::Ready(()) => self.fail(Refusal::BodyTimeout),
+                    Poll::Pending => Poll::Pending,
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, fault: Refusal) -> Poll<Option<Frame<Bytes>>> {
+        self.progress.fault.set(Some(fault));
+        Poll::Pending
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        match this.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
+            None => this.poll_incoming(cx).map(|frame| frame.map(Ok)),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.progress.fault().is_none() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.incoming.size_hint();
+        if let Some(first) = &self.first {
+            let first = first.len() as u64;
+            match hint.exact() {
+                Some(rest) => hint.set_exact(rest + first),
+                None => hint.set_lower(hint.lower() + first),
+            }
+        }
+        hint
+    }
+}

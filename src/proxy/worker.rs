@@ -1,0 +1,139 @@
+//! What one data-plane thread owns, and what all of them share.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+
+use arc_swap::Cache;
+use http::HeaderValue;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tokio::sync::mpsc;
+
+use super::pool::Pool;
+use crate::model::limits::{Limits, StatusCodes};
+use crate::state::access_log::AccessLog;
+use crate::state::lifecycle::Lifecycle;
+use crate::state::metrics::{EndpointMetrics, Metrics};
+use crate::state::table::{Published, Table};
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The routing table of now.
+    pub table: Published,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What clients may send.
+    pub limits: Limits,
+    /// Which status codes errors have.
+    pub status_codes: StatusCodes,
+    /// Where requests are logged, if they are.
+    pub access_log: Option<AccessLog>,
+    /// The life of the process.
+    pub lifecycle: Lifecycle,
+}
+
+/// One data-plane thread's own state; nothing here is ever seen by another thread.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    /// Counters of requests that name no endpoint.
+    pub(super) nowhere: EndpointMetrics,
+    pub(super) pool: Pool,
+    /// Connections finish what they do and close.
+    pub(super) draining: Cell<bool>,
+    table: RefCell<Cache<Published, Arc<Table>>>,
+    rng: RefCell<SmallRng>,
+    connections: RefCell<HashMap<u64, Waker>>,
+    next_connection: Cell<u64>,
+    /// Cloned into whatever must end before the worker may.
+    alive: RefCell<Option<mpsc::Sender<()>>>,
+}
+
+impl Worker {
+    /// A worker, and a receiver that closes when nothing is left to wait for after [`Worker::drain`].
+    pub(super) fn new(shared: Arc<Shared>) -> (Rc<Self>, mpsc::Receiver<()>) {
+        let (alive, ended) = mpsc::channel(1);
+        let worker = Self {
+            nowhere: shared.metrics.no_endpoint(),
+            pool: Pool::default(),
+            draining: Cell::new(false),
+            table: RefCell::new(Cache::new(shared.table.clone())),
+            rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
+            connections: RefCell::default(),
+            next_connection: Cell::new(0),
+            alive: RefCell::new(Some(alive)),
+            shared,
+        };
+        (Rc::new(worker), ended)
+    }
+
+    /// Reads the routing table of now.
+    pub(super) fn with_table<T>(&self, read: impl FnOnce(&Table) -> T) -> T {
+        read(self.table.borrow_mut().load())
+    }
+
+    /// Draws with this worker's own generator.
+    pub(super) fn with_rng<T>(&self, draw: impl FnOnce(&mut SmallRng) -> T) -> T {
+        draw(&mut self.rng.borrow_mut())
+    }
+
+    /// A fresh UUID, version 4.
+    pub(super) fn request_id(&self) -> HeaderValue {
+        let random: u128 = self.with_rng(RngExt::random);
+        let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+        let mut text = [b'-'; 36];
+        let mut digit = 0;
+        for (at, place) in text.iter_mut().enumerate() {
+            if ![8, 13, 18, 23].contains(&at) {
+                *place = b"0123456789abcdef"[(bits >> (124 - 4 * digit)) as usize & 0xf];
+                digit += 1;
+            }
+        }
+        HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    }
+
+    /// A token whose life delays the end of the worker.
+    pub(super) fn alive(&self) -> Option<mpsc::Sender<()>> {
+        self.alive.borrow().clone()
+    }
+
+    /// Remembers how to wake a connection when draining starts.
+    pub(super) fn register(&self, waker: Waker) -> u64 {
+        let id = self.next_connection.get();
+        self.next_connection.set(id + 1);
+        self.connections.borrow_mut().insert(id, waker);
+        id
+    }
+
+    /// Forgets a connection.
+    pub(super) fn unregister(&self, id: u64) {
+        self.connections.borrow_mut().remove(&id);
+    }
+
+    /// Every connection finishes what it does and closes.
+    pub(super) fn drain(&self) {
+        self.draining.set(true);
+        self.alive.borrow_mut().take();
+        for waker in self.connections.borrow().values() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn request_ids_are_uuids_of_version_4() {
+        let worker = crate::proxy::listen::tests::worker();
+        let id = worker.request_id();
+        let text = id.to_str().unwrap();
+        let groups: Vec<usize> = text.split('-').map(str::len).collect();
+        assert_eq!(groups, [8, 4, 4, 4, 12]);
+        assert_eq!(&text[14..15], "4");
+        assert!("89ab".contains(&text[19..20]));
+        assert_ne!(id, worker.request_id());
+    }
+}

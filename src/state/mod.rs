@@ -1,0 +1,9 @@
+//! Floor 2: what is shared and changes: the routing table, the slots of each deployment, counters, the life of the
+//! process.
+
+pub mod access_log;
+pub mod gauges;
+pub mod lifecycle;
+pub mod metrics;
+pub mod slots;
+pub mod table;
