@@ -9,6 +9,45 @@ use std::time::Duration;
 
 use super::name::Name;
 
+/// What a field is worth when its document does not say; the only place these are written down.
+pub mod defaults {
+    /// `scoringPath`.
+    pub const SCORING_PATH: &str = "/score";
+    /// `swaggerPath`.
+    pub const SWAGGER_PATH: &str = "/swagger.json";
+    /// `process.readinessPath`.
+    pub const READINESS_PATH: &str = "/";
+    /// `requestSettings.requestTimeoutMs`.
+    pub const REQUEST_TIMEOUT_MS: i64 = 5_000;
+    /// `requestSettings.streamIdleTimeoutMs`.
+    pub const STREAM_IDLE_TIMEOUT_MS: i64 = 60_000;
+    /// `requestSettings.maxConcurrentRequestsPerInstance`.
+    pub const MAX_CONCURRENT_PER_INSTANCE: i64 = 1;
+    /// `requestSettings.maxQueueWaitMs`.
+    pub const MAX_QUEUE_WAIT_MS: i64 = 500;
+    /// `requestSettings.maxQueueLength`.
+    pub const MAX_QUEUE_LENGTH: i64 = 10_000;
+    /// `scaleSettings.instanceCount`.
+    pub const INSTANCE_COUNT: i64 = 1;
+    /// `scaleSettings.minInstances`.
+    pub const MIN_INSTANCES: i64 = 1;
+    /// `scaleSettings.maxInstances`.
+    pub const MAX_INSTANCES: i64 = 1;
+    /// `scaleSettings.targetUtilizationPercentage`.
+    pub const TARGET_UTILIZATION_PERCENTAGE: i64 = 70;
+    /// `scaleSettings.pollingInterval`.
+    pub const POLLING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+    /// `cors.allowMethods`.
+    pub const CORS_METHODS: &[&str] = &["GET", "POST"];
+    /// `cors.allowHeaders`: what a browser needs to call a score path.
+    pub const CORS_HEADERS: &[&str] =
+        &["authorization", "content-type", "azureml-model-deployment", "x-ms-client-request-id"];
+    /// `cors.exposeHeaders`: what helps to report a problem.
+    pub const CORS_EXPOSED: &[&str] = &["x-request-id", "azureml-model-deployment"];
+    /// `cors.maxAgeSeconds`.
+    pub const CORS_MAX_AGE_SECONDS: i64 = 600;
+}
+
 /// A stable name that clients call, with its rules and its deployments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Endpoint {

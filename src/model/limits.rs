@@ -1,25 +1,61 @@
-//! Limits and modes of the router process that lower floors need to know.
+//! What the router process as a whole keeps to, as checked, with the defaults.
 
 use std::time::Duration;
 
-/// What a client may send, and how slowly.
+/// Limits that protect the router from its clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
+    /// Largest request body, in bytes.
     pub max_payload_bytes: u64,
+    /// Largest request head, in bytes; 8 KiB to 1 MiB.
     pub max_header_bytes: usize,
+    /// Most header fields in a request.
     pub max_headers: usize,
+    /// Longest wait for a complete request head.
     pub header_read_timeout: Duration,
+    /// Longest silence inside a request body.
     pub body_idle_timeout: Duration,
+    /// Most client connections at once, over all listeners for clients.
     pub max_connections: usize,
+    /// How long a client's connection may stay open without a request.
     pub keep_alive_timeout: Duration,
 }
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StatusCodes {
-    Kubernetes,
-    Managed,
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_payload_bytes: 100 * 1024 * 1024,
+            max_header_bytes: 64 * 1024,
+            max_headers: 100,
+            header_read_timeout: Duration::from_secs(10),
+            body_idle_timeout: Duration::from_secs(30),
+            max_connections: 20_000,
+            keep_alive_timeout: Duration::from_secs(75),
+        }
+    }
 }
+
+/// How the router leaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shutdown {
+    /// How long it still accepts requests after it reports itself unready, so that load balancers can notice.
     pub unready_delay: Duration,
+    /// How long requests in flight may then still take.
     pub drain_timeout: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { unready_delay: Duration::from_secs(5), drain_timeout: Duration::from_secs(300) }
+    }
+}
+
+/// Which status codes the router's own errors have; both are Azure's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StatusCodes {
+    /// As on Kubernetes online endpoints: 503 when busy, 504 when the model is late.
+    #[default]
+    Kubernetes,
+    /// As on managed online endpoints: 429 when busy, 408 when the model is late, 424 when the model failed.
+    Managed,
 }

@@ -2,8 +2,14 @@
 //!
 //! Nothing here touches a clock, a socket, a file, the environment or a random number.
 
+pub mod check;
+pub mod decode;
+pub mod duration;
 pub mod endpoint;
 pub mod limits;
 pub mod name;
 pub mod problem;
 pub mod refusal;
+pub mod resource;
+pub mod suggest;
+pub mod validate;

@@ -63,6 +63,8 @@ impl Drop for Counted {
 /// The threads of the data plane; they end by themselves after [`Phase::Draining`].
 pub struct DataPlane {
     threads: Vec<JoinHandle<()>>,
+    /// Closes when the last thread has ended.
+    running: mpsc::Receiver<()>,
 }
 
 impl DataPlane {
@@ -74,15 +76,23 @@ impl DataPlane {
         listener.set_nonblocking(true)?;
         let mut threads = Vec::with_capacity(workers + 1);
         let mut seats = Vec::with_capacity(workers);
+        let (alive, running) = mpsc::channel(1);
         for number in 0..workers {
             let (connections, accepted) = mpsc::channel(HAND_OVER);
             seats.push(Seat { connections, open: Arc::default() });
             let shared = shared.clone();
-            threads.push(spawn(&format!("worker-{number}"), move |runtime| runtime.block_on(work(shared, accepted)))?);
+            let name = format!("worker-{number}");
+            threads.push(spawn(&name, &alive, move |runtime| runtime.block_on(work(shared, accepted)))?);
         }
         let shared = shared.clone();
-        threads.push(spawn("accept", move |runtime| runtime.block_on(accept(listener, seats, shared)))?);
-        Ok(Self { threads })
+        threads.push(spawn("accept", &alive, move |runtime| runtime.block_on(accept(listener, seats, shared)))?);
+        Ok(Self { threads, running })
+    }
+
+    /// Waits for every thread to end, without blocking.
+    pub async fn ended(&mut self) {
+        // Nothing is ever sent.
+        let _ = self.running.recv().await;
     }
 
     /// Waits for every thread to end.
@@ -102,7 +112,12 @@ impl DataPlane {
     }
 }
 
-fn spawn(name: &str, run: impl FnOnce(LocalRuntime) + Send + 'static) -> io::Result<JoinHandle<()>> {
+fn spawn(
+    name: &str,
+    alive: &mpsc::Sender<()>,
+    run: impl FnOnce(LocalRuntime) + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let alive = alive.clone();
     let mut builder = Builder::new_current_thread();
     builder.enable_all();
     // A runtime that cannot start should be known here, not on its thread.
@@ -111,6 +126,7 @@ fn spawn(name: &str, run: impl FnOnce(LocalRuntime) + Send + 'static) -> io::Res
         if let Ok(runtime) = builder.build_local(LocalOptions::default()) {
             run(runtime);
         }
+        drop(alive);
     })
 }
 

@@ -4,16 +4,14 @@ use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts};
 
+use super::status::Status;
 use super::table::Table;
-
-/// Replicas that are known but cannot take requests yet, by endpoint and deployment.
-pub type Pending = Vec<(String, String, usize)>;
 
 /// The gauges of a table at this moment, without the common prefix.
 ///
 /// # Errors
 /// Only if a family's name were not a metric's name.
-pub fn collect(table: &Table, pending: &Pending) -> prometheus::Result<Vec<MetricFamily>> {
+pub fn collect(table: &Table, status: &Status) -> prometheus::Result<Vec<MetricFamily>> {
     let gauge = |name: &str, help: &str, labels: &[&str]| {
         IntGaugeVec::new(Opts::new(name, help).namespace("inference_router"), labels)
     };
@@ -33,13 +31,12 @@ pub fn collect(table: &Table, pending: &Pending) -> prometheus::Result<Vec<Metri
             };
             in_flight.with_label_values(&names).set((now.busy + now.busy_draining + now.waiting) as i64);
             queue.with_label_values(&names).set(now.waiting as i64);
-            let starting = pending.iter().find(|(e, d, _)| e == names[0] && d == names[1]);
             for (state, value) in [("free", now.free), ("busy", now.busy), ("draining", now.busy_draining)] {
                 set(&slots, state, value);
             }
             for (state, value) in [
                 ("ready", now.ready),
-                ("pending", starting.map_or(0, |(_, _, count)| *count)),
+                ("pending", status.pending(names[0], names[1])),
                 ("set_aside", now.set_aside),
                 ("draining", now.draining),
             ] {

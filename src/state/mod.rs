@@ -6,4 +6,5 @@ pub mod gauges;
 pub mod lifecycle;
 pub mod metrics;
 pub mod slots;
+pub mod status;
 pub mod table;

@@ -1,0 +1,145 @@
+//! Floor 3: the admin listener, for operators and Prometheus: health, metrics, what is routed where.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use prometheus::{Encoder, TextEncoder};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tower::ServiceBuilder;
+use tower::limit::GlobalConcurrencyLimitLayer;
+
+use crate::model::endpoint::{Auth, ScaleSettings, Target};
+use crate::state::gauges;
+use crate::state::lifecycle::{Lifecycle, Phase};
+use crate::state::metrics::Metrics;
+use crate::state::status::Status;
+use crate::state::table::{Deployment, Endpoint, Published};
+
+/// Requests served at once; more wait. Looking at ten thousand endpoints costs, and must not cost more than that.
+const AT_ONCE: usize = 4;
+
+/// What the admin listener shows.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// The routing table of now.
+    pub table: Published,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// The life of the process.
+    pub lifecycle: Lifecycle,
+    /// What the control plane has to say.
+    pub status: Arc<Status>,
+}
+
+impl Admin {
+    /// Serves until the process drains to its end.
+    ///
+    /// # Errors
+    /// When the listener breaks.
+    pub async fn serve(self, listener: TcpListener) -> std::io::Result<()> {
+        let layers = ServiceBuilder::new().layer(GlobalConcurrencyLimitLayer::new(AT_ONCE));
+        let routes = Router::new()
+            .route("/healthz", get(|| async { Json(json!({"status": "alive"})) }))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .route("/api/endpoints", get(endpoints))
+            .layer(layers)
+            .with_state(self);
+        axum::serve(listener, routes).await
+    }
+}
+
+async fn ready(State(admin): State<Admin>) -> Response {
+    let (status, word) = match admin.lifecycle.phase() {
+        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Phase::Serving => (StatusCode::OK, "ready"),
+        Phase::Unready | Phase::Draining | Phase::Forced => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+    };
+    let problems: Vec<String> = admin.status.problems().iter().map(ToString::to_string).collect();
+    (status, Json(json!({"status": word, "problems": problems}))).into_response()
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let mut families = admin.metrics.registry.gather();
+    let mut text = Vec::new();
+    let encoder = TextEncoder::new();
+    let encoded = gauges::collect(&admin.table.load(), &admin.status).and_then(|gauges| {
+        families.extend(gauges);
+        families.retain(|family| !family.get_metric().is_empty());
+        encoder.encode(&families, &mut text)
+    });
+    match encoded {
+        Ok(()) => ([(CONTENT_TYPE, encoder.format_type().to_owned())], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn endpoints(State(admin): State<Admin>) -> Json<Value> {
+    let table = admin.table.load();
+    let mut endpoints: Vec<&Arc<Endpoint>> = table.endpoints().collect();
+    endpoints.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+    let endpoints: Vec<Value> = endpoints.into_iter().map(|endpoint| describe(endpoint, &admin.status)).collect();
+    Json(json!({ "endpoints": endpoints }))
+}
+
+fn describe(endpoint: &Endpoint, status: &Status) -> Value {
+    let name = endpoint.spec.name.as_str();
+    let deployments = endpoint.deployments.iter().zip(&endpoint.spec.traffic);
+    let deployments: Vec<Value> =
+        deployments.map(|(deployment, traffic)| describe_deployment(name, deployment, *traffic, status)).collect();
+    json!({
+        "name": name,
+        "namespace": endpoint.spec.namespace,
+        "authMode": match endpoint.spec.auth { Auth::None => "none", Auth::Key(_) => "key" },
+        "scoringPath": format!("/api/v1/endpoint/{name}/score"),
+        "swaggerPath": format!("/api/v1/endpoint/{name}/swagger.json"),
+        "cors": endpoint.spec.cors.is_some(),
+        "deployments": deployments,
+    })
+}
+
+fn describe_deployment(endpoint: &str, deployment: &Deployment, traffic: u8, status: &Status) -> Value {
+    let (name, requests) = (deployment.spec.name.as_str(), &deployment.spec.requests);
+    let now = deployment.slots.occupancy();
+    let slots = now.busy + now.free;
+    let replicas = deployment.slots.replicas();
+    let replicas = replicas.iter().map(|replica| {
+        json!({"address": replica.address, "state": replica.state, "inFlight": replica.busy})
+    });
+    let ScaleSettings::Fixed { instances } = deployment.spec.scale;
+    let (source, desired) = match &deployment.spec.target {
+        Target::Instances(addresses) => ("instances", addresses.len()),
+        Target::Process(_) => ("process", instances as usize),
+    };
+    json!({
+        "name": name,
+        "traffic": traffic,
+        "source": source,
+        "desiredReplicas": desired,
+        "readyReplicas": now.ready,
+        "pendingReplicas": status.pending(endpoint, name),
+        "replicas": replicas.collect::<Vec<Value>>(),
+        "slots": {"busy": now.busy, "free": now.free, "draining": now.busy_draining},
+        "queue": now.waiting,
+        // Requests sent or waiting, over what ready replicas can take: what autoscaling goes by.
+        "utilization": if slots == 0 { Value::Null } else { json!((now.busy + now.waiting) as f64 / slots as f64) },
+        "requestSettings": {
+            "requestTimeoutMs": millis(requests.timeout),
+            "streamIdleTimeoutMs": millis(requests.stream_idle_timeout),
+            "maxConcurrentRequestsPerInstance": requests.max_concurrent_per_instance,
+            "maxQueueWaitMs": millis(requests.max_queue_wait),
+            "maxQueueLength": requests.max_queue_length,
+        },
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

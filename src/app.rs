@@ -1,0 +1,371 @@
+//! Floor 4: the router as a whole. [`App::build`] checks and binds everything, [`App::run`] starts every task, owns it,
+//! and ends it in order.
+
+use std::future::{Future, pending};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::admin::Admin;
+use crate::config::{Settings, Workers};
+use crate::control::files::{Environment, Files, Loaded, Watch};
+use crate::control::index::{Desired, Index};
+use crate::control::processes::{self, Supervisor};
+use crate::model::problem::Problem;
+use crate::proxy::Shared;
+use crate::proxy::listen::DataPlane;
+use crate::state::access_log::AccessLog;
+use crate::state::lifecycle::{Lifecycle, Phase};
+use crate::state::metrics::Metrics;
+use crate::state::status::Status;
+use crate::state::table::Published;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+/// How long a local model gets between SIGTERM and SIGKILL.
+pub const GRACE: Duration = Duration::from_secs(10);
+/// Events of local processes that may wait for the control plane.
+const EVENTS: usize = 256;
+/// How often the data plane's threads are looked after.
+const WATCHDOG: Duration = Duration::from_secs(1);
+
+/// Where endpoints come from.
+pub enum Source {
+    /// Files and folders, watched.
+    Files(Vec<PathBuf>),
+    /// These, for good.
+    Fixed(Vec<Desired>),
+}
+
+/// What an [`App`] is made from, besides its settings.
+pub struct Surroundings {
+    /// Where endpoints come from.
+    pub source: Source,
+    /// Environment variables, for keys.
+    pub environment: Environment,
+    /// The router's own program: guards local processes, and is what the command `inference-router` in them means.
+    pub executable: PathBuf,
+    /// Where the access log goes.
+    pub access_log: Box<dyn io::Write + Send>,
+}
+
+/// Why there is no [`App`].
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Endpoint documents are wrong.
+    #[error("the configuration has problems")]
+    Configuration(Vec<Problem>),
+    /// A listener could not be bound.
+    #[error("cannot listen on {address} for {what}: {error}; is another program there? choose another address")]
+    Listen {
+        /// Which listener.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Something the process needs could not be had.
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// How a run ended, when not as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Requests were still in flight when the drain timeout was over.
+    #[error("the drain timeout was over with requests in flight; they were cut")]
+    Forced,
+    /// A task or thread that must not end did.
+    #[error("{0} ended unexpectedly")]
+    Ended(String),
+    /// Something the process needs could not be had.
+    #[error("cannot run: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A router whose listeners are bound and whose endpoints are known, not yet serving.
+pub struct App {
+    settings: Settings,
+    scoring: TcpListener,
+    admin: TcpListener,
+    shared: Arc<Shared>,
+    status: Arc<Status>,
+    endpoints: Vec<Desired>,
+    files: Option<(Files, Vec<PathBuf>)>,
+    executable: PathBuf,
+    log_writer: Option<std::thread::JoinHandle<()>>,
+    when_ready: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl App {
+    /// Reads the endpoints and binds the listeners.
+    ///
+    /// # Errors
+    /// [`BuildError`]; nothing is left behind.
+    pub fn build(settings: Settings, surroundings: Surroundings) -> Result<Self, BuildError> {
+        let (endpoints, files) = match surroundings.source {
+            Source::Fixed(endpoints) => (endpoints, None),
+            Source::Files(places) => {
+                let mut files = Files::new(places.clone(), surroundings.environment);
+                let Loaded { endpoints, problems } =
+                    files.load().unwrap_or(Loaded { endpoints: Vec::new(), problems: Vec::new() });
+                if !problems.is_empty() {
+                    return Err(BuildError::Configuration(problems));
+                }
+                (endpoints, Some((files, places)))
+            }
+        };
+        let scoring = bind("scoring", settings.scoring)?;
+        let admin = bind("admin", settings.admin)?;
+        let metrics = Arc::new(Metrics::new().map_err(io::Error::other)?);
+        let (access_log, log_writer) = if settings.log.access {
+            let (log, writer) = AccessLog::start(surroundings.access_log, metrics.access_log_dropped.clone())?;
+            (Some(log), Some(writer))
+        } else {
+            (None, None)
+        };
+        let shared = Shared {
+            table: Published::default(),
+            metrics,
+            limits: settings.limits.clone(),
+            status_codes: settings.status_codes,
+            access_log,
+            lifecycle: Lifecycle::default(),
+        };
+        Ok(Self {
+            settings,
+            scoring,
+            admin,
+            shared: Arc::new(shared),
+            status: Arc::default(),
+            endpoints,
+            files,
+            executable: surroundings.executable,
+            log_writer,
+            when_ready: None,
+        })
+    }
+
+    /// Calls `tell` once, when every replica that was wanted at the start is ready.
+    pub fn when_ready(&mut self, tell: impl FnOnce() + Send + 'static) {
+        self.when_ready = Some(Box::new(tell));
+    }
+
+    /// Where clients connect.
+    ///
+    /// # Errors
+    /// When the system does not know.
+    pub fn scoring_address(&self) -> io::Result<SocketAddr> {
+        self.scoring.local_addr()
+    }
+
+    /// Where operators connect.
+    ///
+    /// # Errors
+    /// When the system does not know.
+    pub fn admin_address(&self) -> io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
+    /// The life of this router, to watch it.
+    pub fn lifecycle(&self) -> Lifecycle {
+        self.shared.lifecycle.clone()
+    }
+
+    /// Serves until `stop` is ready, then leaves in order: unready, still accepting, draining, gone. Blocks; the calling
+    /// thread becomes the control plane.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let workers = match self.settings.workers {
+            Workers::Auto => std::thread::available_parallelism()?.get(),
+            Workers::Count(count) => count.get(),
+        };
+        let lifecycle = self.shared.lifecycle.clone();
+        let mut data_plane = DataPlane::start(self.scoring.try_clone()?, workers, &self.shared)?;
+        let log_writer = self.log_writer;
+        let ended = control.block_on(async {
+            let mut tasks = JoinSet::new();
+            self.admin.set_nonblocking(true)?;
+            let admin = Admin {
+                table: self.shared.table.clone(),
+                metrics: self.shared.metrics.clone(),
+                lifecycle: lifecycle.clone(),
+                status: self.status.clone(),
+            };
+            let listener = tokio::net::TcpListener::from_std(self.admin)?;
+            tasks.spawn(async move {
+                let _ = admin.serve(listener).await;
+                "the admin listener".to_owned()
+            });
+            let index = Index::new(self.shared.table.clone(), self.shared.metrics.clone(), self.status.clone());
+            let (finish, finished) = tokio::sync::oneshot::channel();
+            let control = Control {
+                index,
+                files: self.files,
+                metrics: self.shared.metrics.clone(),
+                status: self.status,
+                executable: self.executable,
+                drain_timeout: self.settings.shutdown.drain_timeout,
+                when_ready: self.when_ready,
+            };
+            let (published, serving) = tokio::sync::oneshot::channel();
+            let control = tokio::spawn(control.run(self.endpoints, published, finished));
+            // The first table is published before anybody is told that the router serves.
+            let _ = serving.await;
+            lifecycle.enter(Phase::Serving);
+            tracing::info!(workers, "serving");
+            let result = tokio::select! {
+                () = stop => leave(&lifecycle, &self.settings, &mut data_plane).await,
+                ended = unexpected_end(&data_plane, &mut tasks) => Err(RunError::Ended(ended)),
+            };
+            lifecycle.enter(Phase::Forced);
+            let _ = finish.send(());
+            let _ = control.await;
+            result
+        });
+        // Closes the listener, and with it the accepting thread's last clone, before the workers are waited for.
+        drop(self.scoring);
+        let joined = data_plane.join();
+        drop(self.shared);
+        if let Some(writer) = log_writer {
+            // Ends when the last worker has gone and every line is written.
+            let _ = writer.join();
+        }
+        joined.map_err(|threads| RunError::Ended(threads.join(", ")))?;
+        ended
+    }
+}
+
+/// The end, in order, each step with its time.
+async fn leave(lifecycle: &Lifecycle, settings: &Settings, data_plane: &mut DataPlane) -> Result<(), RunError> {
+    let shutdown = &settings.shutdown;
+    tracing::info!(delay = ?shutdown.unready_delay, "stopping: not ready any more, still accepting");
+    lifecycle.enter(Phase::Unready);
+    tokio::time::sleep(shutdown.unready_delay).await;
+    tracing::info!(timeout = ?shutdown.drain_timeout, "draining: accepting nothing new, finishing what is in flight");
+    lifecycle.enter(Phase::Draining);
+    match tokio::time::timeout(shutdown.drain_timeout, data_plane.ended()).await {
+        Ok(()) => Ok(()),
+        Err(_) => {
+            tracing::warn!("the drain timeout is over: cutting what is still in flight");
+            Err(RunError::Forced)
+        }
+    }
+}
+
+/// Returns only when something has ended that should not have, with its name.
+async fn unexpected_end(data_plane: &DataPlane, tasks: &mut JoinSet<String>) -> String {
+    let mut looks = tokio::time::interval(WATCHDOG);
+    loop {
+        tokio::select! {
+            Some(ended) = tasks.join_next() => return ended.unwrap_or_else(|error| error.to_string()),
+            _ = looks.tick() => {
+                if data_plane.any_ended() {
+                    return "a data-plane thread".to_owned();
+                }
+            }
+        }
+    }
+}
+
+/// The control plane's one task: it alone changes the index.
+struct Control {
+    index: Index,
+    files: Option<(Files, Vec<PathBuf>)>,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    executable: PathBuf,
+    drain_timeout: Duration,
+    when_ready: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Control {
+    /// Publishes `endpoints`, then what files and processes make of them, until `finished`; then ends the processes.
+    async fn run(
+        mut self,
+        endpoints: Vec<Desired>,
+        published: tokio::sync::oneshot::Sender<()>,
+        mut finished: tokio::sync::oneshot::Receiver<()>,
+    ) {
+        let (events, mut happened) = mpsc::channel(EVENTS);
+        let settings = processes::Settings {
+            executable: self.executable.clone(),
+            grace: GRACE,
+            drain_timeout: self.drain_timeout,
+        };
+        let mut supervisor = Supervisor::new(settings, events);
+        let mut watch = self.files.as_ref().map(|(_, places)| Watch::new(places));
+        self.apply(endpoints, &mut supervisor);
+        let _ = published.send(());
+        loop {
+            if self.when_ready.is_some() && self.index.is_complete() {
+                self.when_ready.take().into_iter().for_each(|tell| tell());
+            }
+            let look = async {
+                match &mut watch {
+                    Some(watch) => watch.changed().await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = look => self.reload(&mut supervisor),
+                Some(event) = happened.recv() => self.index.process(event),
+                _ = &mut finished => break,
+            }
+        }
+        supervisor.stop().await;
+    }
+
+    /// Looks at the files, and applies what has changed.
+    fn reload(&mut self, supervisor: &mut Supervisor) {
+        let Some(Loaded { endpoints, problems }) = self.files.as_mut().and_then(|(files, _)| files.load()) else {
+            return;
+        };
+        let result = if problems.is_empty() { "ok" } else { "error" };
+        self.metrics.reloads.with_label_values(&[result]).inc();
+        self.metrics.refused_documents.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
+        if problems.is_empty() {
+            tracing::info!(endpoints = endpoints.len(), "endpoint files reloaded");
+        } else {
+            let all = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            tracing::error!(problems = all, "endpoint files have problems; the last good version of each endpoint serves");
+        }
+        self.status.set_problems(problems);
+        self.apply(endpoints, supervisor);
+    }
+
+    fn apply(&mut self, endpoints: Vec<Desired>, supervisor: &mut Supervisor) {
+        self.index.apply(endpoints);
+        let mut processes = self.index.processes();
+        for (spec, _) in &mut processes {
+            // In a document, the router's own name means this very program, wherever it is installed.
+            if spec.process.command[0] == env!("CARGO_PKG_NAME") {
+                spec.process.command[0] = self.executable.display().to_string();
+            }
+        }
+        supervisor.apply(processes);
+    }
+}
+
+
+fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
+    let listen = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A restarted router must get its address back although old connections linger.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        io::Result::Ok(TcpListener::from(socket))
+    };
+    listen().map_err(|error| BuildError::Listen { what, address, error })
+}

@@ -1,0 +1,264 @@
+//! Floor 5: the commands. Logs go to stderr, results to stdout.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::{App, BuildError, Source, Surroundings};
+use crate::config::{self, Log, LogFormat, LogLevel, Settings};
+use crate::control::files::Files;
+use crate::model::problem::Problem;
+use crate::{guard, model_server};
+
+mod demo;
+
+/// Nothing went wrong.
+const DONE: u8 = 0;
+/// Something failed while running, or `check` found problems.
+const FAILED: u8 = 1;
+/// The configuration is bad; `EX_CONFIG` of sysexits.h.
+const BAD_CONFIGURATION: u8 = 78;
+
+/// Stands between clients and model servers: authenticates, splits traffic between deployments, never sends a replica
+/// more than it can take, queues briefly.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_help = "Start with: inference-router demo")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the whole thing on this machine: two deployments of a sample model behind the router, no file needed.
+    #[command(after_help = "Example: inference-router demo --port 8080")]
+    Demo(demo::Options),
+    /// Run the router.
+    #[command(after_help = "Example: inference-router serve --config config/quickstart.yaml\n\n\
+        Each key can be overridden by a variable: INFERENCE_ROUTER__SCORING__ADDRESS=127.0.0.1:8081\n\
+        SIGTERM or Ctrl-C stops it in order; a second one at once.\n\
+        Exit codes: 0 done, 1 failed while running, 2 wrong usage, 78 bad configuration.")]
+    Serve {
+        /// The settings file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Check settings files and endpoint documents, and list every problem.
+    #[command(after_help = "Example: inference-router check config/quickstart.yaml config/quickstart/\n\n\
+        A settings file's endpoints are checked with it. Exit codes: 0 no problems, 1 problems, 2 wrong usage.")]
+    Check {
+        /// Settings files, endpoint files, or folders of endpoint files.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Run the sample model server: a linear regression that behaves like Azure's azmlinfsrv.
+    #[command(after_help = "Example: inference-router model-server --port 5001 --concurrency 2 --delay-ms 100\n\
+        Then:    curl -d '{\"data\": [[1,2,3,4,5,6,7,8,9,10]]}' http://127.0.0.1:5001/score")]
+    ModelServer(ModelServer),
+    /// Keep a command from outliving whoever holds this process's stdin. The router starts local models with it.
+    #[command(hide = true)]
+    Guard {
+        #[arg(long)]
+        grace_ms: u64,
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ModelServer {
+    /// Where to listen; 0 takes a free port, which is printed.
+    #[arg(long)]
+    port: u16,
+    /// Address to listen on.
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// Scores at once; more wait, as in gunicorn.
+    #[arg(long, default_value_t = 1)]
+    concurrency: usize,
+    /// How long a score takes, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    delay_ms: u64,
+    /// Share of scores that fail with 500, 0 to 1.
+    #[arg(long, default_value_t = 0.0)]
+    fail_rate: f64,
+    /// Answer with server-sent events, one a row.
+    #[arg(long)]
+    stream: bool,
+    /// The deployment's name, sent as x-model-name.
+    #[arg(long)]
+    name: Option<String>,
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    pub fn run(self) -> ExitCode {
+        match self.command {
+            Command::Demo(options) => options.run(),
+            Command::Serve { config } => serve(&config),
+            Command::Check { files } => check(&files),
+            Command::ModelServer(options) => options.run(),
+            Command::Guard { grace_ms, command } => guard::run(Duration::from_millis(grace_ms), command),
+        }
+    }
+}
+
+fn serve(config: &Path) -> ExitCode {
+    let settings = match config::load(config, std::env::vars()) {
+        Ok(settings) => settings,
+        Err(problems) => return report(&problems, BAD_CONFIGURATION),
+    };
+    start_log(&settings.log);
+    let source = Source::Files(settings.endpoint_files.clone());
+    match build(settings, source) {
+        Ok(app) => run(app),
+        Err(code) => code,
+    }
+}
+
+/// An app with this process's own surroundings; its problems are reported here.
+fn build(settings: Settings, source: Source) -> Result<App, ExitCode> {
+    let surroundings = Surroundings {
+        source,
+        environment: Arc::new(|name| std::env::var(name).ok()),
+        executable: executable().map_err(|error| fail(&error))?,
+        access_log: Box::new(std::io::stderr()),
+    };
+    App::build(settings, surroundings).map_err(|error| match error {
+        BuildError::Configuration(problems) => report(&problems, BAD_CONFIGURATION),
+        error => fail(&error),
+    })
+}
+
+/// Runs an app until SIGTERM or SIGINT; a second one ends the process where it stands.
+fn run(app: App) -> ExitCode {
+    for (what, address) in [("scoring", app.scoring_address()), ("admin", app.admin_address())] {
+        if let Ok(address) = address {
+            tracing::info!(%address, "{what} listener");
+        }
+    }
+    let stop = async {
+        if let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            tokio::spawn(async move {
+                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+                tracing::warn!("a second signal: ending at once");
+                std::process::exit(FAILED.into());
+            });
+        }
+    };
+    match app.run(stop) {
+        Ok(()) => ExitCode::from(DONE),
+        Err(error) => fail(&error),
+    }
+}
+
+fn check(files: &[PathBuf]) -> ExitCode {
+    let mut problems = Vec::new();
+    let mut places = Vec::new();
+    for file in files {
+        if is_settings(file) {
+            match config::load(file, std::iter::empty()) {
+                Ok(settings) => places.extend(settings.endpoint_files),
+                Err(found) => problems.extend(found),
+            }
+        } else {
+            places.push(file.clone());
+        }
+    }
+    // A file named twice, by itself and by a settings file, is one file.
+    let mut places: Vec<PathBuf> = places.into_iter().map(|place| place.canonicalize().unwrap_or(place)).collect();
+    places.sort();
+    places.dedup();
+    let loaded = Files::new(places, Arc::new(|name| std::env::var(name).ok())).load();
+    let endpoints = loaded.map_or(0, |loaded| {
+        problems.extend(loaded.problems);
+        loaded.endpoints.len()
+    });
+    if problems.is_empty() {
+        println!("no problems; {endpoints} endpoints");
+        return ExitCode::from(DONE);
+    }
+    for problem in &problems {
+        println!("{problem}");
+    }
+    ExitCode::from(FAILED)
+}
+
+/// Endpoint documents say what kind they are; what does not is a settings file.
+fn is_settings(file: &Path) -> bool {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    file.is_file() && !text.lines().any(|line| line.starts_with("kind:") || line.starts_with("apiVersion:"))
+}
+
+impl ModelServer {
+    fn run(self) -> ExitCode {
+        start_log(&Log { level: LogLevel::Info, format: LogFormat::Text, access: false });
+        let options = model_server::Options {
+            address: SocketAddr::from((self.host, self.port)),
+            concurrency: self.concurrency,
+            delay: Duration::from_millis(self.delay_ms),
+            fail_rate: self.fail_rate,
+            stream: self.stream,
+            name: self.name,
+        };
+        let served = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
+            runtime.block_on(async {
+                let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+                let server = model_server::Server::bind(options).await?;
+                println!("model server on http://{}", server.local_addr());
+                server
+                    .run(async {
+                        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+                    })
+                    .await
+            })
+        });
+        match served {
+            Ok(()) => ExitCode::from(DONE),
+            Err(error) => {
+                let address = SocketAddr::from((self.host, self.port));
+                fail(&std::io::Error::new(error.kind(), format!("the model server cannot run on {address}: {error}")))
+            }
+        }
+    }
+}
+
+/// The router's own program. The link stays right when the file is replaced while the router runs.
+fn executable() -> std::io::Result<PathBuf> {
+    let link = PathBuf::from("/proc/self/exe");
+    if link.exists() { Ok(link) } else { std::env::current_exe() }
+}
+
+fn start_log(log: &Log) {
+    let level = match log.level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Trace => tracing::Level::TRACE,
+    };
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+    }
+}
+
+fn report(problems: &[Problem], code: u8) -> ExitCode {
+    for problem in problems {
+        eprintln!("{problem}");
+    }
+    ExitCode::from(code)
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("inference-router: {error}");
+    ExitCode::from(FAILED)
+}

@@ -1,0 +1,93 @@
+//! `inference-router demo`: the main job on one machine, without a file.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{BAD_CONFIGURATION, build, report, run, start_log};
+use crate::app::{App, Source};
+use crate::config::{Log, LogFormat, LogLevel, Settings};
+use crate::control::documents;
+use crate::control::index::Desired;
+use crate::model::endpoint::{Auth, Endpoint, KeySource};
+use crate::model::limits::Shutdown;
+use crate::policy::access::{Access, KeyDigest};
+
+/// The quickstart's endpoint: the demo and the files that the README walks through are one thing.
+const DOCUMENT: &str = include_str!("../../config/quickstart/my-endpoint.yaml");
+/// The request of the model's own example.
+const REQUEST: &str = r#"{"data": [[1,2,3,4,5,6,7,8,9,10], [10,9,8,7,6,5,4,3,2,1]]}"#;
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Port for scoring; 0 takes a free one.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Port for health, metrics and status; 0 takes a free one.
+    #[arg(long, default_value_t = 9090)]
+    admin_port: u16,
+}
+
+impl Options {
+    pub(super) fn run(self) -> ExitCode {
+        let (endpoints, problems) = documents::parse(DOCUMENT, "demo");
+        let Some((endpoint, key)) = endpoints.into_iter().next().and_then(|endpoint| {
+            let key = key(&endpoint)?;
+            Some((endpoint, key))
+        }) else {
+            return report(&problems, BAD_CONFIGURATION);
+        };
+        let settings = Settings {
+            scoring: SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
+            admin: SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin_port)),
+            // Nobody routes to the demo, so nobody has to notice that it stops.
+            shutdown: Shutdown { unready_delay: Duration::ZERO, drain_timeout: Duration::from_secs(10) },
+            log: Log { level: LogLevel::Info, format: LogFormat::Text, access: false },
+            ..Settings::default()
+        };
+        start_log(&settings.log);
+        let name = endpoint.name.to_string();
+        let access = Access::Keys(vec![KeyDigest::of(&key)]);
+        let desired = Desired { spec: Arc::new(endpoint), access };
+        match build(settings, Source::Fixed(vec![desired])) {
+            Ok(mut app) => {
+                introduce(&mut app, &name, &key);
+                run(app)
+            }
+            Err(code) => code,
+        }
+    }
+}
+
+/// The primary key, which the document holds as it is.
+fn key(endpoint: &Endpoint) -> Option<String> {
+    match &endpoint.auth {
+        Auth::Key(sources) => sources.iter().find_map(|source| match source {
+            KeySource::Value(key) => Some(key.clone()),
+            _ => None,
+        }),
+        Auth::None => None,
+    }
+}
+
+/// Prints what to try, once it will work.
+fn introduce(app: &mut App, name: &str, key: &str) {
+    let (Ok(scoring), Ok(admin)) = (app.scoring_address(), app.admin_address()) else { return };
+    let text = format!(
+        "\nThe demo runs: endpoint {name}, two deployments (blue 90 %, green 10 %), two replicas each. Try:\n\n\
+         curl -s http://{scoring}/api/v1/endpoint/{name}/score -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{REQUEST}'\n\n\
+         # the green deployment, whatever its weight, with the response's headers\n\
+         curl -si http://{scoring}/api/v1/endpoint/{name}/score -H 'Authorization: Bearer {key}' -H 'azureml-model-deployment: green' -d '{REQUEST}'\n\n\
+         # without a key: a problem document says what is missing\n\
+         curl -s http://{scoring}/api/v1/endpoint/{name}/score -d '{REQUEST}'\n\n\
+         # the model's own interface, the router's state, its metrics\n\
+         curl -s http://{scoring}/api/v1/endpoint/{name}/swagger.json -H 'Authorization: Bearer {key}'\n\
+         curl -s http://{admin}/api/endpoints\n\
+         curl -s http://{admin}/metrics\n\n\
+         Ctrl-C stops everything.\n"
+    );
+    app.when_ready(move || println!("{text}"));
+}

@@ -1,0 +1,329 @@
+//! Settings of the router process: a YAML file, variables over it, checked once, all problems at once.
+
+mod environment;
+mod raw;
+mod reference;
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::control::yaml;
+use crate::model::check::Check;
+use crate::model::decode::decode;
+use crate::model::duration::WrittenDuration;
+use crate::model::limits::{Limits, Shutdown, StatusCodes};
+use crate::model::problem::{Problem, field, item, quoted, together};
+use crate::model::resource::KIND;
+pub use reference::reference;
+
+use raw::{NOT_YET, RawLimits, RawLog, RawSettings, RawShutdown};
+
+/// Settings of the router process, as checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where clients connect; port 0 lets the system choose.
+    pub scoring: SocketAddr,
+    /// Where operators and Prometheus connect.
+    pub admin: SocketAddr,
+    /// Threads of the data plane.
+    pub workers: Workers,
+    /// Status codes of the router's own errors.
+    pub status_codes: StatusCodes,
+    /// What protects the router from its clients.
+    pub limits: Limits,
+    /// How it leaves.
+    pub shutdown: Shutdown,
+    /// Files and folders with endpoints; absolute, except in the default.
+    pub endpoint_files: Vec<PathBuf>,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// Threads of the data plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workers {
+    /// As many as the CPUs that this process may use.
+    Auto,
+    /// This many.
+    Count(NonZeroUsize),
+}
+
+/// As in the file.
+impl fmt::Display for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Count(count) => count.fmt(f),
+        }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// The least important that is logged.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Whether each request gets a line.
+    pub access: bool,
+}
+
+/// How important a line must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// How a line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object, for machines.
+    Json,
+    /// For people.
+    Text,
+}
+
+const LEVELS: [(&str, LogLevel); 5] = [
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            scoring: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
+            admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
+            workers: Workers::Auto,
+            status_codes: StatusCodes::default(),
+            limits: Limits::default(),
+            shutdown: Shutdown::default(),
+            endpoint_files: vec![PathBuf::from("endpoints/")],
+            log: Log { level: LogLevel::Info, format: LogFormat::Json, access: true },
+        }
+    }
+}
+
+/// Most threads anybody can want.
+const MAX_WORKERS: u64 = 1024;
+const PAYLOAD_BYTES: RangeInclusive<i64> = 1..=1 << 50;
+const HEADER_BYTES: RangeInclusive<i64> = 8_192..=1_048_576;
+const HEADERS: RangeInclusive<i64> = 1..=10_000;
+const CONNECTIONS: RangeInclusive<i64> = 1..=10_000_000;
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3_600);
+const UNREADY_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
+const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
+
+/// Reads the settings file at `path`, with the variables of `env` that start with `INFERENCE_ROUTER__` over it.
+///
+/// # Errors
+/// Everything that is wrong with the file and the variables.
+pub fn load(path: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Settings, Vec<Problem>> {
+    let source = path.display().to_string();
+    let cannot_read = |error: std::io::Error| {
+        vec![Problem::new("", format!("cannot be read as a settings file: {error}")).from_source(&source)]
+    };
+    let text = std::fs::read_to_string(path).map_err(cannot_read)?;
+    let absolute = std::path::absolute(path).map_err(cannot_read)?;
+    let folder = absolute.parent().unwrap_or(&absolute);
+    let mut written = document(&text).map_err(|problem| vec![problem.from_source(&source)])?;
+    let mut overrides = environment::apply(&mut written, env);
+    let mut problems = std::mem::take(&mut overrides.problems);
+    match read(written, folder) {
+        Ok(settings) if problems.is_empty() => Ok(settings),
+        Ok(_) => Err(problems),
+        Err(found) => {
+            let found = found.into_iter().map(|problem| overrides.attribute(problem, &source));
+            problems.splice(0..0, found);
+            Err(problems)
+        }
+    }
+}
+
+fn document(text: &str) -> Result<Value, Problem> {
+    let mut documents = yaml::documents(text).into_iter();
+    let value = documents.next().unwrap_or_else(|| Ok(Value::Object(serde_json::Map::new())))?;
+    if value.get("kind").is_some_and(|kind| kind == KIND) {
+        let how = "list this file under `endpoints.files` of a settings file";
+        return Err(Problem::new("", format!("is an {KIND}, not settings of the router; {how}")));
+    }
+    match documents.len() {
+        0 => Ok(value),
+        more => Err(Problem::new("", format!("has {} documents; settings are one, so remove the `---`", more + 1))),
+    }
+}
+
+fn read(written: Value, folder: &Path) -> Result<Settings, Vec<Problem>> {
+    let (raw, form) = decode::<RawSettings>(written);
+    let mut check = Check::default();
+    let settings = settings(&mut check, &raw.unwrap_or_default(), folder);
+    let problems = together(form, check.into_problems());
+    if problems.is_empty() { Ok(settings) } else { Err(problems) }
+}
+
+fn settings(check: &mut Check, raw: &RawSettings, folder: &Path) -> Settings {
+    for (path, asked, what) in NOT_YET {
+        if asked(raw) {
+            check.problem(path, *what);
+        }
+    }
+    let default = Settings::default();
+    let scoring = raw.scoring.as_ref().and_then(|scoring| scoring.address.as_deref());
+    let scoring = address(check, "scoring.address", scoring, default.scoring);
+    let admin = raw.admin.as_ref().and_then(|admin| admin.address.as_deref());
+    let admin = address(check, "admin.address", admin, default.admin);
+    if same_port(scoring, admin) {
+        let what = format!("is {admin}, which is taken by scoring.address ({scoring}); choose another port");
+        check.problem("admin.address", what);
+    }
+    Settings {
+        scoring,
+        admin,
+        workers: workers(check, raw.workers.as_ref(), default.workers),
+        status_codes: check
+            .word("statusCodes", raw.status_codes.as_deref(), &reference::STATUS_CODES)
+            .unwrap_or(default.status_codes),
+        limits: limits(check, raw.limits.as_ref().unwrap_or(&RawLimits::default()), &default.limits),
+        shutdown: shutdown(check, raw.shutdown.as_ref().unwrap_or(&RawShutdown::default()), &default.shutdown),
+        endpoint_files: endpoint_files(check, raw, &default.endpoint_files, folder),
+        log: log(check, raw.log.as_ref().unwrap_or(&RawLog::default()), &default.log),
+    }
+}
+
+fn address(check: &mut Check, path: &str, given: Option<&str>, default: SocketAddr) -> SocketAddr {
+    let Some(given) = given else { return default };
+    let what =
+        |_| format!("is {}, which is not an IP address and a port, such as `{default}` or `[::]:8080`", quoted(given));
+    check.ok(path, given.parse().map_err(what)).unwrap_or(default)
+}
+
+/// Whether a socket at one address stands in the way of one at the other.
+fn same_port(a: SocketAddr, b: SocketAddr) -> bool {
+    let overlap = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && overlap
+}
+
+fn workers(check: &mut Check, given: Option<&Value>, default: Workers) -> Workers {
+    let Some(given) = given else { return default };
+    if given == "auto" {
+        return Workers::Auto;
+    }
+    let count = given.as_u64().filter(|count| *count <= MAX_WORKERS);
+    let count = count.and_then(|count| usize::try_from(count).ok()).and_then(NonZeroUsize::new);
+    if count.is_none() {
+        check.problem(
+            "workers",
+            format!("is {given}, but must be `auto` or a number of threads from 1 to {MAX_WORKERS}"),
+        );
+    }
+    count.map_or(default, Workers::Count)
+}
+
+fn limits(check: &mut Check, raw: &RawLimits, default: &Limits) -> Limits {
+    let header_bytes =
+        size(check, "limits.maxHeaderBytes", raw.max_header_bytes, HEADER_BYTES, default.max_header_bytes);
+    let payload = i64::try_from(default.max_payload_bytes).unwrap_or(i64::MAX);
+    let payload = check.number("limits.maxPayloadBytes", raw.max_payload_bytes, PAYLOAD_BYTES, payload, " bytes");
+    Limits {
+        max_payload_bytes: payload.unsigned_abs(),
+        max_header_bytes: header_bytes,
+        max_headers: size(check, "limits.maxHeaders", raw.max_headers, HEADERS, default.max_headers),
+        header_read_timeout: time(
+            check,
+            "limits.headerReadTimeout",
+            raw.header_read_timeout,
+            TIMEOUT,
+            default.header_read_timeout,
+        ),
+        body_idle_timeout: time(
+            check,
+            "limits.bodyIdleTimeout",
+            raw.body_idle_timeout,
+            TIMEOUT,
+            default.body_idle_timeout,
+        ),
+        max_connections: size(
+            check,
+            "limits.maxConnections",
+            raw.max_connections,
+            CONNECTIONS,
+            default.max_connections,
+        ),
+        keep_alive_timeout: time(
+            check,
+            "limits.keepAliveTimeout",
+            raw.keep_alive_timeout,
+            TIMEOUT,
+            default.keep_alive_timeout,
+        ),
+    }
+}
+
+fn size(check: &mut Check, path: &str, given: Option<i64>, range: RangeInclusive<i64>, default: usize) -> usize {
+    let number = check.number(path, given, range, i64::try_from(default).unwrap_or(i64::MAX), "");
+    usize::try_from(number).unwrap_or(default)
+}
+
+fn time(
+    check: &mut Check,
+    path: &str,
+    given: Option<WrittenDuration>,
+    range: RangeInclusive<Duration>,
+    default: Duration,
+) -> Duration {
+    let Some(written) = given else { return default };
+    if !range.contains(&written.0) {
+        let (least, most) = (WrittenDuration(*range.start()), WrittenDuration(*range.end()));
+        check.problem(path, format!("is {written}, but must be between {least} and {most}"));
+    }
+    written.0
+}
+
+fn shutdown(check: &mut Check, raw: &RawShutdown, default: &Shutdown) -> Shutdown {
+    let (delay, drain) = (default.unready_delay, default.drain_timeout);
+    Shutdown {
+        unready_delay: time(check, "shutdown.unreadyDelay", raw.unready_delay, UNREADY_DELAY, delay),
+        drain_timeout: time(check, "shutdown.drainTimeout", raw.drain_timeout, DRAIN_TIMEOUT, drain),
+    }
+}
+
+/// Relative to the settings file's folder, so that the router can be started from anywhere.
+fn endpoint_files(check: &mut Check, raw: &RawSettings, default: &[PathBuf], folder: &Path) -> Vec<PathBuf> {
+    const PATH: &str = "endpoints.files";
+    let written = raw.endpoints.as_ref().and_then(|endpoints| endpoints.files.as_deref());
+    let Some(written) = written else { return default.iter().map(|file| folder.join(file)).collect() };
+    if written.is_empty() {
+        check.problem(PATH, "is empty; name at least one file or folder with endpoints");
+    }
+    for (index, _) in written.iter().enumerate().filter(|(_, file)| file.as_deref().unwrap_or_default().is_empty()) {
+        check.problem(&item(PATH, index), "is empty; name a file or a folder");
+    }
+    written.iter().flatten().map(|file| folder.join(file)).collect()
+}
+
+fn log(check: &mut Check, raw: &RawLog, default: &Log) -> Log {
+    let at = |name| field("log", name);
+    Log {
+        level: check.word(&at("level"), raw.level.as_deref(), &LEVELS).unwrap_or(default.level),
+        format: check.word(&at("format"), raw.format.as_deref(), &FORMATS).unwrap_or(default.format),
+        access: raw.access.unwrap_or(default.access),
+    }
+}
+
+#[cfg(test)]
+mod tests;

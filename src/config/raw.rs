@@ -1,0 +1,123 @@
+//! The settings as written.
+
+use serde_json::Value;
+
+use crate::model::decode::mapping;
+use crate::model::duration::WrittenDuration;
+use crate::model::resource::written;
+
+written! {
+    /// A settings file.
+    pub(super) struct RawSettings {
+        /// For clients.
+        #[serde(deserialize_with = "mapping")]
+        scoring: RawScoring,
+        /// A later feature.
+        scoring_tls: Value,
+        /// For operators.
+        #[serde(deserialize_with = "mapping")]
+        admin: RawAdmin,
+        /// `auto` or a number.
+        workers: Value,
+        /// `kubernetes` or `managed`.
+        status_codes: String,
+        /// What protects the router from clients.
+        #[serde(deserialize_with = "mapping")]
+        limits: RawLimits,
+        /// How it leaves.
+        #[serde(deserialize_with = "mapping")]
+        shutdown: RawShutdown,
+        /// Where the endpoints come from.
+        #[serde(deserialize_with = "mapping")]
+        endpoints: RawEndpoints,
+        /// A later feature.
+        tokens: Value,
+        /// A later feature.
+        fleet: Value,
+        /// What is logged.
+        #[serde(deserialize_with = "mapping")]
+        log: RawLog,
+    }
+
+    /// `scoring`.
+    pub(super) struct RawScoring {
+        /// `IP:port`.
+        address: String,
+        /// A later feature.
+        tls: Value,
+    }
+
+    /// `admin`.
+    pub(super) struct RawAdmin {
+        /// `IP:port`.
+        address: String,
+    }
+
+    /// `limits`.
+    pub(super) struct RawLimits {
+        /// Largest body.
+        max_payload_bytes: i64,
+        /// Largest head.
+        max_header_bytes: i64,
+        /// Most header fields.
+        max_headers: i64,
+        /// Longest wait for a head.
+        header_read_timeout: WrittenDuration,
+        /// Longest silence inside a body.
+        body_idle_timeout: WrittenDuration,
+        /// Most connections.
+        max_connections: i64,
+        /// Longest idle connection.
+        keep_alive_timeout: WrittenDuration,
+    }
+
+    /// `shutdown`.
+    pub(super) struct RawShutdown {
+        /// Between unready and closed.
+        unready_delay: WrittenDuration,
+        /// For requests in flight.
+        drain_timeout: WrittenDuration,
+    }
+
+    /// `endpoints`.
+    pub(super) struct RawEndpoints {
+        /// Files and folders.
+        files: Vec<Option<String>>,
+        /// A later feature.
+        kubernetes: Value,
+    }
+
+    /// `log`.
+    pub(super) struct RawLog {
+        /// Least level.
+        level: String,
+        /// `json` or `text`.
+        format: String,
+        /// One line per request.
+        access: bool,
+    }
+}
+
+/// Sections that files may have one day: path, whether it is there, what to do meanwhile. Whoever builds one deletes
+/// its line.
+pub(super) type NotYet = (&'static str, fn(&RawSettings) -> bool, &'static str);
+
+pub(super) const NOT_YET: &[NotYet] = &[
+    (
+        "scoring.tls",
+        |raw| raw.scoring.as_ref().is_some_and(|scoring| scoring.tls.is_some()),
+        "is not supported by this version; remove it, and end TLS in front of the router",
+    ),
+    (
+        "scoringTls",
+        |raw| raw.scoring_tls.is_some(),
+        "is not supported by this version; remove it, and end TLS in front of the router",
+    ),
+    (
+        "endpoints.kubernetes",
+        |raw| raw.endpoints.as_ref().is_some_and(|endpoints| endpoints.kubernetes.is_some()),
+        "is not supported by this version; use `endpoints.files`",
+    ),
+    ("tokens", |raw| raw.tokens.is_some(), "is not supported by this version; remove it and use `authMode: key`"),
+    ("fleet", |raw| raw.fleet.is_some(), "is not supported by this version; remove it and run one router"),
+];

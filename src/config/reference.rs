@@ -1,0 +1,119 @@
+//! Every supported key, with its default and what it is for.
+
+use crate::model::duration::WrittenDuration;
+use crate::model::limits::StatusCodes;
+
+use super::{Settings, environment};
+
+/// One key of the settings file.
+pub(super) struct Key {
+    /// `section.key`, or `key`.
+    pub(super) path: &'static str,
+    /// Its value in some settings, as YAML.
+    value: fn(&Settings) -> String,
+    about: &'static str,
+}
+
+const fn key(path: &'static str, value: fn(&Settings) -> String, about: &'static str) -> Key {
+    Key { path, value, about }
+}
+
+/// In the order of the reference; keys of a section stand together.
+pub(super) const KEYS: &[Key] = &[
+    key("scoring.address", |s| format!("{:?}", s.scoring.to_string()), "IP address and port for clients"),
+    key(
+        "admin.address",
+        |s| format!("{:?}", s.admin.to_string()),
+        "IP address and port for operators and Prometheus; nobody is asked for a key here",
+    ),
+    key(
+        "workers",
+        |s| s.workers.to_string(),
+        "threads for requests; auto = the CPUs that this process may use, also in a container",
+    ),
+    key(
+        "statusCodes",
+        |s| word(&STATUS_CODES, s.status_codes),
+        "kubernetes (503 when busy, 504 when the model is late) | managed (429, 408 and 424, as Azure's managed endpoints)",
+    ),
+    key("limits.maxPayloadBytes", |s| s.limits.max_payload_bytes.to_string(), "largest request body, in bytes"),
+    key(
+        "limits.maxHeaderBytes",
+        |s| s.limits.max_header_bytes.to_string(),
+        "largest request head, in bytes; 8192 to 1048576",
+    ),
+    key("limits.maxHeaders", |s| s.limits.max_headers.to_string(), "most header fields in a request"),
+    key(
+        "limits.headerReadTimeout",
+        |s| WrittenDuration(s.limits.header_read_timeout).to_string(),
+        "longest wait for a complete request head",
+    ),
+    key(
+        "limits.bodyIdleTimeout",
+        |s| WrittenDuration(s.limits.body_idle_timeout).to_string(),
+        "longest silence inside a request body",
+    ),
+    key("limits.maxConnections", |s| s.limits.max_connections.to_string(), "most client connections at once"),
+    key(
+        "limits.keepAliveTimeout",
+        |s| WrittenDuration(s.limits.keep_alive_timeout).to_string(),
+        "how long a connection may stay open without a request",
+    ),
+    key(
+        "shutdown.unreadyDelay",
+        |s| WrittenDuration(s.shutdown.unready_delay).to_string(),
+        "how long requests are still accepted after /readyz says no, so that load balancers notice",
+    ),
+    key(
+        "shutdown.drainTimeout",
+        |s| WrittenDuration(s.shutdown.drain_timeout).to_string(),
+        "how long requests in flight may then still take",
+    ),
+    key(
+        "endpoints.files",
+        |s| {
+            let files: Vec<String> =
+                s.endpoint_files.iter().map(|file| format!("{:?}", file.to_string_lossy())).collect();
+            format!("[{}]", files.join(", "))
+        },
+        "files and folders with OnlineEndpoint documents, relative to this file; watched for changes",
+    ),
+    key("log.level", |s| word(&super::LEVELS, s.log.level), "error | warn | info | debug | trace"),
+    key("log.format", |s| word(&super::FORMATS, s.log.format), "json | text; on stderr"),
+    key("log.access", |s| s.log.access.to_string(), "one line for each request"),
+];
+
+/// As written, and what it means.
+pub(super) const STATUS_CODES: [(&str, StatusCodes); 2] =
+    [("kubernetes", StatusCodes::Kubernetes), ("managed", StatusCodes::Managed)];
+
+fn word<T: PartialEq>(words: &[(&str, T)], value: T) -> String {
+    words.iter().find(|(_, known)| *known == value).map(|(word, _)| (*word).to_owned()).unwrap_or_default()
+}
+
+/// A settings file with every supported key at its default; `config/reference.yaml` is this text.
+pub fn reference() -> String {
+    let settings = Settings::default();
+    let mut text = format!(
+        "# Every setting of the router process, at its default. A file needs only the keys it changes.\n\
+         # Durations are a whole number with a unit: 500ms, 10s, 5m, 1h.\n\
+         # Each key can also be set by a variable of the environment, which then counts:\n\
+         #   {}=200 is limits.maxHeaders\n",
+        environment::variable("limits.maxHeaders")
+    );
+    let mut section = "";
+    for Key { path, value, about } in KEYS {
+        let value = value(&settings);
+        let Some((of, name)) = path.split_once('.') else {
+            section = "";
+            text.push_str(&format!("\n# {about}\n{path}: {value}\n"));
+            continue;
+        };
+        if of != section {
+            section = of;
+            text.push_str(&format!("\n{section}:\n"));
+        }
+        text.push_str(&format!("  # {about}\n  {name}: {value}\n"));
+    }
+    text
+}

@@ -1,0 +1,278 @@
+use super::*;
+use crate::control::documents;
+use crate::model::endpoint::{Auth, ScaleSettings, Target};
+
+/// Settings from a file with this text, in a folder of its own, and these variables.
+fn loaded(text: &str, env: &[(&str, &str)]) -> (Result<Settings, Vec<Problem>>, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("router.yaml");
+    std::fs::write(&path, text).unwrap();
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    (load(&path, env), path)
+}
+
+fn good(text: &str, env: &[(&str, &str)]) -> Settings {
+    loaded(text, env).0.unwrap()
+}
+
+/// The problems, as source (`file` or `environment`), path and message.
+fn wrong(text: &str, env: &[(&str, &str)]) -> Vec<(String, String, String)> {
+    let (result, path) = loaded(text, env);
+    let path = path.display().to_string();
+    let named = |source: String| if source == path { "file".to_owned() } else { source };
+    result.unwrap_err().into_iter().map(|problem| (named(problem.source), problem.path, problem.what)).collect()
+}
+
+#[track_caller]
+fn refused(text: &str, path: &str, gist: &str) {
+    let problems = wrong(text, &[]);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!((problems[0].0.as_str(), problems[0].1.as_str()), ("file", path), "{problems:?}");
+    assert!(problems[0].2.contains(gist), "{problems:?}");
+}
+
+#[track_caller]
+fn variable_refused(name: &str, value: &str, gist: &str) {
+    let problems = wrong("", &[(name, value)]);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!((problems[0].0.as_str(), problems[0].1.as_str()), ("environment", name), "{problems:?}");
+    assert!(problems[0].2.contains(gist), "{problems:?}");
+}
+
+fn in_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+#[test]
+fn an_empty_file_gives_the_defaults() {
+    for text in ["", "# nothing", "---\n", "{}", "limits:\nlog:\n"] {
+        let (settings, path) = loaded(text, &[]);
+        let files = vec![path.parent().unwrap().join("endpoints/")];
+        assert_eq!(settings.unwrap(), Settings { endpoint_files: files, ..Settings::default() }, "{text:?}");
+    }
+}
+
+#[test]
+fn every_value_given_is_kept() {
+    let settings = good(
+        "scoring: {address: '[::1]:80'}\nadmin: {address: '127.0.0.1:0'}\nworkers: 3\nstatusCodes: managed\n\
+         limits: {maxPayloadBytes: 1, maxHeaderBytes: 8192, maxHeaders: 2, headerReadTimeout: 1s,\n  \
+           bodyIdleTimeout: 2s, maxConnections: 3, keepAliveTimeout: 3s}\n\
+         shutdown: {unreadyDelay: 0s, drainTimeout: 1m}\n\
+         endpoints: {files: [/abs, rel/x.yaml]}\nlog: {level: debug, format: text, access: false}\n",
+        &[],
+    );
+    assert_eq!(settings.scoring.to_string(), "[::1]:80");
+    assert_eq!(settings.admin.port(), 0);
+    assert_eq!(settings.workers, Workers::Count(NonZeroUsize::new(3).unwrap()));
+    assert_eq!(settings.status_codes, StatusCodes::Managed);
+    let limits = Limits {
+        max_payload_bytes: 1,
+        max_header_bytes: 8_192,
+        max_headers: 2,
+        header_read_timeout: Duration::from_secs(1),
+        body_idle_timeout: Duration::from_secs(2),
+        max_connections: 3,
+        keep_alive_timeout: Duration::from_secs(3),
+    };
+    assert_eq!(settings.limits, limits);
+    let shutdown = Shutdown { unready_delay: Duration::ZERO, drain_timeout: Duration::from_secs(60) };
+    assert_eq!(settings.shutdown, shutdown);
+    assert_eq!(settings.endpoint_files[0], Path::new("/abs"));
+    assert!(settings.endpoint_files[1].is_absolute() && settings.endpoint_files[1].ends_with("rel/x.yaml"));
+    assert_eq!(settings.log, Log { level: LogLevel::Debug, format: LogFormat::Text, access: false });
+}
+
+#[test]
+fn each_rule_names_the_key_and_what_would_be_right() {
+    refused("scoring: {address: localhost}", "scoring.address", "\"localhost\", which is not an IP address and a port");
+    refused("admin: {address: ':9090'}", "admin.address", "`127.0.0.1:9090`");
+    refused("admin: {address: '0.0.0.0:8080'}", "admin.address", "taken by scoring.address");
+    refused("admin: {address: '127.0.0.1:8080'}", "admin.address", "choose another port");
+    for workers in ["0", "-1", "1025", "many", "1.5", "[]"] {
+        refused(&format!("workers: {workers}"), "workers", "`auto` or a number of threads from 1 to 1024");
+    }
+    refused("statusCodes: kubernets", "statusCodes", "did you mean `kubernetes`?");
+    refused("limits: {maxPayloadBytes: 0}", "limits.maxPayloadBytes", "is 0");
+    refused("limits: {maxPayloadBytes: 10MB}", "limits.maxPayloadBytes", "whole number");
+    refused("limits: {maxHeaderBytes: 8191}", "limits.maxHeaderBytes", "between 8192 and 1048576");
+    refused("limits: {maxHeaderBytes: 1048577}", "limits.maxHeaderBytes", "between 8192 and 1048576");
+    refused("limits: {maxHeaders: 0}", "limits.maxHeaders", "between 1 and");
+    refused("limits: {maxConnections: 0}", "limits.maxConnections", "between 1 and");
+    refused("limits: {headerReadTimeout: 0s}", "limits.headerReadTimeout", "between 1ms and 1h");
+    refused("limits: {bodyIdleTimeout: 2h}", "limits.bodyIdleTimeout", "is 2h");
+    refused("limits: {keepAliveTimeout: 75}", "limits.keepAliveTimeout", "75 has no unit");
+    refused("limits: {maxheaders: 5}", "limits.maxheaders", "did you mean `maxHeaders`?");
+    refused("shutdown: {unreadyDelay: 2h}", "shutdown.unreadyDelay", "between 0s and 1h");
+    refused("shutdown: {drainTimeout: 25h}", "shutdown.drainTimeout", "between 0s and 24h");
+    refused("shutdown: [5s, 300s]", "shutdown", "a mapping");
+    refused("endpoints: {files: []}", "endpoints.files", "at least one");
+    refused("endpoints: {files: ['']}", "endpoints.files[0]", "is empty");
+    refused("endpoints: {files: e.yaml}", "endpoints.files", "write [\"e.yaml\"]");
+    refused("log: {level: verbose}", "log.level", "`trace`");
+    refused("log: {format: txt}", "log.format", "did you mean `text`?");
+    refused("log: {access: yes}", "log.access", "`true` or `false`");
+}
+
+#[test]
+fn what_this_version_cannot_do_is_refused() {
+    for (text, path) in [
+        ("scoring: {tls: {certFile: a}}", "scoring.tls"),
+        ("scoringTls: {address: a}", "scoringTls"),
+        ("tokens: {issuer: a}", "tokens"),
+        ("fleet: {mode: strict}", "fleet"),
+        ("endpoints: {kubernetes: {namespaces: []}}", "endpoints.kubernetes"),
+    ] {
+        refused(text, path, "not supported by this version");
+    }
+    for name in
+        ["INFERENCE_ROUTER__FLEET__MODE", "INFERENCE_ROUTER__SCORING__TLS", "INFERENCE_ROUTER__SCORING_TLS__KEY_FILE"]
+    {
+        variable_refused(name, "x", "not supported by this version");
+    }
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let text = "workers: 0\nlimits: {maxHeaders: lots, maxHeaderBytes: 1}\nlgo: {}\nfleet: {}\n";
+    let problems = wrong(text, &[("INFERENCE_ROUTER__LOG__LEVEL", "loud"), ("INFERENCE_ROUTER__LGO__LEVEL", "info")]);
+    let mut paths: Vec<&str> = problems.iter().map(|(_, path, _)| path.as_str()).collect();
+    paths.sort_unstable();
+    let expected = [
+        "INFERENCE_ROUTER__LGO__LEVEL",
+        "INFERENCE_ROUTER__LOG__LEVEL",
+        "fleet",
+        "lgo",
+        "limits.maxHeaderBytes",
+        "limits.maxHeaders",
+        "workers",
+    ];
+    assert_eq!(paths, expected, "{problems:?}");
+}
+
+#[test]
+fn a_file_that_is_no_settings_file_is_told_so() {
+    refused("a: [", "", "line 1");
+    refused("workers: 1\nworkers: 2", "", "second time");
+    refused("workers: 1\n---\nworkers: 2", "", "has 2 documents");
+    refused("- a", "", "a mapping");
+    refused("kind: OnlineEndpoint\nspec: {}", "", "endpoints.files");
+    let missing = load(Path::new("/nowhere/router.yaml"), std::iter::empty()).unwrap_err();
+    assert_eq!(missing[0].source, "/nowhere/router.yaml");
+    assert!(missing[0].what.contains("cannot be read"), "{missing:?}");
+}
+
+#[test]
+fn a_variable_counts_over_the_file_however_its_words_are_parted() {
+    let text = "limits: {maxPayloadBytes: 1}";
+    for name in ["MAX_PAYLOAD_BYTES", "MAXPAYLOADBYTES", "maxPayloadBytes", "max_payload_bytes"] {
+        let settings = good(text, &[(&format!("INFERENCE_ROUTER__LIMITS__{name}"), "77")]);
+        assert_eq!(settings.limits.max_payload_bytes, 77, "{name}");
+    }
+    let settings = good("limits: {maxHeaders: wrong}", &[("INFERENCE_ROUTER__LIMITS__MAX_HEADERS", "7")]);
+    assert_eq!(settings.limits.max_headers, 7);
+    let settings = good("limits:\n", &[("INFERENCE_ROUTER__LIMITS__KEEP_ALIVE_TIMEOUT", "3s"), ("HOME", "/root")]);
+    assert_eq!(settings.limits.keep_alive_timeout, Duration::from_secs(3));
+    assert_eq!(good("", &[("INFERENCE_ROUTER_SERVICE_HOST", "10.0.0.1")]).scoring.port(), 8080);
+}
+
+#[test]
+fn a_variable_takes_lists_addresses_and_sections() {
+    let settings = good(
+        "limits: {maxHeaders: 5, maxConnections: 6}",
+        &[
+            ("INFERENCE_ROUTER__ENDPOINTS__FILES", "[a.yaml, /b]"),
+            ("INFERENCE_ROUTER__SCORING__ADDRESS", "127.0.0.1:1"),
+            ("INFERENCE_ROUTER__LIMITS", "{maxHeaders: 50, headerReadTimeout: 4s}"),
+            ("INFERENCE_ROUTER__LIMITS__HEADER_READ_TIMEOUT", "5s"),
+            ("INFERENCE_ROUTER__WORKERS", "auto"),
+            ("INFERENCE_ROUTER__LOG__ACCESS", "false"),
+        ],
+    );
+    assert!(settings.endpoint_files[0].ends_with("a.yaml") && settings.endpoint_files[0].is_absolute());
+    assert_eq!(settings.scoring.to_string(), "127.0.0.1:1");
+    assert_eq!((settings.limits.max_headers, settings.limits.max_connections), (50, 6));
+    assert_eq!(settings.limits.header_read_timeout, Duration::from_secs(5));
+    assert!(!settings.log.access);
+}
+
+#[test]
+fn a_wrong_variable_is_named() {
+    variable_refused("INFERENCE_ROUTER__LIMITS__MAX_HEADER", "5", "INFERENCE_ROUTER__LIMITS__MAX_HEADERS?");
+    variable_refused("INFERENCE_ROUTER__NONSENSE", "5", "is no setting");
+    variable_refused("INFERENCE_ROUTER__LIMITS__MAX_HEADERS__X", "5", "is no setting");
+    variable_refused("INFERENCE_ROUTER__", "5", "is no setting");
+    variable_refused("INFERENCE_ROUTER__LIMITS__MAX_HEADERS", "", "is empty");
+    variable_refused("INFERENCE_ROUTER__LIMITS__MAX_HEADERS", "0", "is 0");
+    variable_refused("INFERENCE_ROUTER__LIMITS__MAX_HEADERS", "lots", "whole number");
+    variable_refused("INFERENCE_ROUTER__LIMITS__KEEP_ALIVE_TIMEOUT", "5", "no unit");
+    variable_refused("INFERENCE_ROUTER__LIMITS", "{maxHeaders: 0}", "maxHeaders is 0");
+    variable_refused("INFERENCE_ROUTER__ENDPOINTS__FILES", "[a", "not one YAML value");
+    let twice = [("INFERENCE_ROUTER__WORKERS", "1"), ("INFERENCE_ROUTER__WOR_KERS", "2")];
+    assert!(wrong("", &twice)[0].2.contains("sets too"));
+}
+
+/// `UPDATE_FILES=1 cargo test` writes the file anew.
+#[test]
+fn the_reference_file_is_what_the_code_says() {
+    let path = in_repository("config/reference.yaml");
+    if std::env::var_os("UPDATE_FILES").is_some() {
+        std::fs::write(&path, reference()).unwrap();
+    }
+    let file = std::fs::read_to_string(&path).unwrap();
+    assert!(file == reference(), "config/reference.yaml is out of date; run UPDATE_FILES=1 cargo test");
+}
+
+#[test]
+fn the_reference_file_changes_nothing() {
+    let path = in_repository("config/reference.yaml");
+    let files = vec![in_repository("config/endpoints/")];
+    let settings = load(&path, std::iter::empty()).unwrap();
+    assert_eq!(settings, Settings { endpoint_files: files, ..Settings::default() });
+}
+
+/// A key that is read but not in the table could not be set by a variable, and would be in no reference.
+#[test]
+fn the_table_of_keys_is_complete() {
+    let (raw, _) = decode::<RawSettings>(documents_value(&reference()));
+    let raw = raw.unwrap();
+    let (limits, shutdown, log) = (raw.limits.unwrap(), raw.shutdown.unwrap(), raw.log.unwrap());
+    let count = |value: Value| value.as_object().unwrap().len();
+    let known = |section: &str| reference::KEYS.iter().filter(|key| key.path.starts_with(section)).count();
+    for (written, section) in [
+        (serde_json::to_value(&limits).unwrap(), "limits."),
+        (serde_json::to_value(&shutdown).unwrap(), "shutdown."),
+        (serde_json::to_value(&log).unwrap(), "log."),
+    ] {
+        assert!(!format!("{limits:?}{shutdown:?}{log:?}").contains("None"), "a key is missing in the table");
+        assert_eq!(count(written), known(section), "{section}");
+    }
+}
+
+fn documents_value(text: &str) -> Value {
+    yaml::documents(text).remove(0).unwrap()
+}
+
+#[test]
+fn the_quickstart_is_in_order() {
+    let settings = load(&in_repository("config/quickstart.yaml"), std::iter::empty()).unwrap();
+    assert_eq!(
+        (settings.scoring.to_string(), settings.admin.to_string()),
+        ("127.0.0.1:8080".into(), "127.0.0.1:9090".into())
+    );
+    assert_eq!((settings.shutdown.unready_delay, settings.log.format), (Duration::ZERO, LogFormat::Text));
+    assert_eq!(settings.endpoint_files, [in_repository("config/quickstart/")]);
+    let file = settings.endpoint_files[0].join("my-endpoint.yaml");
+    let (endpoints, problems) = documents::parse(&std::fs::read_to_string(&file).unwrap(), "my-endpoint.yaml");
+    assert_eq!(problems, []);
+    let [endpoint] = endpoints.as_slice() else { panic!("{endpoints:?}") };
+    assert_eq!((endpoint.name.as_str(), endpoint.traffic.as_slice()), ("my-endpoint", [90, 10].as_slice()));
+    assert!(matches!(&endpoint.auth, Auth::Key(keys) if keys.len() == 1));
+    for deployment in &endpoint.deployments {
+        let Target::Process(process) = &deployment.target else { panic!("{deployment:?}") };
+        assert_eq!(process.command[..2], ["inference-router", "model-server"]);
+        assert_eq!(process.command[5], deployment.name.as_str());
+        assert_eq!(deployment.scale, ScaleSettings::Fixed { instances: 2 });
+        assert_eq!(deployment.requests.max_concurrent_per_instance.get(), 1);
+    }
+}

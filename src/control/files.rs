@@ -1,0 +1,286 @@
+//! Endpoint documents in files: read, checked, watched.
+//!
+//! Every look at the files starts from their stamps, so that only what has changed is read. A document that is broken
+//! leaves the last good version of its endpoint in place; only deleting it, or its file, takes an endpoint away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use notify::{RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+use super::documents;
+use super::index::Desired;
+use crate::model::endpoint::{Auth, Endpoint, KeySource, Target};
+use crate::model::name::Name;
+use crate::model::problem::Problem;
+use crate::policy::access::{Access, KeyDigest};
+
+/// Editors and mounts write in several steps; a change is read this long after its first sign.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How often files are looked at without a sign: for file systems that give none, and for key files.
+const LOOK: Duration = Duration::from_secs(1);
+/// The shortest key accepted from a file or a variable, in bytes.
+const SHORTEST_KEY: usize = 16;
+
+/// Where environment variables come from.
+pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// Files and folders with endpoint documents.
+pub struct Files {
+    places: Vec<PathBuf>,
+    environment: Environment,
+    read: BTreeMap<PathBuf, Document>,
+    owners: BTreeMap<Name, PathBuf>,
+    unreadable: Vec<Problem>,
+}
+
+/// What one file has said.
+#[derive(Default)]
+struct Document {
+    /// Of the file itself and of the key files it names.
+    stamps: Vec<(PathBuf, Stamp)>,
+    endpoints: Vec<Desired>,
+    problems: Vec<Problem>,
+}
+
+/// Changes when a file does: when last modified, its length, which file it is. `None`: there is none.
+type Stamp = Option<(SystemTime, u64, u64)>;
+
+/// What all files together say.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Every endpoint, in its last good version.
+    pub endpoints: Vec<Desired>,
+    /// Everything wrong with the documents as they are now.
+    pub problems: Vec<Problem>,
+}
+
+impl Files {
+    /// Nothing is read yet. Relative places are relative to the working folder.
+    pub fn new(places: Vec<PathBuf>, environment: Environment) -> Self {
+        Self { places, environment, read: BTreeMap::new(), owners: BTreeMap::new(), unreadable: Vec::new() }
+    }
+
+    /// Reads what has changed. `None`: nothing has.
+    pub fn load(&mut self) -> Option<Loaded> {
+        let (files, unreadable) = self.list();
+        let mut changed = unreadable != self.unreadable || self.read.keys().ne(files.iter());
+        self.unreadable = unreadable;
+        self.read.retain(|path, _| files.contains(path));
+        for path in files {
+            let before = self.read.remove(&path).unwrap_or_default();
+            let same = !before.stamps.is_empty() && before.stamps.iter().all(|(path, at)| stamp(path) == *at);
+            changed |= !same;
+            let now = if same { before } else { self.read_file(&path, before) };
+            self.read.insert(path, now);
+        }
+        changed.then(|| self.merge())
+    }
+
+    /// Every file of every place, and the places that cannot be read.
+    fn list(&self) -> (BTreeSet<PathBuf>, Vec<Problem>) {
+        let (mut files, mut problems) = (BTreeSet::new(), Vec::new());
+        for place in &self.places {
+            if place.is_file() {
+                files.insert(place.clone());
+                continue;
+            }
+            match std::fs::read_dir(place) {
+                Ok(entries) => {
+                    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+                    files.extend(paths.filter(|path| is_document(path)));
+                }
+                Err(error) => problems.push(
+                    Problem::new("", format!("cannot be read ({error}); create it, or correct endpoints.files"))
+                        .from_source(&place.display().to_string()),
+                ),
+            }
+        }
+        (files, problems)
+    }
+
+    /// Reads one file; where it is broken, what it said before stays.
+    fn read_file(&self, path: &Path, before: Document) -> Document {
+        let source = path.display().to_string();
+        // Stamped before it is read: a change in between is seen at the next look.
+        let mut now = Document { stamps: vec![(path.to_owned(), stamp(path))], ..Document::default() };
+        let parsed = match std::fs::read_to_string(path) {
+            Ok(text) => {
+                let (endpoints, problems) = documents::parse(&text, &source);
+                now.problems = problems;
+                if endpoints.is_empty() && now.problems.is_empty() {
+                    let what = "has no document; write an OnlineEndpoint, or delete the file to take its endpoints away";
+                    now.problems.push(Problem::new("", what).from_source(&source));
+                }
+                endpoints
+            }
+            Err(error) => {
+                now.problems.push(Problem::new("", format!("cannot be read: {error}")).from_source(&source));
+                Vec::new()
+            }
+        };
+        let folder = path.parent().unwrap_or(Path::new("."));
+        for mut endpoint in parsed {
+            settle_paths(&mut endpoint, folder);
+            match self.access(&endpoint, &mut now.stamps) {
+                Ok(access) => now.endpoints.push(Desired { spec: Arc::new(endpoint), access }),
+                Err(problems) => now.problems.extend(problems.into_iter().map(|problem| problem.from_source(&source))),
+            }
+        }
+        if !now.problems.is_empty() {
+            let kept = before.endpoints.into_iter();
+            let is_new = |old: &Desired| now.endpoints.iter().any(|new| new.spec.name == old.spec.name);
+            let kept: Vec<Desired> = kept.filter(|old| !is_new(old)).collect();
+            now.endpoints.extend(kept);
+        }
+        now
+    }
+
+    /// Resolves an endpoint's keys, and notes the files they come from.
+    fn access(&self, endpoint: &Endpoint, stamps: &mut Vec<(PathBuf, Stamp)>) -> Result<Access, Vec<Problem>> {
+        let Auth::Key(sources) = &endpoint.auth else { return Ok(Access::Open) };
+        let (mut digests, mut problems) = (Vec::new(), Vec::new());
+        for (source, name) in sources.iter().zip(["primary", "secondary"]) {
+            if let KeySource::File(path) = source {
+                stamps.push((path.clone(), stamp(path)));
+            }
+            match self.key(source) {
+                Ok(key) => digests.push(KeyDigest::of(&key)),
+                Err(what) => problems.push(Problem::new(format!("spec.keys.{name}"), format!("endpoint {}: {what}", endpoint.name))),
+            }
+        }
+        if problems.is_empty() { Ok(Access::Keys(digests)) } else { Err(problems) }
+    }
+
+    fn key(&self, source: &KeySource) -> Result<String, String> {
+        let (key, from) = match source {
+            KeySource::Value(key) => (key.clone(), "the document".to_owned()),
+            KeySource::Env(name) => match (self.environment)(name) {
+                Some(key) => (key, format!("the environment variable {name}")),
+                None => return Err(format!("the environment variable {name} is not set; set it before starting the router")),
+            },
+            KeySource::File(path) => match std::fs::read_to_string(path) {
+                Ok(key) => (key, format!("the file {}", path.display())),
+                Err(error) => return Err(format!("the key file {} cannot be read: {error}", path.display())),
+            },
+        };
+        let key = key.trim();
+        if key.len() < SHORTEST_KEY {
+            return Err(format!(
+                "the key in {from} has {} characters; use at least {SHORTEST_KEY}, better 32, random ones",
+                key.len()
+            ));
+        }
+        if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(format!("the key in {from} has spaces or characters that no header can carry; use letters and digits"));
+        }
+        Ok(key.to_owned())
+    }
+
+    /// One endpoint a name: who has it keeps it, else the first file in order gets it.
+    fn merge(&mut self) -> Loaded {
+        let mut problems = self.unreadable.clone();
+        let mut endpoints: BTreeMap<Name, (PathBuf, Desired)> = BTreeMap::new();
+        for (path, document) in &self.read {
+            problems.extend(document.problems.iter().cloned());
+            for desired in &document.endpoints {
+                let name = desired.spec.name.clone();
+                let Some((holder, held)) = endpoints.get_mut(&name) else {
+                    endpoints.insert(name, (path.clone(), desired.clone()));
+                    continue;
+                };
+                let (loser, winner) = if self.owners.get(&name) == Some(path) && holder != path {
+                    *held = desired.clone();
+                    (std::mem::replace(holder, path.clone()), path.clone())
+                } else {
+                    (path.clone(), holder.clone())
+                };
+                let what = format!(
+                    "the endpoint {name} exists already, in {}; give one of them another name, or delete one",
+                    winner.display()
+                );
+                problems.push(Problem::new("metadata.name", what).from_source(&loser.display().to_string()));
+            }
+        }
+        self.owners = endpoints.iter().map(|(name, (path, _))| (name.clone(), path.clone())).collect();
+        Loaded { endpoints: endpoints.into_values().map(|(_, desired)| desired).collect(), problems }
+    }
+}
+
+/// Paths in a document are relative to its folder.
+fn settle_paths(endpoint: &mut Endpoint, folder: &Path) {
+    if let Auth::Key(sources) = &mut endpoint.auth {
+        for source in sources {
+            if let KeySource::File(path) = source {
+                *path = folder.join(&*path);
+            }
+        }
+    }
+    for deployment in &mut endpoint.deployments {
+        if let Target::Process(process) = &mut deployment.target
+            && let Some(working) = &mut process.working_dir
+        {
+            *working = folder.join(&*working);
+        }
+    }
+}
+
+/// Folders hold documents in `*.yaml` and `*.yml`; hidden files are editors' and mounts' own.
+fn is_document(path: &Path) -> bool {
+    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    let yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+    !hidden && yaml && path.is_file()
+}
+
+fn stamp(path: &Path) -> Stamp {
+    use std::os::unix::fs::MetadataExt;
+    let data = std::fs::metadata(path).ok()?;
+    Some((data.modified().ok()?, data.len(), data.ino()))
+}
+
+/// Says when the files may have changed: at a sign from the system, and once a second without one.
+pub struct Watch {
+    signs: mpsc::Receiver<()>,
+    /// Watches while it lives; `None` where the system cannot.
+    _watcher: Option<notify::RecommendedWatcher>,
+}
+
+impl Watch {
+    /// Watches `places`, and the folders they are in: a rename over a file, or a swapped link, happens there.
+    pub fn new(places: &[PathBuf]) -> Self {
+        let (sign, signs) = mpsc::channel(1);
+        let watcher = notify::recommended_watcher(move |_| {
+            // One sign waiting is enough.
+            let _ = sign.try_send(());
+        });
+        let watcher = watcher.and_then(|mut watcher| {
+            let folders = places.iter().flat_map(|place| [Some(place.as_path()), place.parent()]).flatten();
+            for folder in folders.filter(|folder| folder.is_dir()).collect::<BTreeSet<_>>() {
+                watcher.watch(folder, RecursiveMode::NonRecursive)?;
+            }
+            Ok(watcher)
+        });
+        if let Err(error) = &watcher {
+            tracing::warn!(%error, "files cannot be watched; they are looked at once a second");
+        }
+        Self { signs, _watcher: watcher.ok() }
+    }
+
+    /// Waits until it is time for a look.
+    pub async fn changed(&mut self) {
+        tokio::select! {
+            Some(()) = self.signs.recv() => {
+                tokio::time::sleep(SETTLE).await;
+                // What came while it settled is in the same look.
+                let _ = self.signs.try_recv();
+            }
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! From a document as written to an [`Endpoint`] whose every value can be trusted, or all that is wrong with it.
+//!
+//! Every check notes its problem and goes on, so that one look shows everything there is to mend.
+
+mod access;
+mod address;
+mod cors;
+mod deployment;
+mod path;
+mod traffic;
+mod unsupported;
+
+use serde_json::Value;
+
+use super::check::Check;
+use super::endpoint::{Deployment, Endpoint};
+use super::name::Name;
+use super::problem::{self, Problem, field, item, quoted};
+use super::resource::{self, API_VERSION, KIND, RawEndpoint, RawMetadata, RawSpec};
+
+/// Most deployments of one endpoint.
+const MAX_DEPLOYMENTS: usize = 20;
+/// Longest namespace, as in Kubernetes.
+const MAX_NAMESPACE: usize = 63;
+
+/// Reads and checks one parsed document.
+///
+/// # Errors
+/// Everything that is wrong with it: fields of the wrong type, unknown fields, values out of range.
+pub fn read(document: Value) -> Result<Endpoint, Vec<Problem>> {
+    let kind = document.get("kind").and_then(Value::as_str);
+    if let Some(kind) = kind.filter(|kind| *kind != KIND) {
+        // Of another kind of document every field would be unknown; one problem says it better.
+        return Err(vec![Problem::new("kind", wrong_kind(kind))]);
+    }
+    let (raw, form) = resource::decode(document);
+    match validate(&raw) {
+        Ok(endpoint) if form.is_empty() => Ok(endpoint),
+        Ok(_) => Err(form),
+        Err(rules) => Err(problem::together(form, rules)),
+    }
+}
+
+/// Checks a document against every rule, and fills in the defaults.
+///
+/// # Errors
+/// Every rule it breaks.
+pub fn validate(raw: &RawEndpoint) -> Result<Endpoint, Vec<Problem>> {
+    let mut check = Check::default();
+    header(&mut check, raw);
+    let nothing = RawMetadata::default();
+    let metadata = raw.metadata.as_ref().unwrap_or(&nothing);
+    let name = name(&mut check, "metadata.name", metadata.name.as_deref());
+    let namespace = namespace(&mut check, metadata);
+    let Some(spec) = &raw.spec else {
+        check.problem("spec", "is missing; it says which deployments the endpoint has and how traffic is split");
+        return Err(check.into_problems());
+    };
+    unsupported::refuse(&mut check, spec);
+    let auth = access::auth(&mut check, spec);
+    let traffic = traffic::live(&mut check, spec);
+    traffic::mirrored(&mut check, spec);
+    let cors = spec.cors.as_ref().and_then(|cors| self::cors::cors(&mut check, "spec.cors", cors));
+    let deployments = deployments(&mut check, spec);
+    match (name, auth, check.count()) {
+        (Some(name), Some(auth), 0) => Ok(Endpoint { name, namespace, auth, traffic, cors, deployments }),
+        _ => Err(check.into_problems()),
+    }
+}
+
+fn header(check: &mut Check, raw: &RawEndpoint) {
+    match raw.api_version.as_deref() {
+        Some(API_VERSION) => {}
+        Some(other) => check.problem("apiVersion", format!("is {}, but must be `{API_VERSION}`", quoted(other))),
+        None => check.problem("apiVersion", format!("is missing; write `apiVersion: {API_VERSION}`")),
+    }
+    match raw.kind.as_deref() {
+        Some(KIND) => {}
+        Some(other) => check.problem("kind", wrong_kind(other)),
+        None => check.problem("kind", format!("is missing; write `kind: {KIND}`")),
+    }
+}
+
+fn wrong_kind(kind: &str) -> String {
+    format!("is {}, but must be `{KIND}`; other documents cannot be in this file", quoted(kind))
+}
+
+fn name(check: &mut Check, path: &str, given: Option<&str>) -> Option<Name> {
+    let Some(given) = given else {
+        check.problem(path, "is missing; a name has 3 to 32 letters, digits and single dashes, a letter first");
+        return None;
+    };
+    let result = Name::new(given).map_err(|error| format!("is {}, which is not a name: {error}", quoted(given)));
+    check.ok(path, result)
+}
+
+/// The namespace is only shown, but it is shown in labels and logs, so it keeps to the rule of Kubernetes.
+fn namespace(check: &mut Check, metadata: &RawMetadata) -> Option<String> {
+    let given = metadata.namespace.as_deref()?;
+    let bytes = given.as_bytes();
+    let letters = bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
+    let ends = given.starts_with('-') || given.ends_with('-');
+    if !letters || ends || bytes.is_empty() || bytes.len() > MAX_NAMESPACE {
+        let rule = "a namespace has 1 to 63 small letters, digits and inner dashes";
+        check.problem("metadata.namespace", format!("is {}, but {rule}", quoted(given)));
+    }
+    Some(given.to_owned())
+}
+
+fn deployments(check: &mut Check, spec: &RawSpec) -> Vec<Deployment> {
+    const PATH: &str = "spec.deployments";
+    let written = spec.deployments.as_deref().unwrap_or_default();
+    match written.len() {
+        0 => check.problem(PATH, "is missing; an endpoint has 1 to 20 deployments, each with a name and its instances"),
+        1..=MAX_DEPLOYMENTS => {}
+        many => check.problem(
+            PATH,
+            format!("has {many} deployments, but {MAX_DEPLOYMENTS} is the most; split them over several endpoints"),
+        ),
+    }
+    let mut checked = Vec::with_capacity(written.len());
+    for (index, raw) in written.iter().enumerate() {
+        let path = item(PATH, index);
+        match raw {
+            Some(raw) => checked.extend(deployment::deployment(check, &path, raw)),
+            None => check.problem(&path, "is empty; remove it, or write a deployment"),
+        }
+    }
+    unique_names(check, spec);
+    checked
+}
+
+fn unique_names(check: &mut Check, spec: &RawSpec) {
+    let names = names(spec);
+    for (index, name) in names.iter().enumerate() {
+        let Some(name) = name else { continue };
+        let same = |other: &&str| other.eq_ignore_ascii_case(name);
+        if let Some(first) = names[..index].iter().position(|other| other.as_ref().is_some_and(same)) {
+            let path = field(&item("spec.deployments", index), "name");
+            let taken = item("spec.deployments", first);
+            check.problem(
+                &path,
+                format!("{} is already the name of {taken} (case does not count); give each its own", quoted(name)),
+            );
+        }
+    }
+}
+
+/// The deployments' names as written, right or wrong, in their order.
+fn names(spec: &RawSpec) -> Vec<Option<&str>> {
+    let deployments = spec.deployments.iter().flatten();
+    deployments.map(|deployment| deployment.as_ref().and_then(|deployment| deployment.name.as_deref())).collect()
+}
+
+#[cfg(test)]
+mod tests;

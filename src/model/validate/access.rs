@@ -1,0 +1,106 @@
+//! Who may call: `authMode` and `keys`.
+
+use std::path::PathBuf;
+
+use super::super::check::Check;
+use super::super::endpoint::{Auth, KeySource};
+use super::super::problem::{field, quoted};
+use super::super::resource::{RawKey, RawKeys, RawSpec};
+
+/// Shortest key that cannot be guessed over a network.
+const MIN_KEY: usize = 16;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Key,
+    None,
+    Token,
+}
+
+const MODES: [(&str, Mode); 4] =
+    [("key", Mode::Key), ("none", Mode::None), ("aml_token", Mode::Token), ("aad_token", Mode::Token)];
+
+/// `None` when something is wrong, and noted.
+pub(super) fn auth(check: &mut Check, spec: &RawSpec) -> Option<Auth> {
+    let mode = match &spec.auth_mode {
+        Some(written) => check.word("spec.authMode", Some(written), &MODES),
+        None => Some(Mode::Key),
+    };
+    let keys = spec.keys.as_ref();
+    if keys.is_some() && mode.is_some_and(|mode| mode != Mode::Key) {
+        let mode = spec.auth_mode.as_deref().unwrap_or_default();
+        let what = format!("is given, but nobody would be asked for a key with `authMode: {mode}`");
+        check.problem("spec.keys", format!("{what}; remove the keys, or write `authMode: key`"));
+    }
+    let sources = keys.map(|keys| sources(check, keys));
+    match mode? {
+        Mode::Key => {
+            let sources = sources.unwrap_or_default();
+            if keys.is_none_or(|keys| keys.primary.is_none() && keys.secret_ref.is_none()) {
+                let how = "write `primary: {env: NAME}`, `{file: PATH}` or `{value: …}`";
+                check.problem("spec.keys.primary", format!("is missing; {how}, or `authMode: none` to let anybody in"));
+            }
+            Some(Auth::Key(sources))
+        }
+        Mode::None => Some(Auth::None),
+        Mode::Token => None,
+    }
+}
+
+fn sources(check: &mut Check, keys: &RawKeys) -> Vec<KeySource> {
+    let named = [("primary", keys.primary.as_ref()), ("secondary", keys.secondary.as_ref())];
+    let mut sources: Vec<KeySource> = Vec::new();
+    for (name, key) in named {
+        let Some(key) = key else { continue };
+        let path = field("spec.keys", name);
+        let Some(source) = source(check, &path, key) else { continue };
+        if sources.contains(&source) {
+            check.problem(
+                &path,
+                "is the same as primary; a second key is there to change over to, so make it another one",
+            );
+        }
+        sources.push(source);
+    }
+    sources
+}
+
+fn source(check: &mut Check, path: &str, key: &RawKey) -> Option<KeySource> {
+    let value = key.value.as_ref().map(|value| KeySource::Value(value.0.clone()));
+    let env = key.env.clone().map(KeySource::Env);
+    let file = key.file.as_ref().map(|file| KeySource::File(PathBuf::from(file)));
+    let given: Vec<KeySource> = [value, env, file].into_iter().flatten().collect();
+    let count = given.len();
+    let Ok([source]) = <[KeySource; 1]>::try_from(given) else {
+        let found = if count == 0 { "says nothing" } else { "says more than one thing" };
+        check.problem(path, format!("{found}; write exactly one of `value`, `env` and `file`"));
+        return None;
+    };
+    let (name, wrong) = match &source {
+        KeySource::Value(value) => ("value", wrong_value(value)),
+        KeySource::Env(name) => ("env", wrong_variable(name)),
+        KeySource::File(file) => ("file", file.as_os_str().is_empty().then(|| "is empty; name a file".to_owned())),
+    };
+    if let Some(wrong) = wrong {
+        check.problem(&field(path, name), wrong);
+        return None;
+    }
+    Some(source)
+}
+
+/// The key itself is never part of the message.
+fn wrong_value(value: &str) -> Option<String> {
+    let length = value.chars().count();
+    if length < MIN_KEY {
+        let how = "make one with `openssl rand -hex 32`";
+        return Some(format!("has {length} characters, too short to resist guessing; {MIN_KEY} is the least: {how}"));
+    }
+    // A client sends it in a header, between blanks.
+    (!value.bytes().all(|b| b.is_ascii_graphic()))
+        .then(|| "has blanks, control or non-ASCII characters, which a bearer token cannot have".to_owned())
+}
+
+fn wrong_variable(name: &str) -> Option<String> {
+    let wrong = name.is_empty() || name.contains(['=', '\0', ' ']);
+    wrong.then(|| format!("is {}, which cannot be the name of an environment variable", quoted(name)))
+}

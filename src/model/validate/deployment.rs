@@ -1,0 +1,243 @@
+//! One deployment: where its replicas are, what a request may take, how many replicas there are.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::super::check::Check;
+use super::super::endpoint::{Deployment, Process, RequestSettings, ScaleSettings, Target, defaults};
+use super::super::problem::{field, item, quoted};
+use super::super::resource::{RawDataCollector, RawDeployment, RawProcess, RawRequestSettings, RawScaleSettings};
+use super::{address, path::path as valid_path};
+
+const PORT: RangeInclusive<i64> = 1..=65_535;
+const REQUEST_TIMEOUT_MS: RangeInclusive<i64> = 1..=300_000;
+const STREAM_IDLE_TIMEOUT_MS: RangeInclusive<i64> = 1..=86_400_000;
+const MAX_CONCURRENT: RangeInclusive<i64> = 1..=1_000_000;
+const MAX_QUEUE_WAIT_MS: RangeInclusive<i64> = 0..=300_000;
+const MAX_QUEUE_LENGTH: RangeInclusive<i64> = 0..=1_000_000;
+const INSTANCES: RangeInclusive<i64> = 0..=1_000;
+const SCALED_INSTANCES: RangeInclusive<i64> = 1..=1_000;
+const TARGET_PERCENTAGE: RangeInclusive<i64> = 1..=100;
+const POLLING_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
+
+/// What a command or a variable says where the replica's port goes.
+const PORT_PLACE: &str = "{port}";
+
+/// `None` when something essential is wrong; whatever is wrong is noted.
+pub(super) fn deployment(check: &mut Check, path: &str, raw: &RawDeployment) -> Option<Deployment> {
+    let at = |name| field(path, name);
+    let name = super::name(check, &at("name"), raw.name.as_deref());
+    let target = target(check, path, raw);
+    let scoring_path = uri_path(check, &at("scoringPath"), raw.scoring_path.as_deref(), defaults::SCORING_PATH);
+    let swagger_path = uri_path(check, &at("swaggerPath"), raw.swagger_path.as_deref(), defaults::SWAGGER_PATH);
+    if let Some(host) = &raw.host {
+        let what = |error: address::AddressError| format!("is {}, which {error}", quoted(host));
+        check.ok(&at("host"), address::host(host).map_err(what));
+    }
+    let nothing = RawRequestSettings::default();
+    let requests = requests(check, &at("requestSettings"), raw.request_settings.as_ref().unwrap_or(&nothing));
+    let nothing = RawScaleSettings::default();
+    let scale = scale(check, &at("scaleSettings"), raw.scale_settings.as_ref().unwrap_or(&nothing), target.as_ref());
+    if let Some(collector) = &raw.data_collector {
+        data_collector(check, &at("dataCollector"), collector);
+    }
+    Some(Deployment {
+        name: name?,
+        target: target?,
+        scoring_path,
+        swagger_path,
+        forward_authorization: raw.forward_authorization.unwrap_or(false),
+        host: raw.host.clone(),
+        requests,
+        scale,
+    })
+}
+
+fn uri_path(check: &mut Check, path: &str, given: Option<&str>, default: &str) -> String {
+    let written = given.unwrap_or(default);
+    check.ok(path, valid_path(written).map_err(|error| format!("is {}: it {error}", quoted(written))));
+    written.to_owned()
+}
+
+fn target(check: &mut Check, path: &str, raw: &RawDeployment) -> Option<Target> {
+    let given: Vec<&str> = [
+        raw.target_ref.as_ref().map(|_| "targetRef"),
+        raw.instances.as_ref().map(|_| "instances"),
+        raw.process.as_ref().map(|_| "process"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    match given.as_slice() {
+        [_] => {}
+        [] => {
+            let how = "write one of `targetRef` (a Kubernetes workload), `instances` (fixed addresses) and `process`";
+            check.problem(path, format!("does not say where its replicas are; {how}"));
+        }
+        [first, others @ ..] => {
+            for other in others {
+                check.problem(
+                    &field(path, other),
+                    format!("is given beside `{first}`, but a deployment has one kind of replicas; remove one"),
+                );
+            }
+        }
+    }
+    port(check, &field(path, "port"), raw);
+    let process = raw.process.as_ref().and_then(|raw| process(check, &field(path, "process"), raw));
+    let instances = raw.instances.as_deref().map(|raw| instances(check, &field(path, "instances"), raw));
+    process.map(Target::Process).or(instances.map(Target::Instances))
+}
+
+fn port(check: &mut Check, path: &str, raw: &RawDeployment) {
+    check.number(path, raw.port, PORT, 0, "");
+    if raw.port.is_none() || raw.target_ref.is_some() {
+        return;
+    }
+    if raw.instances.is_some() {
+        check.problem(path, "is only for `targetRef`: each address in `instances` has its own port; remove it");
+    } else if raw.process.is_some() {
+        check.problem(path, "is only for `targetRef`: the router gives each process a port as `{port}`; remove it");
+    }
+}
+
+fn instances(check: &mut Check, path: &str, raw: &[Option<String>]) -> Vec<String> {
+    if raw.is_empty() {
+        check.problem(path, "is empty; write at least one address, such as `[\"127.0.0.1:5001\"]`");
+    }
+    let mut addresses: Vec<String> = Vec::with_capacity(raw.len());
+    let mut first_at = HashMap::new();
+    for (index, address) in raw.iter().enumerate() {
+        let path = item(path, index);
+        let address = address.as_deref().unwrap_or_default();
+        if let Err(error) = address::host_and_port(address) {
+            check.problem(&path, format!("is {}, which {error}", quoted(address)));
+            continue;
+        }
+        let first = *first_at.entry(address.to_ascii_lowercase()).or_insert(index);
+        if first != index {
+            check.problem(&path, format!("is {}, the same as item {first}; write each address once", quoted(address)));
+        }
+        addresses.push(address.to_owned());
+    }
+    addresses
+}
+
+fn process(check: &mut Check, path: &str, raw: &RawProcess) -> Option<Process> {
+    let command: Vec<String> = raw.command.iter().flatten().map(|part| part.clone().unwrap_or_default()).collect();
+    let env: Vec<(String, String)> = raw.env.clone().unwrap_or_default().into_iter().collect();
+    let at_command = field(path, "command");
+    match command.first() {
+        None => check
+            .problem(&at_command, "is missing; write program and arguments, as `[\"serve\", \"--port\", \"{port}\"]`"),
+        Some(program) if program.trim().is_empty() => {
+            check.problem(&item(&at_command, 0), "is empty; it must be the program to start");
+        }
+        Some(_) if !command.iter().chain(env.iter().map(|(_, value)| value)).any(|text| text.contains(PORT_PLACE)) => {
+            let why = "does not say `{port}`, and no variable in `env` does: the router gives each replica its own port there";
+            check.problem(&at_command, format!("{why}, as in `[\"serve\", \"--port\", \"{PORT_PLACE}\"]`"));
+        }
+        Some(_) => {}
+    }
+    for (index, _) in command.iter().enumerate().filter(|(_, part)| part.contains('\0')) {
+        check.problem(&item(&at_command, index), "has a NUL character, which no argument can have");
+    }
+    for (name, value) in &env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            check.problem(
+                &field(&field(path, "env"), name),
+                "cannot be an environment variable: its name is empty, or has a `=` or NUL",
+            );
+        }
+    }
+    if raw.working_dir.as_deref().is_some_and(|folder| folder.is_empty() || folder.contains('\0')) {
+        check.problem(&field(path, "workingDir"), "is empty; name a folder, or leave it out for the router's own");
+    }
+    let readiness = raw.readiness_path.as_deref();
+    let readiness_path = uri_path(check, &field(path, "readinessPath"), readiness, defaults::READINESS_PATH);
+    let working_dir = raw.working_dir.as_ref().map(PathBuf::from);
+    Some(Process { command, readiness_path, env, working_dir })
+}
+
+fn requests(check: &mut Check, path: &str, raw: &RawRequestSettings) -> RequestSettings {
+    let mut number = |name, given, range, default, unit| {
+        check.number(&field(path, name), given, range, default, unit).unsigned_abs()
+    };
+    let timeout =
+        number("requestTimeoutMs", raw.request_timeout_ms, REQUEST_TIMEOUT_MS, defaults::REQUEST_TIMEOUT_MS, MS);
+    let stream_idle = number(
+        "streamIdleTimeoutMs",
+        raw.stream_idle_timeout_ms,
+        STREAM_IDLE_TIMEOUT_MS,
+        defaults::STREAM_IDLE_TIMEOUT_MS,
+        MS,
+    );
+    let concurrent = number(
+        "maxConcurrentRequestsPerInstance",
+        raw.max_concurrent_requests_per_instance,
+        MAX_CONCURRENT,
+        defaults::MAX_CONCURRENT_PER_INSTANCE,
+        "",
+    );
+    let wait = number("maxQueueWaitMs", raw.max_queue_wait_ms, MAX_QUEUE_WAIT_MS, defaults::MAX_QUEUE_WAIT_MS, MS);
+    let length = number("maxQueueLength", raw.max_queue_length, MAX_QUEUE_LENGTH, defaults::MAX_QUEUE_LENGTH, "");
+    RequestSettings {
+        timeout: Duration::from_millis(timeout),
+        stream_idle_timeout: Duration::from_millis(stream_idle),
+        max_concurrent_per_instance: u32::try_from(concurrent)
+            .ok()
+            .and_then(NonZeroU32::new)
+            .unwrap_or(NonZeroU32::MIN),
+        max_queue_wait: Duration::from_millis(wait),
+        max_queue_length: usize::try_from(length).unwrap_or_default(),
+    }
+}
+
+const MS: &str = " milliseconds";
+
+fn scale(check: &mut Check, path: &str, raw: &RawScaleSettings, target: Option<&Target>) -> ScaleSettings {
+    let at = |name| field(path, name);
+    check.word(&at("type"), raw.kind.as_deref(), &[("default", ()), ("target_utilization", ())]);
+    let count = check.number(&at("instanceCount"), raw.instance_count, INSTANCES, defaults::INSTANCE_COUNT, "");
+    let least = check.number(&at("minInstances"), raw.min_instances, SCALED_INSTANCES, defaults::MIN_INSTANCES, "");
+    let most = check.number(&at("maxInstances"), raw.max_instances, SCALED_INSTANCES, defaults::MAX_INSTANCES, "");
+    if least > most {
+        let default = if raw.max_instances.is_none() { " (the default)" } else { "" };
+        check.problem(
+            &at("minInstances"),
+            format!("is {least}, but must not be more than maxInstances, which is {most}{default}"),
+        );
+    }
+    check.number(
+        &at("targetUtilizationPercentage"),
+        raw.target_utilization_percentage,
+        TARGET_PERCENTAGE,
+        defaults::TARGET_UTILIZATION_PERCENTAGE,
+        " percent",
+    );
+    let interval = raw.polling_interval.map_or(defaults::POLLING_INTERVAL, |written| written.0);
+    if !POLLING_INTERVAL.contains(&interval) {
+        let written = super::super::duration::WrittenDuration(interval);
+        check.problem(&at("pollingInterval"), format!("is {written}, but must be between 100ms and 10m"));
+    }
+    let fixed = match target {
+        Some(Target::Instances(addresses)) => i64::try_from(addresses.len()).unwrap_or(i64::MAX),
+        _ => count,
+    };
+    if raw.instance_count.is_some_and(|_| fixed != count) {
+        let why = format!("is {count}, but `instances` lists {fixed}, and the router cannot start fixed addresses");
+        check.problem(&at("instanceCount"), format!("{why}; remove it, or list as many"));
+    }
+    ScaleSettings::Fixed { instances: u32::try_from(fixed).unwrap_or(u32::MAX) }
+}
+
+fn data_collector(check: &mut Check, path: &str, raw: &RawDataCollector) {
+    if let Some(rate) = raw.sampling_rate.filter(|rate| !(0.0..=1.0).contains(rate)) {
+        check.problem(&field(path, "samplingRate"), format!("is {rate}, but must be between 0 and 1"));
+    }
+    let rates = [("Minute", ()), ("Hour", ()), ("Day", ())];
+    check.word(&field(path, "rollingRate"), raw.rolling_rate.as_deref(), &rates);
+}

@@ -1,0 +1,440 @@
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::super::endpoint::{Auth, KeySource, Process, ScaleSettings, Target};
+use super::*;
+
+/// A document that is in order.
+fn good() -> Value {
+    json!({
+        "apiVersion": "inference-router.dev/v1alpha1",
+        "kind": "OnlineEndpoint",
+        "metadata": {"name": "My-Endpoint", "namespace": "team-a"},
+        "spec": {
+            "keys": {"primary": {"value": "0123456789abcdef"}},
+            "traffic": {"blue": 90, "GREEN": 10},
+            "deployments": [
+                {"name": "blue", "instances": ["127.0.0.1:5001", "[::1]:5002"]},
+                {"name": "green", "process": {"command": ["serve", "{port}"]}},
+            ],
+        },
+    })
+}
+
+/// The good document with the node at `pointer` (`/spec/traffic`) set to `value`; null takes it out.
+fn with(pointer: &str, value: Value) -> Value {
+    let mut document = good();
+    set(&mut document, pointer, value);
+    document
+}
+
+fn set(document: &mut Value, pointer: &str, value: Value) {
+    let mut node = document;
+    for step in pointer.split('/').skip(1) {
+        node = match step.parse::<usize>() {
+            Ok(index) => &mut node[index],
+            Err(_) => &mut node[step],
+        };
+    }
+    *node = value;
+}
+
+fn problems(document: Value) -> Vec<String> {
+    read(document).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+/// The document has exactly one problem, at `path`, and its message has every one of `gist`.
+#[track_caller]
+fn refused(document: Value, path: &str, gist: &[&str]) {
+    let problems = match read(document.clone()) {
+        Ok(_) => panic!("accepted: {document}"),
+        Err(problems) => problems,
+    };
+    assert_eq!(problems.iter().map(|problem| problem.path.as_str()).collect::<Vec<_>>(), [path], "{problems:?}");
+    for part in gist {
+        assert!(problems[0].what.contains(part), "{:?} does not say {part:?}", problems[0].what);
+    }
+}
+
+#[test]
+fn a_small_document_gets_the_defaults() {
+    let endpoint = read(good()).unwrap();
+    assert_eq!(endpoint.name.as_str(), "My-Endpoint");
+    assert_eq!(endpoint.namespace.as_deref(), Some("team-a"));
+    assert_eq!(endpoint.auth, Auth::Key(vec![KeySource::Value("0123456789abcdef".to_owned())]));
+    assert_eq!((endpoint.traffic, endpoint.cors), (vec![90, 10], None));
+    let [blue, green] = <[Deployment; 2]>::try_from(endpoint.deployments).unwrap();
+    assert_eq!(blue.target, Target::Instances(vec!["127.0.0.1:5001".to_owned(), "[::1]:5002".to_owned()]));
+    assert_eq!((blue.scoring_path.as_str(), blue.swagger_path.as_str()), ("/score", "/swagger.json"));
+    assert_eq!((blue.forward_authorization, blue.host), (false, None));
+    assert_eq!(blue.requests.timeout, Duration::from_secs(5));
+    assert_eq!(blue.requests.stream_idle_timeout, Duration::from_secs(60));
+    assert_eq!(blue.requests.max_concurrent_per_instance, NonZeroU32::MIN);
+    assert_eq!(blue.requests.max_queue_wait, Duration::from_millis(500));
+    assert_eq!(blue.requests.max_queue_length, 10_000);
+    assert_eq!(blue.scale, ScaleSettings::Fixed { instances: 2 });
+    assert_eq!(green.scale, ScaleSettings::Fixed { instances: 1 });
+    let process = Process {
+        command: vec!["serve".to_owned(), "{port}".to_owned()],
+        readiness_path: "/".to_owned(),
+        env: Vec::new(),
+        working_dir: None,
+    };
+    assert_eq!(green.target, Target::Process(process));
+}
+
+#[test]
+fn every_value_given_is_kept() {
+    let mut document = with(
+        "/spec/deployments/1",
+        json!({
+            "name": "green", "scoringPath": "/v1/m:predict", "swaggerPath": "/s", "forwardAuthorization": true,
+            "host": "model.example",
+            "process": {"command": ["a"], "readinessPath": "/ready", "env": {"PORT": "{port}"}, "workingDir": "models"},
+            "requestSettings": {"requestTimeoutMs": 300_000, "streamIdleTimeoutMs": 1,
+                "maxConcurrentRequestsPerInstance": 7, "maxQueueWaitMs": 0, "maxQueueLength": 0},
+            "scaleSettings": {"type": "default", "instanceCount": 3, "minInstances": 2, "maxInstances": 2,
+                "targetUtilizationPercentage": 100, "pollingInterval": "2s"},
+            "dataCollector": {"samplingRate": 0.5, "rollingRate": "Day",
+                "collections": {"request": {"enabled": false}, "response": {}}},
+        }),
+    );
+    set(&mut document, "/spec/keys", json!({"primary": {"env": "KEY"}, "secondary": {"file": "keys/second"}}));
+    set(&mut document, "/metadata/labels", json!({"a.b/c": "d"}));
+    set(&mut document, "/status", json!({"conditions": []}));
+    let endpoint = read(document).unwrap();
+    let file = KeySource::File(PathBuf::from("keys/second"));
+    assert_eq!(endpoint.auth, Auth::Key(vec![KeySource::Env("KEY".to_owned()), file]));
+    let green = &endpoint.deployments[1];
+    assert_eq!((green.scoring_path.as_str(), green.swagger_path.as_str()), ("/v1/m:predict", "/s"));
+    assert_eq!((green.forward_authorization, green.host.as_deref()), (true, Some("model.example")));
+    assert_eq!(green.requests.timeout, Duration::from_secs(300));
+    assert_eq!(green.requests.stream_idle_timeout, Duration::from_millis(1));
+    assert_eq!(green.requests.max_concurrent_per_instance.get(), 7);
+    assert_eq!((green.requests.max_queue_wait, green.requests.max_queue_length), (Duration::ZERO, 0));
+    assert_eq!(green.scale, ScaleSettings::Fixed { instances: 3 });
+    let Target::Process(process) = &green.target else { panic!("{:?}", green.target) };
+    assert_eq!(process.readiness_path, "/ready");
+    assert_eq!(process.env, [("PORT".to_owned(), "{port}".to_owned())]);
+    assert_eq!(process.working_dir, Some(PathBuf::from("models")));
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let document = json!({
+        "apiVersion": "v1",
+        "metadata": {"name": "x"},
+        "spec": {
+            "authMode": "keys",
+            "trafic": {"blue": 100},
+            "traffic": {"blu": 90},
+            "deployments": [
+                {"name": "blue", "requestSettings": {"requestTimeoutMs": 0, "maxQueueLength": "many"}},
+                {"name": "Blue", "instances": ["nowhere"], "process": {"command": []}},
+            ],
+        },
+    });
+    let found = read(document).unwrap_err();
+    let mut paths: Vec<&str> = found.iter().map(|problem| problem.path.as_str()).collect();
+    paths.sort_unstable();
+    assert_eq!(
+        paths,
+        [
+            "apiVersion",
+            "kind",
+            "metadata.name",
+            "spec.authMode",
+            "spec.deployments[0].requestSettings.maxQueueLength",
+            "spec.deployments[0].requestSettings.requestTimeoutMs",
+            "spec.deployments[1].instances[0]",
+            "spec.deployments[1].name",
+            "spec.deployments[1].process",
+            "spec.deployments[1].process.command",
+            "spec.traffic",
+            "spec.traffic.blu",
+            "spec.trafic",
+        ]
+        .into_iter()
+        .collect::<Vec<_>>(),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn what_was_left_out_for_its_type_is_not_also_missing() {
+    refused(with("/metadata/name", json!(123)), "metadata.name", &["the number 123", "quotes"]);
+    refused(with("/spec/traffic/blue", json!("90%")), "spec.traffic.blue", &["\"90%\""]);
+    refused(
+        with("/spec/deployments/0", json!({"name": "blue", "instnces": []})),
+        "spec.deployments[0].instnces",
+        &["did you mean `instances`?"],
+    );
+    refused(with("/spec/deployments", json!("blue")), "spec.deployments", &["a list is expected"]);
+    refused(json!([1]), "", &["a mapping"]);
+}
+
+#[test]
+fn header_and_names_keep_to_the_rules() {
+    refused(with("/apiVersion", json!("v1")), "apiVersion", &["\"v1\"", "inference-router.dev/v1alpha1"]);
+    refused(with("/apiVersion", Value::Null), "apiVersion", &["missing"]);
+    refused(with("/kind", Value::Null), "kind", &["missing", "OnlineEndpoint"]);
+    refused(json!({"kind": "Secret", "data": {"a": "b"}}), "kind", &["\"Secret\"", "OnlineEndpoint"]);
+    refused(with("/metadata", Value::Null), "metadata.name", &["missing"]);
+    refused(with("/metadata/name", json!("ab")), "metadata.name", &["\"ab\"", "3 to 32"]);
+    refused(with("/metadata/name", json!("a_b")), "metadata.name", &["\"a_b\"", "letter"]);
+    refused(with("/metadata/namespace", json!("Team A")), "metadata.namespace", &["\"Team A\"", "1 to 63"]);
+    refused(with("/spec", Value::Null), "spec", &["missing"]);
+    refused(with("/spec/deployments/1/name", Value::Null), "spec.deployments[1].name", &["missing"]);
+}
+
+#[test]
+fn deployments_are_one_to_twenty_with_their_own_names() {
+    let mut none = with("/spec/deployments", json!([]));
+    set(&mut none, "/spec/traffic", json!({}));
+    refused(none, "spec.deployments", &["missing", "1 to 20"]);
+    let many: Vec<Value> = (0..21).map(|n| json!({"name": format!("blue{n}"), "instances": ["a:1"]})).collect();
+    let mut document = with("/spec/deployments", json!(many));
+    set(&mut document, "/spec/traffic", json!({"blue20": 100}));
+    refused(document, "spec.deployments", &["has 21", "20 is the most"]);
+    let mut document = with("/spec/deployments/1/name", json!("Blue"));
+    set(&mut document, "/spec/traffic", json!({"blue": 100}));
+    refused(document, "spec.deployments[1].name", &["\"Blue\" is already the name of spec.deployments[0]"]);
+    let mut document = with("/spec/deployments/1", Value::Null);
+    set(&mut document, "/spec/traffic", json!({"blue": 100}));
+    refused(document, "spec.deployments[1]", &["empty"]);
+}
+
+#[test]
+fn traffic_sums_to_a_hundred_or_nothing() {
+    assert_eq!(read(with("/spec/traffic", Value::Null)).unwrap().traffic, [0, 0]);
+    assert_eq!(read(with("/spec/traffic", json!({"blue": 0}))).unwrap().traffic, [0, 0]);
+    assert_eq!(read(with("/spec/traffic", json!({"Green": 100}))).unwrap().traffic, [0, 100]);
+    refused(with("/spec/traffic/blue", json!(95)), "spec.traffic", &["sums to 105", "100, or to 0"]);
+    refused(with("/spec/traffic/blue", json!(-1)), "spec.traffic.blue", &["is -1", "between 0 and 100"]);
+    refused(with("/spec/traffic/blue", json!(i64::MAX)), "spec.traffic.blue", &["between 0 and 100"]);
+    refused(with("/spec/traffic/blue", json!(90.5)), "spec.traffic.blue", &["90.5", "whole number"]);
+    refused(
+        with("/spec/traffic", json!({"blue": 90, "gren": 10})),
+        "spec.traffic.gren",
+        &["no deployment \"gren\"", "did you mean `green`?"],
+    );
+    refused(with("/spec/traffic", json!({"blue": 90, "x y": 10})), "spec.traffic[\"x y\"]", &["`blue`, `green`"]);
+    refused(with("/spec/traffic", json!({"blue": 90, "BLUE": 10})), "spec.traffic.blue", &["second time"]);
+}
+
+#[test]
+fn mirrored_traffic_keeps_to_its_rules() {
+    let both = |mirror: Value, rule_path: &str, gist: &str| {
+        let mut document = with("/spec/mirrorTraffic", mirror);
+        set(&mut document, "/spec/traffic", json!({"blue": 100}));
+        let found = read(document).unwrap_err();
+        assert!(found.iter().any(|p| p.path == "spec.mirrorTraffic" && p.what.contains("not supported")), "{found:?}");
+        assert!(found.iter().any(|p| p.path == rule_path && p.what.contains(gist)), "{found:?}");
+    };
+    both(json!({"blue": 10}), "spec.mirrorTraffic.blue", "live or mirrored traffic, not both");
+    both(json!({"green": 51}), "spec.mirrorTraffic.green", "between 0 and 50");
+    both(json!({"grene": 5}), "spec.mirrorTraffic.grene", "did you mean `green`?");
+    both(json!({"green": 5, "blue": 0}), "spec.mirrorTraffic", "at most one");
+}
+
+#[test]
+fn a_deployment_has_one_kind_of_replicas() {
+    let path = "spec.deployments[0]";
+    refused(with("/spec/deployments/0", json!({"name": "blue"})), path, &["`targetRef`", "`instances`", "`process`"]);
+    let process = json!({"command": ["a", "{port}"]});
+    refused(with("/spec/deployments/0/process", process), "spec.deployments[0].process", &["beside `instances`"]);
+    refused(with("/spec/deployments/0/port", json!(5001)), "spec.deployments[0].port", &["only for `targetRef`"]);
+    refused(with("/spec/deployments/1/port", json!(5001)), "spec.deployments[1].port", &["`{port}`"]);
+}
+
+#[test]
+fn instances_are_addresses() {
+    let one = |address: &str| with("/spec/deployments/0/instances", json!([address]));
+    let path = "spec.deployments[0].instances[0]";
+    refused(one("http://a:1"), path, &["\"http://a:1\"", "scheme"]);
+    refused(one("a:1/score"), path, &["scoringPath"]);
+    refused(one("a"), path, &["no port"]);
+    refused(one("::1:80"), path, &["brackets"]);
+    refused(one("a:70000"), path, &["1 to 65535"]);
+    refused(one(""), path, &["no host"]);
+    refused(with("/spec/deployments/0/instances", json!([])), "spec.deployments[0].instances", &["empty"]);
+    let twice = json!(["a:1", "b:1", "A:1"]);
+    refused(with("/spec/deployments/0/instances", twice), "spec.deployments[0].instances[2]", &["same as item 0"]);
+    let mixed = json!([5001, "a:1"]);
+    refused(with("/spec/deployments/0/instances", mixed), "spec.deployments[0].instances[0]", &["number 5001"]);
+}
+
+#[test]
+fn a_process_can_be_started() {
+    let process = |process: Value| with("/spec/deployments/1/process", process);
+    let path = "spec.deployments[1].process";
+    let command = &format!("{path}.command");
+    refused(process(json!({})), command, &["missing"]);
+    refused(process(json!({"command": []})), command, &["missing"]);
+    refused(process(json!({"command": ["serve"]})), command, &["does not say `{port}`"]);
+    refused(process(json!({"command": ["", "{port}"]})), &format!("{command}[0]"), &["program to start"]);
+    refused(process(json!({"command": ["a", "{port}\0"]})), &format!("{command}[1]"), &["NUL"]);
+    refused(
+        process(json!({"command": ["a", "{port}"], "env": {"A=B": "x"}})),
+        &format!("{path}.env[\"A=B\"]"),
+        &["`=`"],
+    );
+    refused(process(json!({"command": ["a", "{port}"], "env": {"A": 1}})), &format!("{path}.env.A"), &["quotes"]);
+    refused(process(json!({"command": ["a", "{port}"], "workingDir": ""})), &format!("{path}.workingDir"), &["empty"]);
+    let document = process(json!({"command": ["a", "{port}"], "readinessPath": "ready"}));
+    refused(document, &format!("{path}.readinessPath"), &["\"ready\"", "start with `/`"]);
+}
+
+#[test]
+fn paths_and_host_are_legal() {
+    let at = |name: &str, value: &str| with(&format!("/spec/deployments/0/{name}"), json!(value));
+    refused(at("scoringPath", "score"), "spec.deployments[0].scoringPath", &["start with `/`"]);
+    refused(at("scoringPath", "/s?a=b"), "spec.deployments[0].scoringPath", &["query"]);
+    refused(at("swaggerPath", "/a b"), "spec.deployments[0].swaggerPath", &["`%20`"]);
+    refused(at("host", "http://a"), "spec.deployments[0].host", &["scheme"]);
+    refused(at("host", "a b"), "spec.deployments[0].host", &["\"a b\""]);
+}
+
+#[test]
+fn request_settings_are_in_range() {
+    for (name, wrong, gist) in [
+        ("requestTimeoutMs", 0, "between 1 and 300000 milliseconds"),
+        ("requestTimeoutMs", 300_001, "is 300001"),
+        ("streamIdleTimeoutMs", 0, "between 1 and"),
+        ("maxConcurrentRequestsPerInstance", 0, "between 1 and"),
+        ("maxQueueWaitMs", -1, "between 0 and 300000"),
+        ("maxQueueWaitMs", 300_001, "is 300001"),
+        ("maxQueueLength", -1, "between 0 and 1000000"),
+        ("maxQueueLength", 1_000_001, "is 1000001"),
+    ] {
+        let document = with("/spec/deployments/0/requestSettings", json!({name: wrong}));
+        refused(document, &format!("spec.deployments[0].requestSettings.{name}"), &[gist]);
+    }
+}
+
+#[test]
+fn scale_settings_are_in_range() {
+    let scale = |settings: Value| with("/spec/deployments/1/scaleSettings", settings);
+    let path = |name: &str| format!("spec.deployments[1].scaleSettings.{name}");
+    refused(scale(json!({"minInstances": 3, "maxInstances": 2})), &path("minInstances"), &["is 3", "which is 2"]);
+    refused(scale(json!({"minInstances": 3})), &path("minInstances"), &["which is 1 (the default)"]);
+    refused(scale(json!({"minInstances": 0})), &path("minInstances"), &["between 1 and"]);
+    refused(scale(json!({"maxInstances": 1001})), &path("maxInstances"), &["1000"]);
+    refused(scale(json!({"instanceCount": -1})), &path("instanceCount"), &["between 0 and"]);
+    for percent in [0, 101] {
+        let document = scale(json!({"targetUtilizationPercentage": percent}));
+        refused(document, &path("targetUtilizationPercentage"), &["between 1 and 100"]);
+    }
+    refused(scale(json!({"pollingInterval": "1ms"})), &path("pollingInterval"), &["is 1ms", "100ms and 10m"]);
+    refused(scale(json!({"pollingInterval": 1})), &path("pollingInterval"), &["no unit", "`1s`"]);
+    refused(scale(json!({"type": "Default"})), &path("type"), &["did you mean `default`?"]);
+    let document = with("/spec/deployments/0/scaleSettings", json!({"instanceCount": 3}));
+    refused(document, "spec.deployments[0].scaleSettings.instanceCount", &["is 3", "lists 2"]);
+    assert!(read(with("/spec/deployments/0/scaleSettings", json!({"instanceCount": 2}))).is_ok());
+}
+
+#[test]
+fn cors_is_off_until_an_origin_is_allowed() {
+    for off in [json!({}), json!({"allowOrigins": []})] {
+        assert_eq!(read(with("/spec/cors", off)).unwrap().cors, None);
+    }
+    let cors = read(with("/spec/cors", json!({"allowOrigins": ["https://App.example:443", "http://a:8080"]})));
+    let cors = cors.unwrap().cors.unwrap();
+    assert_eq!(cors.allow_origins, ["https://app.example", "http://a:8080"]);
+    assert_eq!(cors.allow_methods, ["GET", "POST"]);
+    assert!(cors.allow_headers.contains(&"authorization".to_owned()));
+    assert_eq!((cors.allow_credentials, cors.max_age), (false, Duration::from_secs(600)));
+    let all = json!({"allowOrigins": ["*"], "allowMethods": ["put"], "allowHeaders": ["*"], "exposeHeaders": ["X-A"],
+        "maxAgeSeconds": 0});
+    let cors = read(with("/spec/cors", all)).unwrap().cors.unwrap();
+    assert_eq!((cors.allow_methods[0].as_str(), cors.expose_headers[0].as_str()), ("PUT", "x-a"));
+}
+
+#[test]
+fn cors_keeps_to_the_rules() {
+    let cors = |cors: Value| with("/spec/cors", cors);
+    let origin = |origin: &str| cors(json!({"allowOrigins": [origin]}));
+    let path = "spec.cors.allowOrigins[0]";
+    refused(origin("app.example"), path, &["\"app.example\"", "scheme://host[:port]"]);
+    refused(origin("https://app.example/"), path, &["without a path"]);
+    refused(origin("https://*.example"), path, &["`*` cannot be part"]);
+    refused(origin("https://"), path, &["no host"]);
+    refused(origin("://a"), path, &["no scheme"]);
+    refused(origin("null"), path, &["an origin is"]);
+    let both = json!({"allowOrigins": ["*"], "allowCredentials": true});
+    refused(cors(both), "spec.cors.allowCredentials", &["`*`", "list the origins"]);
+    refused(cors(json!({"allowMethods": ["GET"]})), "spec.cors.allowOrigins", &["missing"]);
+    let with_origin = |name: &str, value: Value| cors(json!({"allowOrigins": ["*"], name: value}));
+    refused(with_origin("allowMethods", json!(["GET POST"])), "spec.cors.allowMethods[0]", &["not a method"]);
+    refused(with_origin("allowMethods", json!(["trace"])), "spec.cors.allowMethods[0]", &["never forwards"]);
+    refused(with_origin("allowHeaders", json!(["x y"])), "spec.cors.allowHeaders[0]", &["not the name of a header"]);
+    refused(with_origin("exposeHeaders", json!([""])), "spec.cors.exposeHeaders[0]", &["not the name of a header"]);
+    refused(with_origin("maxAgeSeconds", json!(-1)), "spec.cors.maxAgeSeconds", &["between 0 and 86400"]);
+}
+
+#[test]
+fn keys_are_there_and_hard_to_guess() {
+    let keys = |keys: Value| with("/spec/keys", keys);
+    let primary = "spec.keys.primary";
+    refused(keys(Value::Null), primary, &["missing", "authMode: none"]);
+    refused(keys(json!({"secondary": {"env": "K"}})), primary, &["missing"]);
+    refused(keys(json!({"primary": {}})), primary, &["exactly one of"]);
+    refused(keys(json!({"primary": {"env": "K", "file": "f"}})), primary, &["more than one", "exactly one of"]);
+    refused(keys(json!({"primary": {"env": "A=B"}})), "spec.keys.primary.env", &["\"A=B\""]);
+    refused(keys(json!({"primary": {"file": ""}})), "spec.keys.primary.file", &["empty"]);
+    refused(keys(json!({"primary": {"env": "K"}, "secondary": {"env": "K"}})), "spec.keys.secondary", &["the same as"]);
+    for (key, gist) in [("hunter2", "too short to resist guessing"), ("hunter2 hunter2 hunter2", "blanks")] {
+        refused(keys(json!({"primary": {"value": key}})), "spec.keys.primary.value", &[gist]);
+        assert!(!problems(keys(json!({"primary": {"value": key}}))).concat().contains("hunter2"));
+    }
+    refused(with("/spec/authMode", json!("none")), "spec.keys", &["authMode: none", "remove the keys"]);
+    let mut open = with("/spec/authMode", json!("none"));
+    set(&mut open, "/spec/keys", Value::Null);
+    assert_eq!(read(open).unwrap().auth, Auth::None);
+    refused(with("/spec/authMode", json!("Key")), "spec.authMode", &["\"Key\"", "did you mean `key`?"]);
+    let (raw, _) = resource::decode(keys(json!({"primary": {"value": "hunter2-hunter2-hunter2"}})));
+    assert!(!format!("{raw:?}").contains("hunter2"));
+}
+
+#[test]
+fn what_this_version_cannot_do_is_refused() {
+    let says = |document: Value, path: &str, gist: &str| {
+        refused(document, path, &["not supported by this version", gist]);
+    };
+    for mode in ["aml_token", "aad_token"] {
+        let mut document = with("/spec/authMode", json!(mode));
+        set(&mut document, "/spec/keys", Value::Null);
+        says(document, "spec.authMode", mode);
+    }
+    says(with("/spec/keys", json!({"secretRef": {"name": "s"}})), "spec.keys.secretRef", "file");
+    says(with("/spec/jwt", json!({"issuers": []})), "spec.jwt", "authMode: key");
+    let mut document = with("/spec/mirrorTraffic", json!({"green": 10}));
+    set(&mut document, "/spec/traffic", json!({"blue": 100}));
+    says(document, "spec.mirrorTraffic", "remove");
+    says(with("/spec/bandwidthLimitBytesPerSecond", json!(5)), "spec.bandwidthLimitBytesPerSecond", "remove");
+    let target =
+        json!({"name": "blue", "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "m"}, "port": 1});
+    says(with("/spec/deployments/0", target), "spec.deployments[0].targetRef", "`instances`");
+    let scale = json!({"type": "target_utilization", "minInstances": 1, "maxInstances": 3});
+    let document = with("/spec/deployments/1/scaleSettings", scale);
+    says(document, "spec.deployments[1].scaleSettings.type", "use `type: default` with `instanceCount`");
+    let collector = json!({"collections": {"response": {"enabled": true}}});
+    says(with("/spec/deployments/1/dataCollector", collector), "spec.deployments[1].dataCollector", "false");
+}
+
+#[test]
+fn the_collector_is_checked_though_it_is_off() {
+    let collector = |settings: Value| with("/spec/deployments/1/dataCollector", settings);
+    refused(collector(json!({"samplingRate": 1.5})), "spec.deployments[1].dataCollector.samplingRate", &["0 and 1"]);
+    refused(collector(json!({"rollingRate": "hour"})), "spec.deployments[1].dataCollector.rollingRate", &["`Hour`"]);
+}
+
+#[test]
+fn a_document_survives_writing_and_reading() {
+    let (raw, problems) = resource::decode(good());
+    assert!(problems.is_empty());
+    assert_eq!(serde_json::to_value(&raw).unwrap(), good());
+}

@@ -1,0 +1,160 @@
+//! A sample model server that behaves like Azure's `azmlinfsrv`: for demos, for tests of the router, and to try the
+//! router without writing a model.
+//!
+//! It answers `GET /`, `GET|POST /score` and `GET /swagger.json` over HTTP/1.1. The model is the linear regression of
+//! Azure's online-endpoint examples. What it copies from `azmlinfsrv` is what a router has to cope with: only so many
+//! scores at once while the excess waits unseen, runs that go on when their client has left, health that answers
+//! although the model is busy, and the same headers and errors. Unlike it, connections are kept alive.
+
+mod answer;
+mod runs;
+mod score;
+mod swagger;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use self::answer::{Scorer, answer};
+use self::runs::Runs;
+use self::score::Model;
+use hyper_util::rt::TokioIo;
+
+/// How long a stopping server waits for what it is doing.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long the server waits when the system has no more connections to give, so as not to spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How a [`Server`] behaves.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where to listen; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// Scores that run at once, at least 1; the excess waits in line. `GET /` never waits.
+    pub concurrency: usize,
+    /// How long each score takes.
+    pub delay: Duration,
+    /// Share of the scores that answer 500, 0 to 1.
+    pub fail_rate: f64,
+    /// `POST /score` answers with server-sent events, one for each row, instead of one JSON array.
+    pub stream: bool,
+    /// The deployment this server stands for, sent as `x-model-name`.
+    pub name: Option<String>,
+}
+
+/// A model server that is bound to its address and ready to run.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    scorer: Arc<Scorer>,
+}
+
+impl Server {
+    /// Checks `options` and binds the address.
+    ///
+    /// # Errors
+    /// The address cannot be bound, or (`InvalidInput`) an option is out of its range.
+    pub async fn bind(options: Options) -> io::Result<Self> {
+        let address = options.address;
+        let scorer = Scorer::build(options)?;
+        let listener = TcpListener::bind(address).await?;
+        Ok(Self { address: listener.local_addr()?, listener, scorer: Arc::new(scorer) })
+    }
+
+    /// Where the server listens, with the port that was chosen for port 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` completes, then stops accepting and gives what runs 2 seconds to finish.
+    ///
+    /// # Errors
+    /// None at present: a connection that fails concerns only its client.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+        let Self { listener, scorer, .. } = self;
+        let mut connections = JoinSet::new();
+        let (stop, stopping) = watch::channel(());
+        let mut shutdown = pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                Some(_) = connections.join_next() => {}
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        connections.spawn(serve(stream, scorer.clone(), stopping.clone()));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the model server cannot accept a connection");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        drop(stop);
+        let drained = async { while connections.join_next().await.is_some() {} };
+        if timeout(GRACE, drained).await.is_err() {
+            connections.shutdown().await;
+        }
+        scorer.runs.abort();
+        Ok(())
+    }
+}
+
+impl Scorer {
+    fn build(options: Options) -> io::Result<Self> {
+        let Options { concurrency, delay, fail_rate, stream, name, .. } = options;
+        let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
+        if concurrency == 0 {
+            return Err(invalid("concurrency: expected at least 1, found 0".into()));
+        }
+        if !(0.0..=1.0).contains(&fail_rate) {
+            return Err(invalid(format!("fail rate: expected a number from 0 to 1, found {fail_rate}")));
+        }
+        let name = name
+            .map(|name| HeaderValue::try_from(&name).map_err(|_| invalid(format!("name: {name:?} cannot be a header"))))
+            .transpose()?;
+        let model = Model::load()?;
+        Ok(Self { runs: Arc::new(Runs::new(model, concurrency, delay, fail_rate)), stream, name })
+    }
+}
+
+/// Answers the requests of one connection until it ends or `stopping` loses its sender.
+async fn serve(stream: TcpStream, scorer: Arc<Scorer>, mut stopping: watch::Receiver<()>) {
+    // Without it events of a stream would wait for each other; a socket that refuses is slower, not broken.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let scorer = scorer.clone();
+        async move { Ok::<_, Infallible>(answer(&scorer, request).await) }
+    });
+    // A client may close its half and still get its answer. It also means that the connection ends only when the run
+    // has: from that a router learns that a slot is free again.
+    let connection = http1::Builder::new().half_close(true).serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = stopping.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection of the model server ended early");
+    }
+}

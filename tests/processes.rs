@@ -1,0 +1,307 @@
+//! Promises of the supervisor of local processes, with real processes.
+
+#![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, OnceLock, mpsc as std_mpsc};
+use std::time::{Duration, Instant};
+
+use inference_router::control::processes::{Event, ReplicaSpec, Settings, Supervisor};
+use inference_router::model::endpoint::Process;
+use inference_router::model::name::Name;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const EXECUTABLE: &str = env!("CARGO_BIN_EXE_inference-router");
+
+/// Writes its process id to a file named after its port, then is a model.
+const SERVE: &str = r#"echo $$ > "$PIDS/{port}"; exec "$0" model-server --port {port}"#;
+
+struct Rig {
+    supervisor: Supervisor,
+    events: mpsc::Receiver<Event>,
+    folder: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new(grace: Duration, drain_timeout: Duration) -> Self {
+        let (sender, events) = mpsc::channel(1);
+        let supervisor = Supervisor::new(Settings { executable: EXECUTABLE.into(), grace, drain_timeout }, sender);
+        log();
+        Self { supervisor, events, folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn spec(&self, endpoint: &str, script: &str) -> ReplicaSpec {
+        spec(endpoint, script, self.folder.path())
+    }
+
+    /// Applies `count` replicas of `script` and waits until they are ready.
+    async fn ready(&mut self, endpoint: &str, script: &str, count: u32) -> HashMap<u32, SocketAddr> {
+        self.supervisor.apply(vec![(self.spec(endpoint, script), count)]);
+        let mut addresses = HashMap::new();
+        while addresses.len() < count as usize {
+            if let Event::Ready { key, address } = self.next().await {
+                addresses.insert(key.index, address);
+            }
+        }
+        addresses
+    }
+
+    async fn next(&mut self) -> Event {
+        timeout(PATIENCE, self.events.recv()).await.expect("no event in time").expect("the supervisor is gone")
+    }
+
+    /// The next event must be that replica `index` is gone.
+    async fn next_gone(&mut self, index: u32) -> Option<oneshot::Sender<()>> {
+        match self.next().await {
+            Event::Gone { key, drained } if key.index == index => drained,
+            other => panic!("not the end of replica {index}: {other:?}"),
+        }
+    }
+
+    fn pid_at(&self, address: SocketAddr) -> Pid {
+        let text = std::fs::read_to_string(self.folder.path().join(address.port().to_string())).unwrap();
+        Pid::from_raw(text.trim().parse().unwrap()).unwrap()
+    }
+}
+
+fn spec(endpoint: &str, script: &str, folder: &Path) -> ReplicaSpec {
+    let command = ["sh", "-c", script, EXECUTABLE].map(str::to_owned).to_vec();
+    let pids = folder.to_str().unwrap().to_owned();
+    ReplicaSpec {
+        endpoint: Name::new(endpoint).unwrap(),
+        deployment: Name::new("blue").unwrap(),
+        process: Process {
+            command,
+            readiness_path: "/".to_owned(),
+            env: vec![("PIDS".to_owned(), pids), ("GIVEN_PORT".to_owned(), "p={port}".to_owned())],
+            working_dir: Some(folder.to_owned()),
+        },
+    }
+}
+
+fn listens(address: SocketAddr) -> bool {
+    TcpStream::connect(address).is_ok_and(|stream| stream.peer_addr().ok() != stream.local_addr().ok())
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+/// One log for all tests of this file; they look only at lines of their own endpoint.
+fn log() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    struct Writer;
+    impl Write for Writer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            LOG.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    ONCE.get_or_init(|| tracing_subscriber::fmt().json().with_writer(|| Writer).init());
+}
+
+/// Lines of `replica` in the log: target, level, and the fields.
+fn logged(replica: &str) -> Vec<(String, String, serde_json::Value)> {
+    let text = String::from_utf8(LOG.lock().unwrap().clone()).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let of_replica = lines.filter(|line| line["fields"]["replica"] == replica);
+    let text_of = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    of_replica.map(|line| (text_of(&line["target"]), text_of(&line["level"]), line["fields"].clone())).collect()
+}
+
+#[tokio::test]
+async fn replicas_become_ready_on_ports_of_their_own() {
+    let mut rig = Rig::new(PATIENCE, PATIENCE);
+    let addresses = rig.ready("many", SERVE, 3).await;
+    assert_eq!(addresses.values().collect::<BTreeSet<_>>().len(), 3);
+    assert!(addresses.values().all(|address| listens(*address)));
+    rig.supervisor.stop().await;
+    assert!(!addresses.values().any(|address| listens(*address)));
+}
+
+#[tokio::test]
+async fn a_killed_replica_is_gone_and_comes_back_on_another_port() {
+    let mut rig = Rig::new(PATIENCE, PATIENCE);
+    let first = rig.ready("killed", SERVE, 1).await[&0];
+    kill_process(rig.pid_at(first), Signal::KILL).unwrap();
+    assert!(rig.next_gone(0).await.is_none(), "a dead replica is not to be drained");
+    assert!(matches!(rig.next().await, Event::Pending { .. }));
+    let Event::Ready { key, address } = rig.next().await else { panic!("not ready") };
+    assert_eq!(key.to_string(), "killed/blue/0");
+    assert_ne!(address, first);
+    let why = "replica ended by itself: killed by signal 9; next start in 100ms";
+    assert!(logged("killed/blue/0").iter().any(|(_, level, fields)| level == "WARN" && fields["message"] == why));
+    rig.supervisor.stop().await;
+}
+
+#[tokio::test]
+async fn a_surplus_replica_is_stopped_only_when_it_is_drained() {
+    let mut rig = Rig::new(PATIENCE, PATIENCE);
+    let addresses = rig.ready("surplus", SERVE, 2).await;
+    let one = vec![(rig.spec("surplus", SERVE), 1)];
+    rig.supervisor.apply(one);
+    let drained = rig.next_gone(1).await.expect("requests may be in flight");
+    assert!(listens(addresses[&1]));
+    drained.send(()).unwrap();
+    until("the surplus replica stops", || !listens(addresses[&1])).await;
+    assert!(listens(addresses[&0]));
+    rig.supervisor.stop().await;
+}
+
+#[tokio::test]
+async fn draining_does_not_take_longer_than_its_timeout() {
+    let mut rig = Rig::new(PATIENCE, Duration::from_millis(200));
+    let address = rig.ready("undrained", SERVE, 1).await[&0];
+    rig.supervisor.apply(vec![]);
+    let never_sent = rig.next_gone(0).await;
+    until("the replica stops", || !listens(address)).await;
+    drop(never_sent);
+    rig.supervisor.stop().await;
+    assert!(rig.events.recv().await.is_none(), "it was gone already when it stopped");
+}
+
+#[tokio::test]
+async fn an_old_replica_leaves_only_when_a_new_one_is_ready() {
+    let mut rig = Rig::new(PATIENCE, PATIENCE);
+    let old = rig.ready("changed", SERVE, 2).await;
+    rig.supervisor.apply(vec![(rig.spec("changed", &format!("true; {SERVE}")), 2)]);
+    let (mut new, mut gone) = (0, BTreeSet::new());
+    while gone.len() < 2 {
+        match rig.next().await {
+            Event::Ready { key, .. } => {
+                assert!(!old.contains_key(&key.index));
+                new += 1;
+            }
+            Event::Gone { key, drained } => {
+                assert!(drained.is_some() && old.contains_key(&key.index));
+                gone.insert(key.index);
+                assert!(gone.len() <= new, "{gone:?} left with {new} new ones ready");
+            }
+            Event::Pending { .. } => {}
+        }
+    }
+    until("the old replicas stop", || !old.values().any(|address| listens(*address))).await;
+    rig.supervisor.stop().await;
+}
+
+#[tokio::test]
+async fn stopping_needs_nobody_who_receives_events() {
+    let mut rig = Rig::new(PATIENCE, PATIENCE);
+    let address = rig.ready("unheard", SERVE, 1).await[&0];
+    rig.supervisor.apply(vec![(rig.spec("unheard", SERVE), 4)]);
+    until("the channel is full", || rig.events.len() == 1).await;
+    timeout(PATIENCE, rig.supervisor.stop()).await.expect("stops with its events unread");
+    assert!(!listens(address));
+}
+
+#[tokio::test]
+async fn a_replica_that_ignores_sigterm_is_killed_after_the_grace() {
+    let grace = Duration::from_millis(400);
+    let mut rig = Rig::new(grace, PATIENCE);
+    // The shell stays, whatever the model makes of SIGTERM.
+    let script = r#"trap '' TERM; "$0" model-server --port {port} & sleep 60"#;
+    let address = rig.ready("stubborn", script, 1).await[&0];
+    let started = Instant::now();
+    rig.supervisor.stop().await;
+    assert!(started.elapsed() >= grace && !listens(address));
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_exist_is_reported_and_tried_ever_more_slowly() {
+    let mut rig = Rig::new(PATIENCE, PATIENCE);
+    let mut missing = rig.spec("missing", "");
+    missing.process.command = vec!["no-such-model".to_owned()];
+    let started = Instant::now();
+    rig.supervisor.apply(vec![(missing, 1), (rig.spec("sound", SERVE), 1)]);
+    let (mut starts, mut sound) = (0, None);
+    while starts < 4 || sound.is_none() {
+        match rig.next().await {
+            Event::Pending { key } if key.endpoint.matches("missing") => starts += 1,
+            Event::Ready { key, address } if key.endpoint.matches("sound") => sound = Some(address),
+            Event::Gone { key, .. } => assert!(key.endpoint.matches("missing")),
+            Event::Pending { .. } => {}
+            Event::Ready { key, .. } => panic!("{key} is ready"),
+        }
+    }
+    assert!(started.elapsed() >= Duration::from_millis(100 + 200 + 400));
+    assert!(listens(sound.unwrap()));
+    let lines = logged("missing/blue/0");
+    assert!(
+        lines.iter().any(|(_, level, fields)| level == "ERROR" && fields["program"] == "no-such-model"),
+        "{lines:?}"
+    );
+    assert!(lines.iter().any(|(target, _, fields)| target == "replica"
+        && fields["message"].as_str().unwrap().contains("cannot start `no-such-model`: No such file")));
+    rig.supervisor.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_replica_prints_is_in_the_log() {
+    let mut rig = Rig::new(PATIENCE, PATIENCE);
+    let script = format!("echo \"$GIVEN_PORT\"; pwd; echo trouble >&2; {SERVE}");
+    let port = rig.ready("talks", &script, 1).await[&0].port();
+    let folder = rig.folder.path().canonicalize().unwrap();
+    rig.supervisor.stop().await;
+    let lines = logged("talks/blue/0");
+    for (stream, message) in
+        [("stdout", &*format!("p={port}")), ("stdout", folder.to_str().unwrap()), ("stderr", "trouble")]
+    {
+        let found = lines.iter().any(|(target, level, fields)| {
+            target == "replica" && level == "INFO" && fields["stream"] == stream && fields["message"] == message
+        });
+        assert!(found, "{stream} {message}: {lines:?}");
+    }
+}
+
+const HELPER_FIFO: &str = "INFERENCE_ROUTER_TEST_FIFO";
+
+/// A router of its own process for the next test; alone it does nothing.
+#[tokio::test]
+#[ignore = "run by the next test"]
+async fn a_router_that_is_going_to_be_killed() {
+    let Ok(fifo) = std::env::var(HELPER_FIFO) else { return };
+    let mut rig = Rig::new(Duration::from_millis(500), PATIENCE);
+    let script = format!(r#"trap '' TERM; exec 3> "{fifo}"; sleep 60 & {SERVE}"#);
+    rig.ready("orphan", &script, 1).await;
+    println!("ready");
+    rig.next().await;
+}
+
+#[test]
+fn no_process_of_a_replica_outlives_a_router_killed_by_sigkill() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo: PathBuf = folder.path().join("held-by-all-processes");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let mut router = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_router_that_is_going_to_be_killed", "--ignored", "--nocapture"])
+        .env(HELPER_FIFO, &fifo)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (done, gone) = std_mpsc::channel();
+    std::thread::spawn(move || {
+        let end = std::fs::File::open(fifo).and_then(|mut held| held.read_to_end(&mut Vec::new()));
+        done.send(end).unwrap();
+    });
+    let lines = BufReader::new(router.stdout.take().unwrap()).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line.ends_with("ready")));
+    assert!(gone.try_recv().is_err(), "the replica and its child are alive");
+    router.kill().unwrap();
+    router.wait().unwrap();
+    gone.recv_timeout(PATIENCE).expect("a process outlived the router").unwrap();
+}
