@@ -191,6 +191,9 @@ impl App {
             Workers::Count(count) => count.get(),
         };
         let lifecycle = self.shared.lifecycle.clone();
+        // The table is there before the first connection is accepted.
+        let mut index = Index::new(self.shared.table.clone(), self.shared.metrics.clone(), self.status.clone());
+        index.apply(self.endpoints);
         let mut data_plane = DataPlane::start(self.scoring.try_clone()?, workers, &self.shared)?;
         let log_writer = self.log_writer;
         let ended = control.block_on(async {
@@ -207,7 +210,6 @@ impl App {
                 let _ = admin.serve(listener).await;
                 "the admin listener".to_owned()
             });
-            let index = Index::new(self.shared.table.clone(), self.shared.metrics.clone(), self.status.clone());
             let (finish, finished) = tokio::sync::oneshot::channel();
             let control = Control {
                 index,
@@ -218,10 +220,7 @@ impl App {
                 drain_timeout: self.settings.shutdown.drain_timeout,
                 when_ready: self.when_ready,
             };
-            let (published, serving) = tokio::sync::oneshot::channel();
-            let control = tokio::spawn(control.run(self.endpoints, published, finished));
-            // The first table is published before anybody is told that the router serves.
-            let _ = serving.await;
+            let control = tokio::spawn(control.run(finished));
             lifecycle.enter(Phase::Serving);
             tracing::info!(workers, "serving");
             let result = tokio::select! {
@@ -290,13 +289,8 @@ struct Control {
 }
 
 impl Control {
-    /// Publishes `endpoints`, then what files and processes make of them, until `finished`; then ends the processes.
-    async fn run(
-        mut self,
-        endpoints: Vec<Desired>,
-        published: tokio::sync::oneshot::Sender<()>,
-        mut finished: tokio::sync::oneshot::Receiver<()>,
-    ) {
+    /// Starts the processes, then follows them and the files until `finished`; then ends the processes.
+    async fn run(mut self, mut finished: tokio::sync::oneshot::Receiver<()>) {
         let (events, mut happened) = mpsc::channel(EVENTS);
         let settings = processes::Settings {
             executable: self.executable.clone(),
@@ -305,8 +299,7 @@ impl Control {
         };
         let mut supervisor = Supervisor::new(settings, events);
         let mut watch = self.files.as_ref().map(|(_, places)| Watch::new(places));
-        self.apply(endpoints, &mut supervisor);
-        let _ = published.send(());
+        self.start_processes(&mut supervisor);
         loop {
             if self.when_ready.is_some() && self.index.is_complete() {
                 self.when_ready.take().into_iter().for_each(|tell| tell());
@@ -341,11 +334,12 @@ impl Control {
             tracing::error!(problems = all, "endpoint files have problems; the last good version of each endpoint serves");
         }
         self.status.set_problems(problems);
-        self.apply(endpoints, supervisor);
+        self.index.apply(endpoints);
+        self.start_processes(supervisor);
     }
 
-    fn apply(&mut self, endpoints: Vec<Desired>, supervisor: &mut Supervisor) {
-        self.index.apply(endpoints);
+    /// Makes the processes that run those that are wanted.
+    fn start_processes(&self, supervisor: &mut Supervisor) {
         let mut processes = self.index.processes();
         for (spec, _) in &mut processes {
             // In a document, the router's own name means this very program, wherever it is installed.

@@ -288,7 +288,7 @@ fn no_process_of_a_replica_outlives_a_router_killed_by_sigkill() {
     let fifo: PathBuf = folder.path().join("held-by-all-processes");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let mut router = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_router_that_is_going_to_be_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "processes::a_router_that_is_going_to_be_killed", "--ignored", "--nocapture"])
         .env(HELPER_FIFO, &fifo)
         .stdout(Stdio::piped())
         .spawn()
