@@ -252,9 +252,11 @@ impl Watch {
     /// Watches `places`, and the folders they are in: a rename over a file, or a swapped link, happens there.
     pub fn new(places: &[PathBuf]) -> Self {
         let (sign, signs) = mpsc::channel(1);
-        let watcher = notify::recommended_watcher(move |_| {
-            // One sign waiting is enough.
-            let _ = sign.try_send(());
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Our own reading is an event too. Of the others, one sign waiting is enough.
+            if !event.is_ok_and(|event| event.kind.is_access()) {
+                let _ = sign.try_send(());
+            }
         });
         let watcher = watcher.and_then(|mut watcher| {
             let folders = places.iter().flat_map(|place| [Some(place.as_path()), place.parent()]).flatten();

@@ -1,0 +1,169 @@
+use super::*;
+
+const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+fn document(name: &str, key: &str, port: u16) -> String {
+    format!(
+        "apiVersion: inference-router.dev/v1alpha1\nkind: OnlineEndpoint\nmetadata: {{name: {name}}}\nspec:\n  \
+         keys: {{primary: {key}}}\n  traffic: {{blue: 100}}\n  deployments: [{{name: blue, instances: [\"127.0.0.1:{port}\"]}}]\n"
+    )
+}
+
+fn plain(name: &str, port: u16) -> String {
+    document(name, &format!("{{value: {KEY}}}"), port)
+}
+
+struct Folder {
+    folder: tempfile::TempDir,
+    files: Files,
+}
+
+impl Folder {
+    fn new(documents: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let environment: Environment = Arc::new(|name| (name == "SET").then(|| format!("  {KEY}\n")));
+        let files = Files::new(vec![folder.path().to_owned()], environment);
+        let folder = Self { folder, files };
+        for (name, text) in documents {
+            folder.write(name, text);
+        }
+        folder
+    }
+
+    /// Writes beside and renames over, as editors do: a new file each time, so that no clock decides what is new.
+    fn write(&self, name: &str, text: &str) {
+        let beside = self.folder.path().join(".beside");
+        std::fs::write(&beside, text).unwrap();
+        std::fs::rename(beside, self.folder.path().join(name)).unwrap();
+    }
+
+    fn load(&mut self) -> Loaded {
+        self.files.load().expect("a change")
+    }
+}
+
+fn names(loaded: &Loaded) -> Vec<String> {
+    loaded.endpoints.iter().map(|endpoint| endpoint.spec.name.to_string()).collect()
+}
+
+fn port(loaded: &Loaded, name: &str) -> String {
+    let endpoint = loaded.endpoints.iter().find(|endpoint| endpoint.spec.name.matches(name)).unwrap();
+    match &endpoint.spec.deployments[0].target {
+        Target::Instances(addresses) => addresses[0].rsplit(':').next().unwrap().to_owned(),
+        Target::Process(_) => panic!("no address"),
+    }
+}
+
+#[test]
+fn only_what_changed_is_news() {
+    let mut folder = Folder::new(&[("a.yaml", &plain("one", 1)), ("b.yml", &plain("two", 2)), ("notes.txt", "x")]);
+    assert_eq!(names(&folder.load()), ["one", "two"]);
+    assert!(folder.files.load().is_none());
+    folder.write(".hidden.yaml", "broken: [");
+    folder.write("notes.txt", "y");
+    assert!(folder.files.load().is_none());
+    folder.write("a.yaml", &plain("one", 3));
+    assert_eq!(port(&folder.load(), "one"), "3");
+    std::fs::remove_file(folder.folder.path().join("b.yml")).unwrap();
+    assert_eq!(names(&folder.load()), ["one"]);
+}
+
+#[test]
+fn a_broken_document_leaves_its_last_good_version_and_the_others_alone() {
+    let both = |first: &str, second: &str| format!("{first}---\n{second}");
+    let mut folder = Folder::new(&[("a.yaml", &both(&plain("one", 1), &plain("two", 2)))]);
+    folder.load();
+    let broken = plain("two", 2).replace("blue: 100", "blue: 99");
+    folder.write("a.yaml", &both(&plain("one", 3), &broken));
+    let loaded = folder.load();
+    assert_eq!((port(&loaded, "one").as_str(), port(&loaded, "two").as_str()), ("3", "2"));
+    assert_eq!(loaded.problems.len(), 1, "{:?}", loaded.problems);
+    assert!(loaded.problems[0].to_string().contains("a.yaml"), "{}", loaded.problems[0]);
+    for text in ["", "# nothing\n", "apiVersion: [", "\u{0}"] {
+        folder.write("a.yaml", text);
+        let loaded = folder.load();
+        assert_eq!(names(&loaded), ["one", "two"], "{text:?}");
+        assert!(!loaded.problems.is_empty(), "{text:?}");
+    }
+    folder.write("a.yaml", &plain("one", 4));
+    let loaded = folder.load();
+    assert_eq!((names(&loaded), loaded.problems.len()), (vec!["one".to_owned()], 0), "a good file is the whole truth");
+}
+
+#[test]
+fn keys_come_from_the_document_the_environment_or_a_file_beside_it_and_follow_it() {
+    let mut folder = Folder::new(&[
+        ("a.yaml", &document("valued", &format!("{{value: {KEY}}}"), 1)),
+        ("b.yaml", &document("from-env", "{env: SET}", 1)),
+        ("c.yaml", &document("from-file", "{file: key.txt}", 1)),
+        ("key.txt", &format!("{KEY}\n")),
+    ]);
+    let expected = Access::Keys(vec![KeyDigest::of(KEY)]);
+    let loaded = folder.load();
+    assert_eq!(loaded.problems, []);
+    assert!(loaded.endpoints.iter().all(|endpoint| endpoint.access == expected));
+    folder.write("key.txt", "another-key-0123456789abcdef");
+    let loaded = folder.load();
+    let access = |name: &str| {
+        loaded.endpoints.iter().find(|endpoint| endpoint.spec.name.matches(name)).map(|endpoint| endpoint.access.clone())
+    };
+    assert_eq!(access("from-file"), Some(Access::Keys(vec![KeyDigest::of("another-key-0123456789abcdef")])));
+    assert_eq!(access("valued"), Some(expected));
+}
+
+#[test]
+fn a_key_that_cannot_be_had_is_a_problem_that_says_what_to_do_and_never_the_key() {
+    for (key, said) in [
+        ("{env: UNSET}", "UNSET is not set"),
+        ("{file: missing.txt}", "missing.txt cannot be read"),
+        ("{file: short.txt}", "has 5 characters"),
+        ("{file: spaced.txt}", "has spaces"),
+    ] {
+        let mut folder = Folder::new(&[
+            ("a.yaml", &document("abc", key, 1)),
+            ("short.txt", "short"),
+            ("spaced.txt", "two words that are one key"),
+        ]);
+        let loaded = folder.load();
+        let problem = loaded.problems[0].to_string();
+        assert!(problem.contains(said) && problem.contains("spec.keys.primary"), "{problem}");
+        assert!(!problem.contains("two words") && loaded.endpoints.is_empty(), "{problem}");
+    }
+}
+
+#[test]
+fn of_two_with_one_name_the_one_that_serves_goes_on() {
+    let mut folder = Folder::new(&[("b.yaml", &plain("same", 1))]);
+    folder.load();
+    folder.write("a.yaml", &plain("SAME", 2));
+    let loaded = folder.load();
+    assert_eq!(port(&loaded, "same"), "1");
+    assert!(loaded.problems[0].to_string().contains("b.yaml") && loaded.problems[0].source.ends_with("a.yaml"));
+    std::fs::remove_file(folder.folder.path().join("b.yaml")).unwrap();
+    let loaded = folder.load();
+    assert_eq!((port(&loaded, "same").as_str(), loaded.problems.len()), ("2", 0));
+}
+
+#[test]
+fn a_swapped_link_is_a_change_as_a_config_map_makes_it() {
+    use std::os::unix::fs::symlink;
+    let mut folder = Folder::new(&[]);
+    let root = folder.folder.path().to_owned();
+    for (generation, port) in [("..1", 1), ("..2", 2)] {
+        std::fs::create_dir(root.join(generation)).unwrap();
+        std::fs::write(root.join(generation).join("a.yaml"), plain("one", port)).unwrap();
+    }
+    symlink("..1", root.join("..data")).unwrap();
+    symlink("..data/a.yaml", root.join("a.yaml")).unwrap();
+    assert_eq!(port(&folder.load(), "one"), "1");
+    symlink("..2", root.join("..new")).unwrap();
+    std::fs::rename(root.join("..new"), root.join("..data")).unwrap();
+    assert_eq!(port(&folder.load(), "one"), "2");
+}
+
+#[test]
+fn a_place_that_is_not_there_is_a_problem() {
+    let mut files = Files::new(vec!["/nowhere/at/all".into()], Arc::new(|_| None));
+    let loaded = files.load().expect("news");
+    assert!(loaded.problems[0].to_string().contains("/nowhere/at/all"));
+}
