@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::respond;
+use super::{pool, respond};
 use crate::model::limits::Limits;
 use crate::model::refusal::Refusal;
 
@@ -183,7 +183,7 @@ impl AsyncWrite for ClientIo {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
         ready!(this.poll_outgoing(cx))?;
-        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        let written = pool::write_together(&mut this.stream, cx, bufs);
         this.pace.wrote(&written);
         written
     }

@@ -42,7 +42,7 @@ pub(super) struct Exchange {
 }
 
 struct Running {
-    connection: Connection,
+    connection: Box<Connection>,
     stage: Stage,
     slot: Slot,
 }
@@ -69,14 +69,14 @@ impl Exchange {
     /// Hands `request` to `connection`.
     pub(super) fn start(
         worker: Rc<Worker>,
-        mut connection: Connection,
+        mut connection: Box<Connection>,
         slot: Slot,
-        request: Request<Upload>,
+        request: Box<Request<Upload>>,
         settings: &RequestSettings,
         dispatched: Instant,
     ) -> Self {
         let upload = request.body().progress();
-        let head = Box::pin(connection.sender.try_send_request(request));
+        let head = Box::pin(connection.sender.try_send_request(*request));
         Self {
             worker,
             running: Some(Running { connection, stage: Stage::Head(head), slot }),

@@ -38,37 +38,89 @@ const PROXY_AUTHENTICATE: HeaderName = HeaderName::from_static("proxy-authentica
 /// Longest `x-ms-client-request-id` that is echoed, as Azure's router cuts it.
 const CLIENT_REQUEST_ID_LENGTH: usize = 40;
 
+/// Which of the headers that concern the router a message has. One pass over its names costs less than asking the map
+/// for each of them, and most messages have few.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Notable {
+    pub(super) origin: bool,
+    pub(super) deployment: bool,
+    pub(super) client_request_id: bool,
+    pub(super) expect: bool,
+    cookie: bool,
+    te: bool,
+    transfer_encoding: bool,
+    /// Any that [`strip_hop_by_hop`] removes.
+    hop_by_hop: bool,
+    /// Any that proxies add to.
+    forwarded: bool,
+}
+
+impl Notable {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "origin" => seen.origin = true,
+                "azureml-model-deployment" => seen.deployment = true,
+                "x-ms-client-request-id" => seen.client_request_id = true,
+                "expect" => seen.expect = true,
+                "cookie" => seen.cookie = true,
+                "te" => (seen.te, seen.hop_by_hop) = (true, true),
+                "transfer-encoding" => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
+                "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => seen.forwarded = true,
+                "connection" | "upgrade" | "keep-alive" | "proxy-connection" | "proxy-authorization"
+                | "proxy-authenticate" => seen.hop_by_hop = true,
+                _ => {}
+            }
+        }
+        seen
+    }
+}
+
 /// Makes a client's head one for the model, but for its host and its credential.
-pub(super) fn to_model(head: &mut request::Parts, client: &Client, request_id: &HeaderValue) {
-    let trailers = accepts_trailers(&head.headers);
-    let chunked = head.headers.contains_key(TRANSFER_ENCODING);
-    strip_hop_by_hop(&mut head.headers);
-    if chunked {
+pub(super) fn to_model(head: &mut request::Parts, notable: &Notable, client: &Client, request_id: &HeaderValue) {
+    let headers = &mut head.headers;
+    let trailers = notable.te && accepts_trailers(headers);
+    if notable.hop_by_hop {
+        strip_hop_by_hop(headers);
+    }
+    if notable.transfer_encoding {
         // Of the two, the encoding counts (RFC 9112 section 6.3); a model must not get to choose otherwise.
-        head.headers.remove(CONTENT_LENGTH);
+        headers.remove(CONTENT_LENGTH);
     }
     if trailers {
-        head.headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    // The router answers 100 Continue itself, when it starts to read the body.
-    head.headers.remove(EXPECT);
-    if head.version == Version::HTTP_2 {
-        join_cookies(&mut head.headers);
+    if notable.expect {
+        // The router answers 100 Continue itself, when it starts to read the body.
+        headers.remove(EXPECT);
     }
-    let host = head.headers.remove(HOST).or_else(|| {
-        head.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok())
-    });
-    if let Some(host) = host {
-        append(&mut head.headers, FORWARDED_HOST, host);
+    if notable.cookie && head.version == Version::HTTP_2 {
+        join_cookies(headers);
     }
-    append(&mut head.headers, FORWARDED_FOR, client.address.clone());
-    append(&mut head.headers, FORWARDED_PROTO, client.scheme.clone());
-    head.headers.insert(REQUEST_ID, request_id.clone());
+    let authority = head.uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
+    let host = headers.remove(HOST).or_else(|| authority?.ok());
+    let forwarded = [(FORWARDED_FOR, Some(client.address.clone())), (FORWARDED_PROTO, Some(client.scheme.clone())), (FORWARDED_HOST, host)];
+    for (name, value) in forwarded {
+        match value {
+            Some(value) if notable.forwarded => append(headers, name, value),
+            Some(value) => drop(headers.insert(name, value)),
+            None => {}
+        }
+    }
+    headers.insert(REQUEST_ID, request_id.clone());
     head.version = Version::HTTP_11;
 }
 
+/// Makes a model's headers ones for the client.
+pub(super) fn from_model(headers: &mut HeaderMap) {
+    if Notable::of(headers).hop_by_hop {
+        strip_hop_by_hop(headers);
+    }
+}
+
 /// Removes what concerns only the connection a message came by.
-pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if let Entry::Occupied(connection) = headers.entry(CONNECTION) {
         let named: Vec<HeaderName> = connection
             .iter()

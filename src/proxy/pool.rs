@@ -29,7 +29,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection stays warm without use.
 const KEEP_IDLE: Duration = Duration::from_secs(55);
 
-/// A connection to a replica, ready for a request or busy with one.
+/// A connection to a replica, ready for a request or busy with one. Large, and handed around: always in a box.
 pub(super) struct Connection {
     pub(super) sender: http1::SendRequest<Upload>,
     pub(super) timer: LazyTimer,
@@ -44,7 +44,7 @@ impl Connection {
     ///
     /// # Errors
     /// When that fails or takes longer than [`CONNECT_TIMEOUT`].
-    pub(super) async fn open(address: &str) -> io::Result<Self> {
+    pub(super) async fn open(address: &str) -> io::Result<Box<Self>> {
         let connecting = async {
             // Names are resolved anew for each connection; addresses, the common case, need no resolver.
             match address.parse::<SocketAddr>() {
@@ -57,7 +57,8 @@ impl Connection {
         let half_close = Rc::new(Cell::new(false));
         let io = ReplicaIo { stream, half_close: half_close.clone(), deaf: false };
         let (sender, wire) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
-        Ok(Self { sender, wire, ended: false, half_close, timer: LazyTimer::default(), used: Instant::now() })
+        let timer = LazyTimer::default();
+        Ok(Box::new(Self { sender, wire, ended: false, half_close, timer, used: Instant::now() }))
     }
 
     /// Moves bytes. Ready when the connection has ended.
@@ -78,6 +79,9 @@ impl Connection {
         self.half_close.set(true);
     }
 }
+
+/// Up to this many bytes are written as one piece.
+const SMALL_WRITE: usize = 2048;
 
 /// The socket under a [`Connection`].
 struct ReplicaIo {
@@ -137,7 +141,7 @@ impl AsyncWrite for ReplicaIo {
         if self.deaf {
             return Poll::Ready(Ok(offered));
         }
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = write_together(&mut self.stream, cx, bufs);
         self.forgive(written, offered)
     }
 
@@ -155,6 +159,25 @@ impl AsyncWrite for ReplicaIo {
     }
 }
 
+/// Writes several pieces at once. Small ones are put together first: one short copy costs less than what the kernel
+/// does to gather them.
+pub(super) fn write_together(
+    stream: &mut TcpStream,
+    cx: &mut Context<'_>,
+    bufs: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    let mut together = [0; SMALL_WRITE];
+    let mut length = 0;
+    for buf in bufs {
+        let Some(place) = together.get_mut(length..length + buf.len()) else {
+            return Pin::new(stream).poll_write_vectored(cx, bufs);
+        };
+        place.copy_from_slice(buf);
+        length += buf.len();
+    }
+    Pin::new(stream).poll_write(cx, &together[..length])
+}
+
 /// The idle connections of one worker.
 #[derive(Default)]
 pub(super) struct Pool {
@@ -164,19 +187,19 @@ pub(super) struct Pool {
 struct Idle {
     replica: Weak<Replica>,
     /// The one used last at the end.
-    connections: Vec<Connection>,
+    connections: Vec<Box<Connection>>,
 }
 
 impl Pool {
     /// The warmest connection to a replica, if there is one.
-    pub(super) fn take(&self, replica: &Replica) -> Option<Connection> {
+    pub(super) fn take(&self, replica: &Replica) -> Option<Box<Connection>> {
         let mut connection = self.idle.borrow_mut().get_mut(&replica.id)?.connections.pop()?;
         connection.timer.unbind();
         Some(connection)
     }
 
     /// Keeps a connection for the next request.
-    pub(super) fn put(&self, replica: &Arc<Replica>, mut connection: Connection, now: Instant) {
+    pub(super) fn put(&self, replica: &Arc<Replica>, mut connection: Box<Connection>, now: Instant) {
         connection.used = now;
         let mut idle = self.idle.borrow_mut();
         let idle =

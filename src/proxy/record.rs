@@ -8,7 +8,7 @@ use http::header::{HeaderMap, HeaderValue, USER_AGENT};
 use http::{Method, StatusCode, Version, request};
 
 use super::connection::Client;
-use super::headers;
+use super::headers::{self, Notable};
 use super::respond::{self, Context};
 use super::upload::Progress;
 use crate::model::refusal::Refusal;
@@ -56,7 +56,7 @@ struct Logged {
 }
 
 impl Record {
-    pub(super) fn begin(client: &Rc<Client>, head: &request::Parts) -> Self {
+    pub(super) fn begin(client: &Rc<Client>, head: &request::Parts, notable: &Notable) -> Self {
         let log = client.worker.shared.access_log.is_some().then(|| {
             Box::new(Logged {
                 method: head.method.clone(),
@@ -68,7 +68,7 @@ impl Record {
             start: client.pace.begin(),
             client: client.clone(),
             request_id: client.worker.request_id(),
-            client_request_id: headers::client_request_id(&head.headers),
+            client_request_id: if notable.client_request_id { headers::client_request_id(&head.headers) } else { None },
             endpoint: None,
             deployment: None,
             upload: None,

@@ -15,7 +15,7 @@ use super::body::Body;
 use super::connection::Client;
 use super::cors;
 use super::exchange::{Exchange, NoHead};
-use super::headers;
+use super::headers::{self, Notable};
 use super::pool::Connection;
 use super::record::Record;
 use super::respond;
@@ -36,18 +36,19 @@ enum Answer {
     /// The headers that answer a preflight.
     Preflight(HeaderMap),
     /// A model's response.
-    Model(response::Parts, Box<Exchange>),
+    Model(response::Parts, Exchange),
 }
 
 /// Answers a request. The response's body ends the request's record.
 pub(super) async fn handle(client: Rc<Client>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let (head, incoming) = request.into_parts();
-    let mut record = Record::begin(&client, &head);
-    let origin = head.headers.get(ORIGIN).cloned();
-    let answer = score(&client, &mut record, head, incoming).await;
+    let notable = Notable::of(&head.headers);
+    let mut record = Record::begin(&client, &head, &notable);
+    let origin = if notable.origin { head.headers.get(ORIGIN).cloned() } else { None };
+    let answer = score(&client, &mut record, head, &notable, incoming).await;
     let codes = client.worker.shared.status_codes;
     Ok(match answer {
-        Ok(Answer::Model(parts, exchange)) => passed_on(parts, *exchange, record, codes, origin.as_ref()),
+        Ok(Answer::Model(parts, exchange)) => passed_on(parts, exchange, record, codes, origin.as_ref()),
         Ok(Answer::Preflight(headers)) => {
             let mut response = Response::new(bytes::Bytes::new());
             *response.status_mut() = StatusCode::NO_CONTENT;
@@ -66,6 +67,7 @@ async fn score(
     client: &Rc<Client>,
     record: &mut Record,
     mut head: request::Parts,
+    notable: &Notable,
     incoming: Incoming,
 ) -> Result<Answer, Refusal> {
     let worker = &client.worker;
@@ -84,34 +86,33 @@ async fn score(
     }
     let authorization = head.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
     record.proof = Some(endpoint.access.check(authorization)?);
-    let deployment = choose(client, endpoint, &head.headers)?.clone();
-    let deployment = &*record.deployment.insert(deployment);
+    let named = if notable.deployment { head.headers.get(headers::MODEL_DEPLOYMENT) } else { None };
+    let deployment = choose(client, endpoint, named)?.clone();
+    record.deployment = Some(deployment.clone());
     let limits = &worker.shared.limits;
     if incoming.size_hint().lower() > limits.max_payload_bytes {
         return Err(Refusal::PayloadTooLarge(limits.max_payload_bytes));
     }
-    let expects = head.headers.contains_key(http::header::EXPECT);
-    head.uri = Uri::from(model_path(deployment, called.asked, head.uri.query())?);
-    headers::to_model(&mut head, client, &record.request_id);
+    head.uri = Uri::from(model_path(&deployment, called.asked, head.uri.query())?);
+    headers::to_model(&mut head, notable, client, &record.request_id);
     if !deployment.spec.forward_authorization {
         head.headers.remove(AUTHORIZATION);
     }
     let mut upload = Upload::new(incoming, limits);
     record.upload = Some(upload.progress());
-    if !expects {
+    if !notable.expect {
         upload.first_part().await?;
     }
-    let deployment = deployment.clone();
-    forward(client, record, &deployment, Request::from_parts(head, upload)).await
+    forward(client, record, &deployment, Box::new(Request::from_parts(head, upload))).await
 }
 
 /// The deployment that the header names, else one by weight.
 fn choose<'e>(
     client: &Client,
     endpoint: &'e Endpoint,
-    headers: &HeaderMap,
+    named: Option<&HeaderValue>,
 ) -> Result<&'e Arc<Deployment>, Refusal> {
-    match headers.get(headers::MODEL_DEPLOYMENT) {
+    match named {
         Some(name) => {
             let name = name.to_str().map_err(|_| Refusal::DeploymentNotFound)?;
             endpoint.deployment(name.trim()).ok_or(Refusal::DeploymentNotFound)
@@ -141,20 +142,20 @@ async fn forward(
     client: &Rc<Client>,
     record: &mut Record,
     deployment: &Deployment,
-    mut request: Request<Upload>,
+    mut request: Box<Request<Upload>>,
 ) -> Result<Answer, Refusal> {
     let mut avoid = None;
     for retry in 0.. {
         let slot = acquire(record, deployment, avoid).await?;
         match attempt(client, record, deployment, slot, request).await {
-            Ok((head, exchange)) => return Ok(Answer::Model(head, Box::new(exchange))),
+            Ok((head, exchange)) => return Ok(Answer::Model(head, exchange)),
             Err(NoHead::Refused(refusal)) => return Err(refusal),
             Err(NoHead::NotSent(slot, unsent)) => {
                 if retry == RETRIES || !deployment.slots.any_ready_but(slot.id()) {
                     break;
                 }
                 deployment.metrics.retried("unreachable");
-                (request, avoid) = (*unsent, Some(slot.id()));
+                (request, avoid) = (unsent, Some(slot.id()));
             }
         }
     }
@@ -171,7 +172,8 @@ async fn acquire(record: &mut Record, deployment: &Deployment, avoid: Option<Rep
         }
         Acquired::Waiting(waiting) => {
             let deadline = now + deployment.spec.requests.max_queue_wait;
-            waiting.until(deadline).await
+            // Rare beside the other case: kept out of every request's future.
+            Box::pin(waiting.until(deadline)).await
         }
     };
     let granted = Instant::now();
@@ -191,7 +193,7 @@ async fn attempt(
     record: &mut Record,
     deployment: &Deployment,
     mut slot: Slot,
-    mut request: Request<Upload>,
+    mut request: Box<Request<Upload>>,
 ) -> Result<(response::Parts, Exchange), NoHead> {
     let worker = &client.worker;
     let dispatched = record.dispatched.unwrap_or_else(Instant::now);
@@ -202,14 +204,14 @@ async fn attempt(
         let was_warm = warm.is_some();
         let connection = match warm {
             Some(connection) => connection,
-            None => match Connection::open(&slot.replica().address).await {
+            None => match Box::pin(Connection::open(&slot.replica().address)).await {
                 Ok(connection) => connection,
                 Err(error) => {
                     tracing::debug!(%error, replica = slot.replica().address, "no connection");
                     if !is_our_own_shortage(&error) {
                         slot.failed(Instant::now());
                     }
-                    return Err(NoHead::NotSent(slot, Box::new(request)));
+                    return Err(NoHead::NotSent(slot, request));
                 }
             },
         };
@@ -224,7 +226,7 @@ async fn attempt(
             // The replica had closed it meanwhile, as it may: not a failure.
             Err(NoHead::NotSent(back, unsent)) if was_warm => {
                 deployment.metrics.retried("stale_connection");
-                (slot, request) = (back, *unsent);
+                (slot, request) = (back, unsent);
             }
             Err(NoHead::NotSent(slot, unsent)) => {
                 slot.failed(Instant::now());
@@ -257,7 +259,7 @@ fn passed_on(
         StatusCodes::Kubernetes if model == StatusCode::INTERNAL_SERVER_ERROR => StatusCode::BAD_GATEWAY,
         StatusCodes::Kubernetes => model,
     };
-    headers::strip_hop_by_hop(&mut parts.headers);
+    headers::from_model(&mut parts.headers);
     headers::to_client(&mut parts.headers, &record);
     if status != model || model.as_u16() >= 400 {
         parts.headers.insert(headers::MODEL_STATUS, HeaderValue::from(model.as_u16()));
@@ -311,5 +313,21 @@ impl From<NoSlot> for Refusal {
             NoSlot::TimedOut(after) => Self::QueueTimeout(after),
             NoSlot::NoReplica(after) => Self::NoReadyReplica(after),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_size<A, B, F: Future>(_: fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// The future of a request is moved when it starts, so its size is a cost of every request.
+    #[test]
+    fn a_requests_future_stays_small() {
+        let size = future_size(handle);
+        assert!(size <= 3 * 1024, "{size} bytes");
     }
 }

@@ -48,8 +48,10 @@ pub(super) struct Worker {
     rng: RefCell<SmallRng>,
     connections: RefCell<HashMap<u64, Waker>>,
     next_connection: Cell<u64>,
-    /// Cloned into whatever must end before the worker may.
-    alive: RefCell<Option<mpsc::Sender<()>>>,
+    /// Kept until draining starts.
+    alive: Cell<Option<mpsc::Sender<()>>>,
+    /// Tokens of life are made from this, also while draining.
+    life: mpsc::WeakSender<()>,
 }
 
 impl Worker {
@@ -64,7 +66,8 @@ impl Worker {
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             connections: RefCell::default(),
             next_connection: Cell::new(0),
-            alive: RefCell::new(Some(alive)),
+            life: alive.downgrade(),
+            alive: Cell::new(Some(alive)),
             shared,
         };
         (Rc::new(worker), ended)
@@ -95,9 +98,9 @@ impl Worker {
         HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
     }
 
-    /// A token whose life delays the end of the worker.
+    /// A token whose life delays the end of the worker. `None` when that has come.
     pub(super) fn alive(&self) -> Option<mpsc::Sender<()>> {
-        self.alive.borrow().clone()
+        self.life.upgrade()
     }
 
     /// Remembers how to wake a connection when draining starts.
@@ -116,7 +119,7 @@ impl Worker {
     /// Every connection finishes what it does and closes.
     pub(super) fn drain(&self) {
         self.draining.set(true);
-        self.alive.borrow_mut().take();
+        self.alive.take();
         for waker in self.connections.borrow().values() {
             waker.wake_by_ref();
         }
