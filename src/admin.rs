@@ -110,9 +110,9 @@ fn describe_deployment(endpoint: &str, deployment: &Deployment, traffic: u8, sta
     let now = deployment.slots.occupancy();
     let slots = now.busy + now.free;
     let replicas = deployment.slots.replicas();
-    let replicas = replicas.iter().map(|replica| {
-        json!({"address": replica.address, "state": replica.state, "inFlight": replica.busy})
-    });
+    let replicas = replicas
+        .iter()
+        .map(|replica| json!({"address": replica.address, "state": replica.state, "inFlight": replica.busy}));
     let ScaleSettings::Fixed { instances } = deployment.spec.scale;
     let (source, desired) = match &deployment.spec.target {
         Target::Instances(addresses) => ("instances", addresses.len()),

@@ -331,7 +331,10 @@ impl Control {
             tracing::info!(endpoints = endpoints.len(), "endpoint files reloaded");
         } else {
             let all = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            tracing::error!(problems = all, "endpoint files have problems; the last good version of each endpoint serves");
+            tracing::error!(
+                problems = all,
+                "endpoint files have problems; the last good version of each endpoint serves"
+            );
         }
         self.status.set_problems(problems);
         self.index.apply(endpoints);
@@ -350,7 +353,6 @@ impl Control {
         supervisor.apply(processes);
     }
 }
-
 
 fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
     let listen = || {

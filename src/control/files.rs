@@ -112,7 +112,8 @@ impl Files {
                 let (endpoints, problems) = documents::parse(&text, &source);
                 now.problems = problems;
                 if endpoints.is_empty() && now.problems.is_empty() {
-                    let what = "has no document; write an OnlineEndpoint, or delete the file to take its endpoints away";
+                    let what =
+                        "has no document; write an OnlineEndpoint, or delete the file to take its endpoints away";
                     now.problems.push(Problem::new("", what).from_source(&source));
                 }
                 endpoints
@@ -149,7 +150,8 @@ impl Files {
             }
             match self.key(source) {
                 Ok(key) => digests.push(KeyDigest::of(&key)),
-                Err(what) => problems.push(Problem::new(format!("spec.keys.{name}"), format!("endpoint {}: {what}", endpoint.name))),
+                Err(what) => problems
+                    .push(Problem::new(format!("spec.keys.{name}"), format!("endpoint {}: {what}", endpoint.name))),
             }
         }
         if problems.is_empty() { Ok(Access::Keys(digests)) } else { Err(problems) }
@@ -160,7 +162,11 @@ impl Files {
             KeySource::Value(key) => (key.clone(), "the document".to_owned()),
             KeySource::Env(name) => match (self.environment)(name) {
                 Some(key) => (key, format!("the environment variable {name}")),
-                None => return Err(format!("the environment variable {name} is not set; set it before starting the router")),
+                None => {
+                    return Err(format!(
+                        "the environment variable {name} is not set; set it before starting the router"
+                    ));
+                }
             },
             KeySource::File(path) => match std::fs::read_to_string(path) {
                 Ok(key) => (key, format!("the file {}", path.display())),
@@ -175,7 +181,9 @@ impl Files {
             ));
         }
         if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(format!("the key in {from} has spaces or characters that no header can carry; use letters and digits"));
+            return Err(format!(
+                "the key in {from} has spaces or characters that no header can carry; use letters and digits"
+            ));
         }
         Ok(key.to_owned())
     }

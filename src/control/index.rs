@@ -70,7 +70,8 @@ impl Index {
         let mut endpoints = BTreeMap::new();
         for wanted in desired {
             let name = wanted.spec.name.clone();
-            let same = self.endpoints.remove(&name).filter(|now| now.spec == wanted.spec && now.access == wanted.access);
+            let same =
+                self.endpoints.remove(&name).filter(|now| now.spec == wanted.spec && now.access == wanted.access);
             changed |= same.is_none();
             endpoints.insert(name, same.unwrap_or_else(|| Arc::new(self.build(wanted))));
         }
@@ -226,5 +227,5 @@ fn header(text: &str) -> HeaderValue {
 
 /// Paths are checked when their document is.
 fn path(text: &str) -> PathAndQuery {
-    PathAndQuery::from_maybe_shared(text.to_owned()).unwrap_or_else(|_| PathAndQuery::from_static("/"))
+    PathAndQuery::try_from(text).unwrap_or_else(|_| PathAndQuery::from_static("/"))
 }

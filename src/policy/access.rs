@@ -80,7 +80,8 @@ mod tests {
     fn either_key_opens_and_no_other() {
         assert_eq!(keys().check(Some(b"Bearer primary-key")), Ok(Proof::Key));
         assert_eq!(keys().check(Some(b"bearer  secondary-key ")), Ok(Proof::Key));
-        for wrong in ["Bearer primary-keY", "Bearer primary-key2", "Bearer primary", "Bearer primary-key secondary-key"] {
+        for wrong in ["Bearer primary-keY", "Bearer primary-key2", "Bearer primary", "Bearer primary-key secondary-key"]
+        {
             assert_eq!(keys().check(Some(wrong.as_bytes())), Err(Denied::InvalidKey), "{wrong}");
         }
     }

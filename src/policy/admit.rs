@@ -176,7 +176,11 @@ impl<W> Admission<W> {
             }
         };
         let waiter = Waiter { ticket, avoid, waiter: waiter() };
-        if avoid.is_some() { self.queue.push_front(waiter) } else { self.queue.push_back(waiter) }
+        if avoid.is_some() {
+            self.queue.push_front(waiter)
+        } else {
+            self.queue.push_back(waiter)
+        }
         Arrival::Queued(ticket)
     }
 
@@ -259,7 +263,9 @@ impl<W> Admission<W> {
             let busy = replica.busy as usize;
             match (replica.presence, replica.is_ready()) {
                 (Presence::Vacant, _) => {}
-                (Presence::Draining, _) => (sum.draining, sum.busy_draining) = (sum.draining + 1, sum.busy_draining + busy),
+                (Presence::Draining, _) => {
+                    (sum.draining, sum.busy_draining) = (sum.draining + 1, sum.busy_draining + busy)
+                }
                 (Presence::Present, ready) => {
                     sum.busy += busy;
                     sum.free += self.limit(replica).saturating_sub(replica.busy) as usize;
@@ -317,7 +323,9 @@ impl<W> Admission<W> {
     fn dispatch(&mut self) -> Vec<Grant<W>> {
         let mut grants = Vec::new();
         while let Some(first) = self.queue.front() {
-            let Some(id) = self.shelf.least_loaded(first.avoid).or_else(|| self.shelf.least_loaded(None)) else { break };
+            let Some(id) = self.shelf.least_loaded(first.avoid).or_else(|| self.shelf.least_loaded(None)) else {
+                break;
+            };
             match self.serve_next(id) {
                 Some(grant) => grants.push(grant),
                 None => break,

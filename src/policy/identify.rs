@@ -123,7 +123,16 @@ mod tests {
     #[test]
     fn dot_segments_are_refused_however_written() {
         for sub in [
-            "/..", "/.", "/a/../b", "/a/./b", "/%2e%2e/b", "/a/%2E./b", "/a/.%2e", "/..\\b", "/a%2f..%2fb", "/a%5c../b",
+            "/..",
+            "/.",
+            "/a/../b",
+            "/a/./b",
+            "/%2e%2e/b",
+            "/a/%2E./b",
+            "/a/.%2e",
+            "/..\\b",
+            "/a%2f..%2fb",
+            "/a%5c../b",
             "/../other/score",
         ] {
             let path = format!("/api/v1/endpoint/abc{sub}");

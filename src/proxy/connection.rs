@@ -52,8 +52,8 @@ pub(super) async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: Socke
     // Fails only on a socket that is closed already.
     let _ = stream.set_nodelay(true);
     let accepted = Instant::now();
-    let limit = worker.shared.limits.header_read_timeout;
-    let Ok(Ok(preface)) = tokio::time::timeout(limit, read_preface(&mut stream)).await else { return };
+    let _registered = poll_fn(|cx| Poll::Ready(worker.register(cx.waker().clone()))).await;
+    let Some(preface) = read_preface(&worker, &mut stream).await else { return };
     let multiplexed = preface.starts_with(HTTP2_PREFACE);
     let pace = Pace::new(accepted, multiplexed);
     let client = Rc::new(Client {
@@ -64,23 +64,30 @@ pub(super) async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: Socke
         reset_at_end: std::cell::Cell::new(false),
     });
     let io = ClientIo::new(stream, preface, pace);
-    let registered = poll_fn(|cx| Poll::Ready(worker.register(cx.waker().clone()))).await;
     if multiplexed { serve_http2(&client, io).await } else { serve_http1(&client, io).await }
-    worker.unregister(registered);
 }
 
-/// Reads until it is clear whether the client speaks HTTP/2.
-async fn read_preface(stream: &mut TcpStream) -> std::io::Result<Bytes> {
+/// Reads until it is clear whether the client speaks HTTP/2. `None`: the client left or was too slow, or has not said
+/// anything and the worker drains.
+async fn read_preface(worker: &Worker, stream: &mut TcpStream) -> Option<Bytes> {
     let mut start = BytesMut::with_capacity(8 * 1024);
-    loop {
-        if stream.read_buf(&mut start).await? == 0 {
-            return Ok(start.freeze());
+    let reading = async {
+        loop {
+            let ended = stream.read_buf(&mut start).await.ok()? == 0;
+            let compared = start.len().min(HTTP2_PREFACE.len());
+            if ended || compared == HTTP2_PREFACE.len() || start[..compared] != HTTP2_PREFACE[..compared] {
+                return Some(());
+            }
         }
-        let compared = start.len().min(HTTP2_PREFACE.len());
-        if compared == HTTP2_PREFACE.len() || start[..compared] != HTTP2_PREFACE[..compared] {
-            return Ok(start.freeze());
-        }
-    }
+    };
+    let mut reading = pin!(tokio::time::timeout(worker.shared.limits.header_read_timeout, reading));
+    let read = poll_fn(|cx| match reading.as_mut().poll(cx) {
+        Poll::Ready(read) => Poll::Ready(read.ok().flatten()),
+        Poll::Pending if worker.draining.get() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    });
+    read.await?;
+    Some(start.freeze())
 }
 
 async fn serve_http1(client: &Rc<Client>, io: ClientIo) {

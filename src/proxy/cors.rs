@@ -20,7 +20,10 @@ pub(super) fn is_preflight(head: &request::Parts) -> bool {
 /// how a browser is told no.
 pub(super) fn preflight(cors: &Cors, asked: &HeaderMap) -> HeaderMap {
     let mut answer = HeaderMap::new();
-    answer.insert(VARY, HeaderValue::from_static("origin, access-control-request-method, access-control-request-headers"));
+    answer.insert(
+        VARY,
+        HeaderValue::from_static("origin, access-control-request-method, access-control-request-headers"),
+    );
     let Some(origin) = allowed(cors, asked.get(ORIGIN)) else { return answer };
     let method = asked.get(ACCESS_CONTROL_REQUEST_METHOD).and_then(|method| method.to_str().ok()).unwrap_or_default();
     let headers = asked.get(ACCESS_CONTROL_REQUEST_HEADERS).and_then(|names| names.to_str().ok()).unwrap_or_default();

@@ -251,8 +251,9 @@ impl Running {
                         }
                         _ => false,
                     }),
-                    Stage::Body(body) => ready_or(Pin::new(body).poll_frame(cx), ended)
-                        .map(|frame| matches!(frame, Some(Some(Ok(_))))),
+                    Stage::Body(body) => {
+                        ready_or(Pin::new(body).poll_frame(cx), ended).map(|frame| matches!(frame, Some(Some(Ok(_)))))
+                    }
                 };
                 if !ready!(progress) {
                     return Poll::Ready(());

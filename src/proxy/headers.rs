@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, Entry, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
     UPGRADE,
 };
 use http::{Version, request};
@@ -68,7 +68,11 @@ impl Notable {
                 "te" => (seen.te, seen.hop_by_hop) = (true, true),
                 "transfer-encoding" => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
                 "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => seen.forwarded = true,
-                "connection" | "upgrade" | "keep-alive" | "proxy-connection" | "proxy-authorization"
+                "connection"
+                | "upgrade"
+                | "keep-alive"
+                | "proxy-connection"
+                | "proxy-authorization"
                 | "proxy-authenticate" => seen.hop_by_hop = true,
                 _ => {}
             }
@@ -100,7 +104,11 @@ pub(super) fn to_model(head: &mut request::Parts, notable: &Notable, client: &Cl
     }
     let authority = head.uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
     let host = headers.remove(HOST).or_else(|| authority?.ok());
-    let forwarded = [(FORWARDED_FOR, Some(client.address.clone())), (FORWARDED_PROTO, Some(client.scheme.clone())), (FORWARDED_HOST, host)];
+    let forwarded = [
+        (FORWARDED_FOR, Some(client.address.clone())),
+        (FORWARDED_PROTO, Some(client.scheme.clone())),
+        (FORWARDED_HOST, host),
+    ];
     for (name, value) in forwarded {
         match value {
             Some(value) if notable.forwarded => append(headers, name, value),
@@ -135,7 +143,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    for name in [TE, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, PROXY_AUTHENTICATE] {
+    for name in [TE, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, PROXY_AUTHENTICATE]
+    {
         headers.remove(name);
     }
 }
@@ -259,7 +268,9 @@ mod tests {
 
     #[test]
     fn durations_are_milliseconds_with_three_decimals() {
-        for (micros, text) in [(0, "0.000"), (7, "0.007"), (1_000, "1.000"), (12_345, "12.345"), (98_765_432, "98765.432")] {
+        for (micros, text) in
+            [(0, "0.000"), (7, "0.007"), (1_000, "1.000"), (12_345, "12.345"), (98_765_432, "98765.432")]
+        {
             let mut written = BytesMut::new();
             milliseconds(&mut written, Duration::from_micros(micros));
             assert_eq!(written, text);

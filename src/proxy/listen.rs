@@ -135,16 +135,22 @@ async fn accept(listener: TcpListener, seats: Vec<Seat>, shared: Arc<Shared>) {
     let gauge = shared.metrics.connections.with_label_values(&["scoring"]);
     let draining = shared.lifecycle.reached(Phase::Draining);
     tokio::pin!(draining);
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = &mut draining => return,
         };
         match accepted {
-            Ok((stream, peer)) => seat(stream, peer, &seats, &gauge, &shared).await,
+            Ok((stream, peer)) => {
+                failing = false;
+                seat(stream, peer, &seats, &gauge, &shared).await;
+            }
             Err(error) => {
                 shared.metrics.accept_errors.inc();
-                tracing::warn!(%error, "a connection could not be accepted; is the limit of open files too low?");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "connections cannot be accepted; is the limit of open files too low?");
+                }
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }

@@ -187,6 +187,7 @@ pub(super) struct Pool {
 struct Idle {
     replica: Weak<Replica>,
     /// The one used last at the end.
+    #[expect(clippy::vec_box, reason = "a connection is never taken out of its box, only handed around")]
     connections: Vec<Box<Connection>>,
 }
 
@@ -202,8 +203,9 @@ impl Pool {
     pub(super) fn put(&self, replica: &Arc<Replica>, mut connection: Box<Connection>, now: Instant) {
         connection.used = now;
         let mut idle = self.idle.borrow_mut();
-        let idle =
-            idle.entry(replica.id).or_insert_with(|| Idle { replica: Arc::downgrade(replica), connections: Vec::new() });
+        let idle = idle
+            .entry(replica.id)
+            .or_insert_with(|| Idle { replica: Arc::downgrade(replica), connections: Vec::new() });
         idle.connections.push(connection);
     }
 

@@ -57,10 +57,9 @@ pub(super) fn status(refusal: Refusal, codes: StatusCodes) -> StatusCode {
         Refusal::BadRequest(_) => StatusCode::BAD_REQUEST,
         Refusal::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Refusal::QueueFull(_) | Refusal::QueueTimeout(_) if managed => StatusCode::TOO_MANY_REQUESTS,
-        Refusal::QueueFull(_)
-        | Refusal::QueueTimeout(_)
-        | Refusal::NoReadyReplica(_)
-        | Refusal::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
+        Refusal::QueueFull(_) | Refusal::QueueTimeout(_) | Refusal::NoReadyReplica(_) | Refusal::TooManyConnections => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         Refusal::ModelTimeout(_) if managed => StatusCode::REQUEST_TIMEOUT,
         Refusal::ModelTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
         Refusal::ReplicaUnreachable | Refusal::ReplicaClosed => StatusCode::BAD_GATEWAY,
@@ -70,9 +69,7 @@ pub(super) fn status(refusal: Refusal, codes: StatusCodes) -> StatusCode {
 /// What the client should do about it.
 fn detail(refusal: Refusal) -> String {
     match refusal {
-        Refusal::MissingCredential => {
-            "This endpoint needs a key: send it as `Authorization: Bearer <key>`.".to_owned()
-        }
+        Refusal::MissingCredential => "This endpoint needs a key: send it as `Authorization: Bearer <key>`.".to_owned(),
         Refusal::InvalidKey => "The key is not one of this endpoint's. Check that it is complete and that it has not \
                                 been replaced."
             .to_owned(),
@@ -89,7 +86,9 @@ fn detail(refusal: Refusal) -> String {
             format!("The body is larger than the {limit} bytes allowed. Send less, or in several requests.")
         }
         Refusal::HeadTimeout => "The request's head did not arrive in time. Send it at once.".to_owned(),
-        Refusal::BodyTimeout => "The request's body did not arrive in time. Send it faster, or in smaller requests.".to_owned(),
+        Refusal::BodyTimeout => {
+            "The request's body did not arrive in time. Send it faster, or in smaller requests.".to_owned()
+        }
         Refusal::HeadTooLarge => "The request's line or headers are larger, or more, than allowed. Send fewer or \
                                   shorter ones."
             .to_owned(),
@@ -102,7 +101,8 @@ fn detail(refusal: Refusal) -> String {
             "No replica became free in time. Send it again after the time in retry-after.".to_owned()
         }
         Refusal::NoReadyReplica(_) => {
-            "No replica of the deployment can take requests now. Send it again after the time in retry-after.".to_owned()
+            "No replica of the deployment can take requests now. Send it again after the time in retry-after."
+                .to_owned()
         }
         Refusal::TooManyConnections => {
             "The router has as many connections as it may. Send it again later, over fewer connections.".to_owned()

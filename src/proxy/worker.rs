@@ -103,17 +103,12 @@ impl Worker {
         self.life.upgrade()
     }
 
-    /// Remembers how to wake a connection when draining starts.
-    pub(super) fn register(&self, waker: Waker) -> u64 {
+    /// Wakes a connection when draining starts, while the result lives.
+    pub(super) fn register(self: &Rc<Self>, waker: Waker) -> Registered {
         let id = self.next_connection.get();
         self.next_connection.set(id + 1);
         self.connections.borrow_mut().insert(id, waker);
-        id
-    }
-
-    /// Forgets a connection.
-    pub(super) fn unregister(&self, id: u64) {
-        self.connections.borrow_mut().remove(&id);
+        Registered { worker: self.clone(), id }
     }
 
     /// Every connection finishes what it does and closes.
@@ -123,6 +118,18 @@ impl Worker {
         for waker in self.connections.borrow().values() {
             waker.wake_by_ref();
         }
+    }
+}
+
+/// A connection that is woken when draining starts.
+pub(super) struct Registered {
+    worker: Rc<Worker>,
+    id: u64,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.worker.connections.borrow_mut().remove(&self.id);
     }
 }
 

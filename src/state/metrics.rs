@@ -99,7 +99,8 @@ impl Metrics {
         };
         let connections = IntGaugeVec::new(Opts::new("connections", "Open client connections."), &["listener"])?;
         registry.register(Box::new(connections.clone()))?;
-        let refused = IntGauge::new("refused_documents", "Endpoint documents refused now; their last good version serves.")?;
+        let refused =
+            IntGauge::new("refused_documents", "Endpoint documents refused now; their last good version serves.")?;
         registry.register(Box::new(refused.clone()))?;
         let build = IntGaugeVec::new(Opts::new("build_info", "Always 1; the version is in the label."), &["version"])?;
         registry.register(Box::new(build.clone()))?;
@@ -107,15 +108,29 @@ impl Metrics {
         let by_code = ["endpoint", "deployment", "code", "model_code"];
         let by_reason = ["endpoint", "deployment", "reason"];
         Ok(Self {
-            requests: counter("requests_total", "Requests by answer; code 499 is a client that left before it.", &by_code)?,
-            request_duration: histogram("request_duration_seconds", "From the request head to the last response byte.")?,
-            routing_duration: histogram("routing_duration_seconds", "Time in the router: total less queue less model.")?,
+            requests: counter(
+                "requests_total",
+                "Requests by answer; code 499 is a client that left before it.",
+                &by_code,
+            )?,
+            request_duration: histogram(
+                "request_duration_seconds",
+                "From the request head to the last response byte.",
+            )?,
+            routing_duration: histogram(
+                "routing_duration_seconds",
+                "Time in the router: total less queue less model.",
+            )?,
             queue_wait: histogram("queue_wait_seconds", "Time in the queue, of requests that waited.")?,
             model_duration: histogram("model_duration_seconds", "From dispatch to the model's response head.")?,
             request_bytes: counter("request_bytes_total", "Request body bytes.", &BY_DEPLOYMENT)?,
             response_bytes: counter("response_bytes_total", "Response body bytes.", &BY_DEPLOYMENT)?,
             rejected: counter("rejected_total", "Requests the router refused or failed.", &by_reason)?,
-            retries: counter("retries_total", "Requests sent again, because nothing of them had been sent.", &by_reason)?,
+            retries: counter(
+                "retries_total",
+                "Requests sent again, because nothing of them had been sent.",
+                &by_reason,
+            )?,
             auth_failures: counter("auth_failures_total", "Requests without a right.", &["endpoint", "reason"])?,
             accept_errors: single("accept_errors_total", "Connections that could not be accepted.")?,
             reloads: counter("config_reloads_total", "Reloads of endpoint documents.", &["result"])?,

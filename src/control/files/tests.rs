@@ -105,7 +105,11 @@ fn keys_come_from_the_document_the_environment_or_a_file_beside_it_and_follow_it
     folder.write("key.txt", "another-key-0123456789abcdef");
     let loaded = folder.load();
     let access = |name: &str| {
-        loaded.endpoints.iter().find(|endpoint| endpoint.spec.name.matches(name)).map(|endpoint| endpoint.access.clone())
+        loaded
+            .endpoints
+            .iter()
+            .find(|endpoint| endpoint.spec.name.matches(name))
+            .map(|endpoint| endpoint.access.clone())
     };
     assert_eq!(access("from-file"), Some(Access::Keys(vec![KeyDigest::of("another-key-0123456789abcdef")])));
     assert_eq!(access("valued"), Some(expected));
