@@ -29,6 +29,8 @@ pub enum Unidentified {
     NotFound,
     /// It has a `.` or `..` segment, plain or percent-encoded: a model could read it as another path than we do.
     DotSegment,
+    /// It has a `%` without two hexadecimal digits.
+    Encoding,
 }
 
 /// The two families of paths: the current one and the one of v1 clients.
@@ -45,8 +47,10 @@ pub fn identify(path: &str) -> Result<Called<'_>, Unidentified> {
         "/score" => Asked::Score,
         "/swagger.json" => Asked::Swagger,
         "" => Asked::Path("/"),
-        other if has_dot_segment(other) => return Err(Unidentified::DotSegment),
-        other => Asked::Path(other),
+        other => {
+            check(other)?;
+            Asked::Path(other)
+        }
     };
     Ok(Called { endpoint, asked })
 }
@@ -59,35 +63,29 @@ pub fn lookup_key<'b>(name: &str, buffer: &'b mut [u8; *name::LENGTH.end()]) -> 
     str::from_utf8(key).ok()
 }
 
-fn has_dot_segment(path: &str) -> bool {
-    // A back-slash or an encoded slash separates segments for some servers, so it does here.
-    let mut segment = Vec::new();
+/// Refuses paths that a model could read as others than we do.
+fn check(path: &str) -> Result<(), Unidentified> {
+    if !path.contains("/.") && !path.contains(['%', '\\']) {
+        return Ok(());
+    }
+    let mut decoded = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();
-    let is_dots = |segment: &[u8]| segment == b"." || segment == b"..";
-    if !path.contains("/.") && !path.contains('%') && !path.contains('\\') {
-        return false;
-    }
     while let Some(byte) = bytes.next() {
-        let byte = if byte == b'%' { decode(bytes.next(), bytes.next()) } else { byte };
-        if byte == b'/' || byte == b'\\' {
-            if is_dots(&segment) {
-                return true;
-            }
-            segment.clear();
+        decoded.push(if byte == b'%' {
+            decode(bytes.next(), bytes.next()).ok_or(Unidentified::Encoding)?
         } else {
-            segment.push(byte);
-        }
+            byte
+        });
     }
-    is_dots(&segment)
+    // A back-slash or an encoded slash separates segments for some servers, so it does here.
+    let mut segments = decoded.split(|byte| matches!(byte, b'/' | b'\\'));
+    if segments.any(|segment| segment == b"." || segment == b"..") { Err(Unidentified::DotSegment) } else { Ok(()) }
 }
 
-/// The byte that `%` and two hexadecimal digits stand for; `%` itself when they do not.
-fn decode(high: Option<u8>, low: Option<u8>) -> u8 {
+/// The byte that two hexadecimal digits stand for.
+fn decode(high: Option<u8>, low: Option<u8>) -> Option<u8> {
     let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-    match (digit(high), digit(low)) {
-        (Some(high), Some(low)) => u8::try_from(high * 16 + low).unwrap_or(b'%'),
-        _ => b'%',
-    }
+    u8::try_from(digit(high)? * 16 + digit(low)?).ok()
 }
 
 #[cfg(test)]
@@ -137,6 +135,14 @@ mod tests {
         ] {
             let path = format!("/api/v1/endpoint/abc{sub}");
             assert_eq!(identify(&path), Err(Unidentified::DotSegment), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_percent_sign_needs_two_digits() {
+        for sub in ["/%", "/a%2", "/%zz", "/%2/x", "/%+1"] {
+            let path = format!("/api/v1/endpoint/abc{sub}");
+            assert_eq!(identify(&path), Err(Unidentified::Encoding), "{path}");
         }
     }
 

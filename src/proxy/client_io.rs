@@ -11,7 +11,8 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::{pool, respond};
+use super::pool;
+use super::worker::Worker;
 use crate::model::limits::Limits;
 use crate::model::refusal::Refusal;
 
@@ -104,16 +105,17 @@ pub(super) struct ClientIo {
     /// Read to learn the protocol; comes before what the socket still has.
     preface: Bytes,
     pace: Rc<Pace>,
+    worker: Rc<Worker>,
     /// Goes out before anything else.
     outgoing: Bytes,
 }
 
 impl ClientIo {
-    pub(super) fn new(stream: TcpStream, preface: Bytes, pace: Rc<Pace>) -> Self {
+    pub(super) fn new(stream: TcpStream, preface: Bytes, pace: Rc<Pace>, worker: Rc<Worker>) -> Self {
         if !preface.is_empty() {
             pace.received();
         }
-        Self { stream, preface, pace, outgoing: Bytes::new() }
+        Self { stream, preface, pace, worker, outgoing: Bytes::new() }
     }
 
     /// The socket itself, when HTTP is done with it.
@@ -136,7 +138,7 @@ impl ClientIo {
         if has_id || first.len() > 256 {
             return false;
         }
-        self.outgoing = respond::raw(refusal);
+        self.outgoing = self.worker.unread(refusal);
         true
     }
 

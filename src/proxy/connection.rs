@@ -20,7 +20,6 @@ use tokio::net::TcpStream;
 
 use super::body::Body;
 use super::client_io::{ClientIo, Impatience, Pace};
-use super::respond;
 use super::service;
 use super::timer::LazyTimer;
 use super::worker::Worker;
@@ -63,7 +62,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: Socke
         scheme: HeaderValue::from_static("http"),
         reset_at_end: std::cell::Cell::new(false),
     });
-    let io = ClientIo::new(stream, preface, pace);
+    let io = ClientIo::new(stream, preface, pace, worker.clone());
     if multiplexed { serve_http2(&client, io).await } else { serve_http1(&client, io).await }
 }
 
@@ -188,7 +187,7 @@ async fn close(client: &Client, mut stream: TcpStream, impatience: Option<Impati
     }
     let last_words = async {
         if impatience == Some(Impatience::Head) {
-            stream.write_all(&respond::raw(Refusal::HeadTimeout)).await?;
+            stream.write_all(&client.worker.unread(Refusal::HeadTimeout)).await?;
         }
         stream.shutdown().await?;
         // A close with unread bytes resets the connection, and the client may lose what we said last.

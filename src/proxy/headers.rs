@@ -8,8 +8,8 @@ use http::header::{
     UPGRADE,
 };
 use http::{Version, request};
+use rand::{Rng, RngExt};
 
-use super::connection::Client;
 use super::record::Record;
 
 /// The deployment asked for by a request, and the one that answered a response.
@@ -82,7 +82,7 @@ impl Notable {
 }
 
 /// Makes a client's head one for the model, but for its host and its credential.
-pub(super) fn to_model(head: &mut request::Parts, notable: &Notable, client: &Client, request_id: &HeaderValue) {
+pub(super) fn to_model(head: &mut request::Parts, notable: &Notable, record: &Record) {
     let headers = &mut head.headers;
     let trailers = notable.te && accepts_trailers(headers);
     if notable.hop_by_hop {
@@ -105,8 +105,8 @@ pub(super) fn to_model(head: &mut request::Parts, notable: &Notable, client: &Cl
     let authority = head.uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
     let host = headers.remove(HOST).or_else(|| authority?.ok());
     let forwarded = [
-        (FORWARDED_FOR, Some(client.address.clone())),
-        (FORWARDED_PROTO, Some(client.scheme.clone())),
+        (FORWARDED_FOR, Some(record.client.address.clone())),
+        (FORWARDED_PROTO, Some(record.client.scheme.clone())),
         (FORWARDED_HOST, host),
     ];
     for (name, value) in forwarded {
@@ -116,7 +116,14 @@ pub(super) fn to_model(head: &mut request::Parts, notable: &Notable, client: &Cl
             None => {}
         }
     }
-    headers.insert(REQUEST_ID, request_id.clone());
+    headers.insert(REQUEST_ID, record.request_id.clone());
+    if notable.client_request_id {
+        // The model sees what the client will, or nothing.
+        headers.remove(CLIENT_REQUEST_ID);
+        if let Some(id) = &record.client_request_id {
+            headers.insert(CLIENT_REQUEST_ID, id.clone());
+        }
+    }
     head.version = Version::HTTP_11;
 }
 
@@ -147,6 +154,21 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     {
         headers.remove(name);
     }
+}
+
+/// A fresh UUID, version 4 (RFC 9562).
+pub(super) fn fresh_id(rng: &mut impl Rng) -> HeaderValue {
+    let random: u128 = rng.random();
+    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let mut text = [b'-'; 36];
+    let mut digit = 0;
+    for (at, place) in text.iter_mut().enumerate() {
+        if ![8, 13, 18, 23].contains(&at) {
+            *place = b"0123456789abcdef"[(bits >> (124 - 4 * digit)) as usize & 0xf];
+            digit += 1;
+        }
+    }
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 /// The client's own request id, fit to be echoed: letters, digits, `-` and `_`, cut at 40 characters.
@@ -230,6 +252,8 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
 
     fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         lines.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
@@ -264,6 +288,18 @@ mod tests {
         for bad in ["", "a b", "a\tb", "<script>", "a:b"] {
             assert_eq!(id(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn request_ids_are_uuids_of_version_4() {
+        let mut rng = SmallRng::seed_from_u64(7);
+        let (id, other) = (fresh_id(&mut rng), fresh_id(&mut rng));
+        let text = id.to_str().unwrap();
+        let groups: Vec<usize> = text.split('-').map(str::len).collect();
+        assert_eq!(groups, [8, 4, 4, 4, 12]);
+        assert_eq!(&text[14..15], "4");
+        assert!("89ab".contains(&text[19..20]));
+        assert_ne!(id, other);
     }
 
     #[test]

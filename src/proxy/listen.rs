@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::mpsc;
 
 use super::worker::{Shared, Worker};
-use super::{connection, respond};
+use super::{connection, headers, respond};
 use crate::model::refusal::Refusal;
 use crate::state::lifecycle::Phase;
 
@@ -167,9 +167,10 @@ async fn seat(
 ) {
     let open: usize = seats.iter().map(|seat| seat.open.load(Ordering::Relaxed)).sum();
     if open >= shared.limits.max_connections {
-        shared.metrics.no_endpoint().rejected(respond::code(Refusal::TooManyConnections));
+        let refusal = Refusal::TooManyConnections;
+        shared.metrics.no_endpoint().rejected(respond::code(refusal));
         // One write into an empty socket buffer; nobody is waited for.
-        let _ = stream.write_all(&respond::raw(Refusal::TooManyConnections)).await;
+        let _ = stream.write_all(&respond::raw(refusal, &headers::fresh_id(&mut rand::rng()))).await;
         return;
     }
     let Some(seat) = seats.iter().min_by_key(|seat| seat.open.load(Ordering::Relaxed)) else { return };
@@ -209,37 +210,5 @@ async fn sweep(worker: Rc<Worker>) {
     loop {
         ticks.tick().await;
         worker.pool.sweep(Instant::now());
-    }
-}
-
-#[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-    use crate::model::limits::{Limits, StatusCodes};
-    use crate::state::metrics::Metrics;
-
-    pub(crate) fn limits() -> Limits {
-        Limits {
-            max_payload_bytes: 1000,
-            max_header_bytes: 65536,
-            max_headers: 100,
-            header_read_timeout: Duration::from_secs(10),
-            body_idle_timeout: Duration::from_secs(30),
-            max_connections: 10,
-            keep_alive_timeout: Duration::from_secs(75),
-        }
-    }
-
-    /// A worker with an empty table.
-    pub(crate) fn worker() -> Rc<Worker> {
-        let shared = Shared {
-            table: Arc::default(),
-            metrics: Arc::new(Metrics::new().unwrap()),
-            limits: limits(),
-            status_codes: StatusCodes::Kubernetes,
-            access_log: None,
-            lifecycle: crate::state::lifecycle::Lifecycle::default(),
-        };
-        Worker::new(Arc::new(shared)).0
     }
 }

@@ -33,8 +33,8 @@ const KEEP_IDLE: Duration = Duration::from_secs(55);
 pub(super) struct Connection {
     pub(super) sender: http1::SendRequest<Upload>,
     pub(super) timer: LazyTimer,
-    wire: http1::Connection<TokioIo<ReplicaIo>, Upload>,
-    ended: bool,
+    /// `None` when the connection has ended: what was not sent by then is given back when this is dropped.
+    wire: Option<http1::Connection<TokioIo<ReplicaIo>, Upload>>,
     half_close: Rc<Cell<bool>>,
     used: Instant,
 }
@@ -58,20 +58,23 @@ impl Connection {
         let io = ReplicaIo { stream, half_close: half_close.clone(), deaf: false };
         let (sender, wire) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
         let timer = LazyTimer::default();
-        Ok(Box::new(Self { sender, wire, ended: false, half_close, timer, used: Instant::now() }))
+        Ok(Box::new(Self { sender, wire: Some(wire), half_close, timer, used: Instant::now() }))
     }
 
     /// Moves bytes. Ready when the connection has ended.
     pub(super) fn poll_wire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.ended {
-            self.ended = Pin::new(&mut self.wire).poll(cx).is_ready();
+        if let Some(wire) = &mut self.wire
+            && Pin::new(wire).poll(cx).is_pending()
+        {
+            return Poll::Pending;
         }
-        if self.ended { Poll::Ready(()) } else { Poll::Pending }
+        self.wire = None;
+        Poll::Ready(())
     }
 
     /// Whether nothing can come or go any more.
     pub(super) fn ended(&self) -> bool {
-        self.ended
+        self.wire.is_none()
     }
 
     /// Sends nothing more, but goes on reading: the replica learns that nobody waits, and we when it is done.

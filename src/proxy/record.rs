@@ -67,7 +67,7 @@ impl Record {
         Self {
             start: client.pace.begin(),
             client: client.clone(),
-            request_id: client.worker.request_id(),
+            request_id: client.worker.with_rng(headers::fresh_id),
             client_request_id: if notable.client_request_id { headers::client_request_id(&head.headers) } else { None },
             endpoint: None,
             deployment: None,

@@ -147,11 +147,12 @@ pub(super) fn refuse(refusal: Refusal, codes: StatusCodes, context: Context<'_>)
 }
 
 /// An HTTP/1 answer for a connection on which no request could be read; the connection is closed after it.
-pub(super) fn raw(refusal: Refusal) -> Bytes {
+pub(super) fn raw(refusal: Refusal, request_id: &HeaderValue) -> Bytes {
     let status = status(refusal, StatusCodes::Kubernetes);
-    let body = document(refusal, status, Context::default());
+    let request_id = request_id.to_str().unwrap_or_default();
+    let body = document(refusal, status, Context { request_id, ..Context::default() });
     let head = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n",
         body.len()
     );
     [head.as_bytes(), &body].concat().into()

@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
+use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderMap, ORIGIN};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, request, response};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request, response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
@@ -74,6 +74,9 @@ async fn score(
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
         return Err(Refusal::MethodNotAllowed);
     }
+    if head.version == Version::HTTP_11 && head.headers.get_all(HOST).iter().count() != 1 {
+        return Err(Refusal::BadRequest("it must have exactly one host header"));
+    }
     let called = identify(head.uri.path())?;
     let endpoint = lookup_key(called.endpoint, &mut [0; 32])
         .and_then(|key| worker.with_table(|table| table.endpoint(key).cloned()))
@@ -93,8 +96,9 @@ async fn score(
     if incoming.size_hint().lower() > limits.max_payload_bytes {
         return Err(Refusal::PayloadTooLarge(limits.max_payload_bytes));
     }
-    head.uri = Uri::from(model_path(&deployment, called.asked, head.uri.query())?);
-    headers::to_model(&mut head, notable, client, &record.request_id);
+    let path = model_path(&deployment, called.asked, head.uri.query())?;
+    headers::to_model(&mut head, notable, record);
+    head.uri = Uri::from(path);
     if !deployment.spec.forward_authorization {
         head.headers.remove(AUTHORIZATION);
     }
@@ -261,7 +265,7 @@ fn passed_on(
     };
     headers::from_model(&mut parts.headers);
     headers::to_client(&mut parts.headers, &record);
-    if status != model || model.as_u16() >= 400 {
+    if !model.is_success() {
         parts.headers.insert(headers::MODEL_STATUS, HeaderValue::from(model.as_u16()));
         parts.headers.insert(headers::MODEL_REASON, HeaderValue::from_static("model_error"));
     }
@@ -271,7 +275,9 @@ fn passed_on(
         cors::decorate(cors, origin, &mut parts.headers);
     }
     (record.status, record.model_status) = (Some(status), Some(model));
-    (parts.status, parts.version) = (status, http::Version::HTTP_11);
+    (parts.status, parts.version) = (status, Version::HTTP_11);
+    // A reason phrase of the model's own would stand beside another status.
+    parts.extensions.clear();
     Response::from_parts(parts, Body::Model(Box::new((exchange, record))))
 }
 
@@ -280,6 +286,11 @@ fn own(response: Response<bytes::Bytes>, mut record: Record, origin: Option<&Hea
     record.status = Some(response.status());
     let (mut parts, body) = response.into_parts();
     headers::to_client(&mut parts.headers, &record);
+    let broken = record.upload.as_ref().is_some_and(|upload| upload.fault().is_some());
+    if broken && record.version != Version::HTTP_2 {
+        // The rest of the body is not read, so no other request can follow it.
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if let (Some(cors), Some(origin)) =
         (record.endpoint.as_ref().and_then(|endpoint| endpoint.spec.cors.as_ref()), origin)
     {
@@ -292,6 +303,7 @@ impl From<Unidentified> for Refusal {
     fn from(error: Unidentified) -> Self {
         match error {
             Unidentified::NotFound => Self::EndpointNotFound,
+            Unidentified::Encoding => Self::BadRequest("its path has a `%` without two hexadecimal digits"),
             Unidentified::DotSegment => Self::BadRequest("its path has a `.` or `..` segment"),
         }
     }

@@ -21,7 +21,8 @@ const SMALL: u64 = 64 * 1024;
 /// A request body. It never fails towards the model: when something is wrong with it, it stops and says so in its
 /// [`Progress`], and whoever drives the exchange decides what becomes of the model's connection.
 pub(super) struct Upload {
-    incoming: Incoming,
+    /// `None` once something is wrong: the client's connection must not wait for what nobody reads.
+    incoming: Option<Incoming>,
     /// Read before the rest was asked for.
     first: Option<Bytes>,
     progress: Rc<Progress>,
@@ -64,7 +65,7 @@ impl Upload {
             progress.ended.set(Some(Instant::now()));
         }
         Self {
-            incoming,
+            incoming: Some(incoming),
             first: None,
             progress,
             limit: limits.max_payload_bytes,
@@ -84,8 +85,8 @@ impl Upload {
     /// # Errors
     /// What is wrong with the body.
     pub(super) async fn first_part(&mut self) -> Result<(), Refusal> {
-        let small = self.incoming.size_hint().exact().is_some_and(|length| (1..=SMALL).contains(&length));
-        if !small {
+        let length = self.incoming.as_ref().and_then(|incoming| incoming.size_hint().exact());
+        if !length.is_some_and(|length| (1..=SMALL).contains(&length)) {
             return Ok(());
         }
         std::future::poll_fn(|cx| match self.poll_incoming(cx) {
@@ -101,10 +102,8 @@ impl Upload {
 
     /// The next frame. Pending, for good, when something is wrong.
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
-        if self.progress.fault().is_some() {
-            return Poll::Pending;
-        }
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        let Some(incoming) = &mut self.incoming else { return Poll::Pending };
+        match Pin::new(&mut *incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.silent_since = None;
                 let received = self.progress.received() + frame.data_ref().map_or(0, |data| data.len() as u64);
@@ -112,7 +111,7 @@ impl Upload {
                 if received > self.limit {
                     return self.fail(Refusal::PayloadTooLarge(self.limit));
                 }
-                if self.incoming.is_end_stream() {
+                if incoming.is_end_stream() {
                     self.progress.ended.set(Some(Instant::now()));
                 }
                 Poll::Ready(Some(frame))
@@ -134,6 +133,7 @@ impl Upload {
 
     fn fail(&mut self, fault: Refusal) -> Poll<Option<Frame<Bytes>>> {
         self.progress.fault.set(Some(fault));
+        self.incoming = None;
         Poll::Pending
     }
 }
@@ -151,11 +151,11 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.progress.fault().is_none() && self.incoming.is_end_stream()
+        self.first.is_none() && self.incoming.as_ref().is_some_and(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        let mut hint = self.incoming.size_hint();
+        let mut hint = self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default();
         if let Some(first) = &self.first {
             let first = first.len() as u64;
             match hint.exact() {

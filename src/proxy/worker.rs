@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use arc_swap::Cache;
-use http::HeaderValue;
+use bytes::Bytes;
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc;
 
 use super::pool::Pool;
+use super::{headers, respond};
 use crate::model::limits::{Limits, StatusCodes};
+use crate::model::refusal::Refusal;
 use crate::state::access_log::AccessLog;
 use crate::state::lifecycle::Lifecycle;
 use crate::state::metrics::{EndpointMetrics, Metrics};
@@ -83,19 +85,11 @@ impl Worker {
         draw(&mut self.rng.borrow_mut())
     }
 
-    /// A fresh UUID, version 4.
-    pub(super) fn request_id(&self) -> HeaderValue {
-        let random: u128 = self.with_rng(RngExt::random);
-        let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-        let mut text = [b'-'; 36];
-        let mut digit = 0;
-        for (at, place) in text.iter_mut().enumerate() {
-            if ![8, 13, 18, 23].contains(&at) {
-                *place = b"0123456789abcdef"[(bits >> (124 - 4 * digit)) as usize & 0xf];
-                digit += 1;
-            }
-        }
-        HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    /// Counts a refusal of what could not even be read, and returns its HTTP/1 answer.
+    pub(super) fn unread(&self, refusal: Refusal) -> Bytes {
+        self.nowhere.rejected(respond::code(refusal));
+        self.nowhere.answered(respond::status(refusal, self.shared.status_codes).as_u16());
+        respond::raw(refusal, &self.with_rng(headers::fresh_id))
     }
 
     /// A token whose life delays the end of the worker. `None` when that has come.
@@ -130,20 +124,5 @@ pub(super) struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.worker.connections.borrow_mut().remove(&self.id);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn request_ids_are_uuids_of_version_4() {
-        let worker = crate::proxy::listen::tests::worker();
-        let id = worker.request_id();
-        let text = id.to_str().unwrap();
-        let groups: Vec<usize> = text.split('-').map(str::len).collect();
-        assert_eq!(groups, [8, 4, 4, 4, 12]);
-        assert_eq!(&text[14..15], "4");
-        assert!("89ab".contains(&text[19..20]));
-        assert_ne!(id, worker.request_id());
     }
 }

@@ -1,6 +1,14 @@
 //! The router from outside: real sockets on port 0, real processes, no sleeps.
 
+#![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
+#![allow(unreachable_pub, reason = "a test is no library: nobody is outside")]
+
+mod cli;
+mod cors;
+mod errors;
 mod guard;
 mod harness;
+mod http;
 mod processes;
 mod smoke;
+mod wire;

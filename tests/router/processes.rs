@@ -268,29 +268,27 @@ async fn what_a_replica_prints_is_in_the_log() {
     }
 }
 
-const HELPER_FIFO: &str = "INFERENCE_ROUTER_TEST_FIFO";
-
-/// A router of its own process for the next test; alone it does nothing.
-#[tokio::test]
-#[ignore = "run by the next test"]
-async fn a_router_that_is_going_to_be_killed() {
-    let Ok(fifo) = std::env::var(HELPER_FIFO) else { return };
-    let mut rig = Rig::new(Duration::from_millis(500), PATIENCE);
-    let script = format!(r#"trap '' TERM; exec 3> "{fifo}"; sleep 60 & {SERVE}"#);
-    rig.ready("orphan", &script, 1).await;
-    println!("ready");
-    rig.next().await;
-}
-
 #[test]
 fn no_process_of_a_replica_outlives_a_router_killed_by_sigkill() {
     let folder = tempfile::tempdir().unwrap();
     let fifo: PathBuf = folder.path().join("held-by-all-processes");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let mut router = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "processes::a_router_that_is_going_to_be_killed", "--ignored", "--nocapture"])
-        .env(HELPER_FIFO, &fifo)
-        .stdout(Stdio::piped())
+    let endpoint = r#"{"apiVersion": "inference-router.dev/v1alpha1", "kind": "OnlineEndpoint",
+        "metadata": {"name": "orphan"}, "spec": {"authMode": "none", "deployments": [{"name": "blue", "process": {
+        "command": ["sh", "-c", "trap '' TERM; exec 3> \"$FIFO\"; sleep 60 & exec \"$ROUTER\" model-server --port {port}"],
+        "env": {"FIFO": "FIFO-PATH", "ROUTER": "ROUTER-PATH"}}}]}}"#;
+    let endpoint = endpoint.replace("FIFO-PATH", fifo.to_str().unwrap()).replace("ROUTER-PATH", EXECUTABLE);
+    std::fs::write(folder.path().join("orphan.yaml"), endpoint).unwrap();
+    let settings = folder.path().join("router.conf");
+    std::fs::write(
+        &settings,
+        "{scoring: {address: \"127.0.0.1:0\"}, admin: {address: \"127.0.0.1:0\"}, endpoints: {files: [.]}}",
+    )
+    .unwrap();
+    let mut router = Command::new(EXECUTABLE)
+        .args(["serve", "--config", settings.to_str().unwrap()])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let (done, gone) = std_mpsc::channel();
@@ -298,8 +296,8 @@ fn no_process_of_a_replica_outlives_a_router_killed_by_sigkill() {
         let end = std::fs::File::open(fifo).and_then(|mut held| held.read_to_end(&mut Vec::new()));
         done.send(end).unwrap();
     });
-    let lines = BufReader::new(router.stdout.take().unwrap()).lines();
-    assert!(lines.map_while(Result::ok).any(|line| line.ends_with("ready")));
+    let mut lines = BufReader::new(router.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("replica is ready")));
     assert!(gone.try_recv().is_err(), "the replica and its child are alive");
     router.kill().unwrap();
     router.wait().unwrap();

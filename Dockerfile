@@ -1,0 +1,18 @@
+# syntax=docker/dockerfile:1
+FROM rust:1-slim-bookworm AS build
+WORKDIR /source
+COPY Cargo.toml Cargo.lock ./
+COPY benches benches
+COPY config config
+COPY src src
+RUN cargo build --release --locked
+
+FROM debian:bookworm-slim
+RUN useradd --system --uid 65532 --no-create-home --shell /usr/sbin/nologin router
+COPY --from=build /source/target/release/inference-router /usr/local/bin/inference-router
+# Kubernetes can only tell by number that this is not root.
+USER 65532
+# Clients; operators and Prometheus (once admin.address is not 127.0.0.1, its default).
+EXPOSE 8080 9090
+ENTRYPOINT ["inference-router"]
+CMD ["serve", "--config", "/etc/inference-router/config.yaml"]

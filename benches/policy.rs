@@ -1,0 +1,119 @@
+//! What the router decides for every request, without a socket: each should be far below the microseconds that moving
+//! a request through the kernel costs, and admission must not slow down with the number of replicas.
+
+use std::hint::black_box;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use inference_router::policy::access::{Access, KeyDigest};
+use inference_router::policy::admit::{Admission, Arrival, Rules};
+use inference_router::policy::identify::{identify, lookup_key};
+use inference_router::policy::split::Split;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+/// Replicas of a deployment: the smallest, a usual and the largest number.
+const REPLICAS: [usize; 3] = [1, 10, 1000];
+/// How long a request is said to have held its slot.
+const HELD: Duration = Duration::from_millis(20);
+
+fn identification(c: &mut Criterion) {
+    let mut group = c.benchmark_group("identify");
+    for (name, path) in [
+        ("score", "/api/v1/endpoint/My-Endpoint/score"),
+        ("path", "/api/v1/endpoint/my-endpoint/v1/chat/completions"),
+        ("path with percent", "/api/v1/endpoint/my-endpoint/v2/models/a%20b/infer"),
+        ("none", "/favicon.ico"),
+    ] {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let mut buffer = [0; 32];
+                let called = identify(black_box(path));
+                called.ok().and_then(|called| lookup_key(called.endpoint, &mut buffer).map(str::len))
+            });
+        });
+    }
+}
+
+fn splitting(c: &mut Criterion) {
+    let mut group = c.benchmark_group("split");
+    for (name, percents) in [("one", &[100][..]), ("90/10", &[90, 10]), ("twenty", &[5; 20])] {
+        let (split, mut rng) = (Split::new(percents), SmallRng::seed_from_u64(7));
+        group.bench_function(name, |b| b.iter(|| split.choose(black_box(&mut rng))));
+    }
+}
+
+fn access(c: &mut Criterion) {
+    let keys = ["primary-key-0123456789abcdef", "secondary-key-0123456789abcdef"];
+    let access = Access::Keys(keys.iter().map(|key| KeyDigest::of(key)).collect());
+    let mut group = c.benchmark_group("access");
+    for (name, header) in [
+        ("primary", "Bearer primary-key-0123456789abcdef"),
+        ("secondary", "Bearer secondary-key-0123456789abcdef"),
+        ("wrong", "Bearer another-key-0123456789abcdef"),
+    ] {
+        group.bench_function(name, |b| b.iter(|| access.check(black_box(Some(header.as_bytes())))));
+    }
+    group.bench_function("missing", |b| b.iter(|| access.check(black_box(None))));
+}
+
+/// A deployment with two slots on each replica.
+fn deployment(replicas: usize, queue_length: usize) -> Admission<u32> {
+    let rules = Rules { per_replica: NonZeroU32::MIN.saturating_add(1), queue_length };
+    let mut admission = Admission::new(rules);
+    for _ in 0..replicas {
+        admission.add();
+    }
+    admission
+}
+
+/// Requests that hold every slot but `free`; the last arrived last.
+fn fill(admission: &mut Admission<u32>, replicas: usize, free: usize) {
+    for _ in free..2 * replicas {
+        assert!(matches!(admission.arrive(None, || 0), Arrival::Granted(_)));
+    }
+}
+
+fn admission(c: &mut Criterion) {
+    let mut group = c.benchmark_group("admit");
+    for replicas in REPLICAS {
+        let mut idle = deployment(replicas, 10_000);
+        group.bench_function(BenchmarkId::new("arrive and release, idle", replicas), |b| {
+            b.iter(|| {
+                let Arrival::Granted(id) = idle.arrive(None, || 0) else { panic!("a slot is free") };
+                idle.release(id, HELD)
+            });
+        });
+        let mut busy = deployment(replicas, 10_000);
+        fill(&mut busy, replicas, 1);
+        group.bench_function(BenchmarkId::new("arrive and release, one slot left", replicas), |b| {
+            b.iter(|| {
+                let Arrival::Granted(id) = busy.arrive(None, || 0) else { panic!("a slot is free") };
+                busy.release(id, HELD)
+            });
+        });
+        let mut waiting = deployment(replicas, 10_000);
+        let first = waiting.ids().next().expect("there is a replica");
+        fill(&mut waiting, replicas, 0);
+        for waiter in 0..5_000 {
+            assert!(matches!(waiting.arrive(None, || waiter), Arrival::Queued(_)));
+        }
+        group.bench_function(BenchmarkId::new("release to the first of 5000, queue again", replicas), |b| {
+            b.iter(|| {
+                let (granted, _) = waiting.release(first, HELD);
+                assert!(matches!(waiting.arrive(None, || 0), Arrival::Queued(_)));
+                granted
+            });
+        });
+        let mut full = deployment(replicas, 100);
+        fill(&mut full, replicas, 0);
+        while !matches!(full.arrive(None, || 0), Arrival::Full) {}
+        group.bench_function(BenchmarkId::new("arrive at a full queue", replicas), |b| {
+            b.iter(|| full.arrive(black_box(None), || 0));
+        });
+    }
+}
+
+criterion_group!(benches, identification, splitting, access, admission);
+criterion_main!(benches);
