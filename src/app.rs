@@ -194,7 +194,7 @@ impl App {
         // The table is there before the first connection is accepted.
         let mut index = Index::new(self.shared.table.clone(), self.shared.metrics.clone(), self.status.clone());
         index.apply(self.endpoints);
-        let mut data_plane = DataPlane::start(self.scoring.try_clone()?, workers, &self.shared)?;
+        let mut data_plane = DataPlane::start(self.scoring, workers, &self.shared)?;
         let log_writer = self.log_writer;
         let ended = control.block_on(async {
             let mut tasks = JoinSet::new();
@@ -232,8 +232,6 @@ impl App {
             let _ = control.await;
             result
         });
-        // Closes the listener, and with it the accepting thread's last clone, before the workers are waited for.
-        drop(self.scoring);
         let joined = data_plane.join();
         drop(self.shared);
         if let Some(writer) = log_writer {

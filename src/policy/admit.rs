@@ -150,6 +150,13 @@ impl<W> Admission<W> {
         self.vacate_if_idle(id)
     }
 
+    /// A replica that was on its way out is wanted again, with what is still in flight on it.
+    pub fn restore(&mut self, id: ReplicaId) -> Vec<Grant<W>> {
+        self.replicas[id.index()].presence = Presence::Present;
+        self.reshelve(id);
+        self.dispatch()
+    }
+
     /// A request wants a slot, preferably not on `avoid`, which has just failed it. Such a repeated request goes
     /// before those that wait: it came before them. `waiter` is only made for one that has to wait.
     pub fn arrive(&mut self, avoid: Option<ReplicaId>, waiter: impl FnOnce() -> W) -> Arrival {

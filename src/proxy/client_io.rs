@@ -29,6 +29,8 @@ pub(super) struct Pace {
     head_since: Cell<Option<Instant>>,
     /// Since when the client takes nothing, if it does.
     blocked_since: Cell<Option<Instant>>,
+    /// Whether the last request's body was not read to its end.
+    unread: Cell<bool>,
     /// Heads of HTTP/2 are not told apart from its other frames.
     multiplexed: bool,
 }
@@ -52,6 +54,7 @@ impl Pace {
             idle_since: Cell::new(now),
             head_since: Cell::new(None),
             blocked_since: Cell::new(None),
+            unread: Cell::new(false),
             multiplexed,
         })
     }
@@ -60,13 +63,25 @@ impl Pace {
     pub(super) fn begin(&self) -> Instant {
         self.in_flight.set(self.in_flight.get() + 1);
         self.served.set(true);
+        self.unread.set(false);
         self.head_since.take().unwrap_or_else(Instant::now)
     }
 
-    /// A request has been answered, or given up.
-    pub(super) fn end(&self, now: Instant) {
+    /// A request has been answered, or given up; `unread`: before its body had come to its end.
+    pub(super) fn end(&self, now: Instant, unread: bool) {
+        self.unread.set(unread);
         self.in_flight.set(self.in_flight.get() - 1);
         self.idle_since.set(now);
+    }
+
+    /// Whether the client does not take what it is sent.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked_since.get().is_some()
+    }
+
+    /// Whether the client may still be sending what nobody reads: a body, or a head that could not be read.
+    pub(super) fn may_send(&self) -> bool {
+        self.unread.get() || self.head_since.get().is_some()
     }
 
     /// When patience with the client ends, and why; `None` while nothing is expected of it.

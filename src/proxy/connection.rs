@@ -190,6 +190,9 @@ async fn close(client: &Client, mut stream: TcpStream, impatience: Option<Impati
             stream.write_all(&client.worker.unread(Refusal::HeadTimeout)).await?;
         }
         stream.shutdown().await?;
+        if !client.pace.may_send() {
+            return Ok(());
+        }
         // A close with unread bytes resets the connection, and the client may lose what we said last.
         let mut unread = BytesMut::with_capacity(READ_BUFFER);
         while stream.read_buf(&mut unread).await? > 0 {

@@ -44,6 +44,7 @@ pub(super) struct Record {
     /// Body bytes sent to the client.
     pub(super) sent: u64,
     pub(super) version: Version,
+    has_body: bool,
     start: Instant,
     /// What only the access log wants to know.
     log: Option<Box<Logged>>,
@@ -56,7 +57,7 @@ struct Logged {
 }
 
 impl Record {
-    pub(super) fn begin(client: &Rc<Client>, head: &request::Parts, notable: &Notable) -> Self {
+    pub(super) fn begin(client: &Rc<Client>, head: &request::Parts, notable: &Notable, has_body: bool) -> Self {
         let log = client.worker.shared.access_log.is_some().then(|| {
             Box::new(Logged {
                 method: head.method.clone(),
@@ -81,6 +82,7 @@ impl Record {
             status: None,
             sent: 0,
             version: head.version,
+            has_body,
             log,
         }
     }
@@ -169,7 +171,8 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let now = Instant::now();
-        self.client.pace.end(now);
+        let read = self.upload.as_ref().is_some_and(|upload| upload.ended().is_some());
+        self.client.pace.end(now, self.has_body && !read);
         let code = self.status.map_or(CLIENT_LEFT, |status| status.as_u16());
         self.count(code, now);
         self.write(code, now);

@@ -43,7 +43,7 @@ enum Answer {
 pub(super) async fn handle(client: Rc<Client>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let (head, incoming) = request.into_parts();
     let notable = Notable::of(&head.headers);
-    let mut record = Record::begin(&client, &head, &notable);
+    let mut record = Record::begin(&client, &head, &notable, !incoming.is_end_stream());
     let origin = if notable.origin { head.headers.get(ORIGIN).cloned() } else { None };
     let answer = score(&client, &mut record, head, &notable, incoming).await;
     let codes = client.worker.shared.status_codes;
@@ -278,7 +278,7 @@ fn passed_on(
     (parts.status, parts.version) = (status, Version::HTTP_11);
     // A reason phrase of the model's own would stand beside another status.
     parts.extensions.clear();
-    Response::from_parts(parts, Body::Model(Box::new((exchange, record))))
+    Response::from_parts(parts, Body::model(exchange, record))
 }
 
 /// The router's own response.

@@ -95,20 +95,14 @@ impl Slots {
         self.hand_out(grants);
     }
 
-    /// Adds a ready replica at `address`; `id` is unique over the life of the process.
+    /// Adds a ready replica at `address`; `id` is unique over the life of the process. One at this address that is still
+    /// on its way out is taken back, with what is in flight on it.
     pub fn add(self: &Arc<Self>, id: u64, address: &str) -> ReplicaId {
-        let replica = Arc::new(Replica {
-            id,
-            address: address.to_owned(),
-            host: HeaderValue::from_str(address).unwrap_or_else(|_| HeaderValue::from_static("model")),
-            suspect: AtomicBool::new(false),
-        });
         let mut inner = self.lock();
-        let (at, grants) = inner.admission.add();
-        if inner.replicas.len() <= at.index() {
-            inner.replicas.resize_with(at.index() + 1, || None);
-        }
-        inner.replicas[at.index()] = Some(Entry { replica, drained: None });
+        let (at, grants) = match inner.draining(address) {
+            Some(at) => (at, inner.admission.restore(at)),
+            None => inner.add(Replica::new(id, address)),
+        };
         drop(inner);
         self.hand_out(grants);
         at
@@ -204,7 +198,35 @@ impl Slots {
     }
 }
 
+impl Replica {
+    fn new(id: u64, address: &str) -> Self {
+        Self {
+            id,
+            address: address.to_owned(),
+            host: HeaderValue::from_str(address).unwrap_or_else(|_| HeaderValue::from_static("model")),
+            suspect: AtomicBool::new(false),
+        }
+    }
+}
+
 impl Inner {
+    fn add(&mut self, replica: Replica) -> (ReplicaId, Vec<Grant<oneshot::Sender<Slot>>>) {
+        let (at, grants) = self.admission.add();
+        if self.replicas.len() <= at.index() {
+            self.replicas.resize_with(at.index() + 1, || None);
+        }
+        self.replicas[at.index()] = Some(Entry { replica: Arc::new(replica), drained: None });
+        (at, grants)
+    }
+
+    /// A replica at `address` that is on its way out.
+    fn draining(&self, address: &str) -> Option<ReplicaId> {
+        self.admission.ids().find(|id| {
+            let entry = self.replicas[id.index()].as_ref();
+            entry.is_some_and(|entry| entry.replica.address == address) && self.admission.replica(*id).1.is_none()
+        })
+    }
+
     fn slot(&self, slots: &Arc<Slots>, id: ReplicaId, since: Instant) -> Option<Slot> {
         let entry = self.replicas[id.index()].as_ref()?;
         Some(Slot { slots: slots.clone(), id, replica: entry.replica.clone(), since })

@@ -54,6 +54,15 @@ impl Router {
         for (number, document) in documents.iter().enumerate() {
             std::fs::write(folder.path().join(format!("{number}.yaml")), document).unwrap();
         }
+        Self::start_in(folder, Box::new(std::io::stderr()), change)
+    }
+
+    /// The same with the endpoint files that are in `folder`, and the access log, if it is on, to `access_log`.
+    pub fn start_in(
+        folder: tempfile::TempDir,
+        access_log: Box<dyn std::io::Write + Send>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let mut settings = Settings {
             scoring: "127.0.0.1:0".parse().unwrap(),
             admin: "127.0.0.1:0".parse().unwrap(),
@@ -67,7 +76,7 @@ impl Router {
             source: Source::Files(vec![folder.path().to_owned()]),
             environment: Arc::new(|_| None),
             executable: env!("CARGO_BIN_EXE_inference-router").into(),
-            access_log: Box::new(std::io::stderr()),
+            access_log,
         };
         let app = App::build(settings, surroundings).unwrap_or_else(|error| panic!("{error:?}"));
         let (scoring, admin) = (app.scoring_address().unwrap(), app.admin_address().unwrap());

@@ -3,12 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
 #![allow(unreachable_pub, reason = "a test is no library: nobody is outside")]
 
+mod admission;
 mod cli;
 mod cors;
 mod errors;
 mod guard;
 mod harness;
 mod http;
+mod lifecycle;
+mod peers;
 mod processes;
+mod reload;
 mod smoke;
 mod wire;

@@ -81,6 +81,18 @@ fn a_draining_replica_gets_nothing_new_and_goes_with_its_last_request() {
 }
 
 #[test]
+fn a_draining_replica_that_is_wanted_again_still_has_what_is_in_flight() {
+    let (mut admission, ids) = admission(2, 10, 1);
+    granted(admission.arrive(None, || ""));
+    granted(admission.arrive(None, || ""));
+    admission.remove(ids[0]);
+    queued(admission.arrive(None, || "waits"));
+    assert!(admission.restore(ids[0]).is_empty());
+    assert_eq!(admission.release(ids[0], HELD), (Some(("waits", ids[0])), false));
+    assert_eq!(admission.occupancy().busy, 2);
+}
+
+#[test]
 fn a_repeated_request_avoids_the_replica_that_failed_it_and_goes_first() {
     let (mut admission, ids) = admission(1, 10, 2);
     let (bad, good) = (ids[0], ids[1]);
