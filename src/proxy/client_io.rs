@@ -1,4 +1,4 @@
-//! The socket under a client connection, and what is known of the client's pace.
+//! A client as its requests know it, what is known of its pace, and the socket under its connection.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
+use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -15,6 +16,18 @@ use super::pool;
 use super::worker::Worker;
 use crate::model::limits::Limits;
 use crate::model::refusal::Refusal;
+
+/// What the requests of one connection have in common.
+pub(super) struct Client {
+    pub(super) worker: Rc<Worker>,
+    pub(super) pace: Rc<Pace>,
+    /// As `x-forwarded-for` says it.
+    pub(super) address: HeaderValue,
+    /// As `x-forwarded-proto` says it.
+    pub(super) scheme: HeaderValue,
+    /// HTTP/1.0 cannot tell a broken body from a complete one, but by a reset.
+    pub(super) reset_at_end: Cell<bool>,
+}
 
 /// What a client is doing; shared by its socket, its connection and its requests.
 #[derive(Debug)]

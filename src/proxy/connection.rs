@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::body::Body;
-use super::client_io::{ClientIo, Impatience, Pace};
+use super::client_io::{Client, ClientIo, Impatience, Pace};
 use super::service;
 use super::timer::LazyTimer;
 use super::worker::Worker;
@@ -33,18 +33,6 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HTTP2_STREAMS: u32 = 256;
 /// The largest piece of a body that is read at once.
 const READ_BUFFER: usize = 64 * 1024;
-
-/// What the requests of one connection have in common.
-pub(super) struct Client {
-    pub(super) worker: Rc<Worker>,
-    pub(super) pace: Rc<Pace>,
-    /// As `x-forwarded-for` says it.
-    pub(super) address: HeaderValue,
-    /// As `x-forwarded-proto` says it.
-    pub(super) scheme: HeaderValue,
-    /// HTTP/1.0 cannot tell a broken body from a complete one, but by a reset.
-    pub(super) reset_at_end: std::cell::Cell<bool>,
-}
 
 /// Serves a connection to its end.
 pub(super) async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr) {

@@ -8,9 +8,8 @@ use http::header::{
     UPGRADE,
 };
 use http::{Version, request};
-use rand::{Rng, RngExt};
 
-use super::record::Record;
+use super::client_io::Client;
 
 /// The deployment asked for by a request, and the one that answered a response.
 pub(super) const MODEL_DEPLOYMENT: HeaderName = HeaderName::from_static("azureml-model-deployment");
@@ -82,7 +81,13 @@ impl Notable {
 }
 
 /// Makes a client's head one for the model, but for its host and its credential.
-pub(super) fn to_model(head: &mut request::Parts, notable: &Notable, record: &Record) {
+pub(super) fn to_model(
+    head: &mut request::Parts,
+    notable: &Notable,
+    client: &Client,
+    request_id: &HeaderValue,
+    client_request_id: Option<&HeaderValue>,
+) {
     let headers = &mut head.headers;
     let trailers = notable.te && accepts_trailers(headers);
     if notable.hop_by_hop {
@@ -105,8 +110,8 @@ pub(super) fn to_model(head: &mut request::Parts, notable: &Notable, record: &Re
     let authority = head.uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
     let host = headers.remove(HOST).or_else(|| authority?.ok());
     let forwarded = [
-        (FORWARDED_FOR, Some(record.client.address.clone())),
-        (FORWARDED_PROTO, Some(record.client.scheme.clone())),
+        (FORWARDED_FOR, Some(client.address.clone())),
+        (FORWARDED_PROTO, Some(client.scheme.clone())),
         (FORWARDED_HOST, host),
     ];
     for (name, value) in forwarded {
@@ -116,11 +121,11 @@ pub(super) fn to_model(head: &mut request::Parts, notable: &Notable, record: &Re
             None => {}
         }
     }
-    headers.insert(REQUEST_ID, record.request_id.clone());
+    headers.insert(REQUEST_ID, request_id.clone());
     if notable.client_request_id {
         // The model sees what the client will, or nothing.
         headers.remove(CLIENT_REQUEST_ID);
-        if let Some(id) = &record.client_request_id {
+        if let Some(id) = client_request_id {
             headers.insert(CLIENT_REQUEST_ID, id.clone());
         }
     }
@@ -156,21 +161,6 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// A fresh UUID, version 4 (RFC 9562).
-pub(super) fn fresh_id(rng: &mut impl Rng) -> HeaderValue {
-    let random: u128 = rng.random();
-    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let mut text = [b'-'; 36];
-    let mut digit = 0;
-    for (at, place) in text.iter_mut().enumerate() {
-        if ![8, 13, 18, 23].contains(&at) {
-            *place = b"0123456789abcdef"[(bits >> (124 - 4 * digit)) as usize & 0xf];
-            digit += 1;
-        }
-    }
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
-}
-
 /// The client's own request id, fit to be echoed: letters, digits, `-` and `_`, cut at 40 characters.
 pub(super) fn client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let value = headers.get(CLIENT_REQUEST_ID)?.as_bytes();
@@ -179,32 +169,8 @@ pub(super) fn client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     (allowed && !cut.is_empty()).then(|| HeaderValue::from_bytes(cut).ok())?
 }
 
-/// Adds what every response of the router carries.
-pub(super) fn to_client(headers: &mut HeaderMap, record: &Record) {
-    headers.insert(REQUEST_ID, record.request_id.clone());
-    if let Some(id) = &record.client_request_id {
-        headers.insert(CLIENT_REQUEST_ID, id.clone());
-    }
-    if let (Some(deployment), Some(_)) = (&record.deployment, record.head) {
-        headers.insert(MODEL_DEPLOYMENT, deployment.header.clone());
-    }
-    if let Some(time) = record.model_time() {
-        headers.insert(MODEL_TIME, HeaderValue::from(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
-    }
-}
-
-/// Where the time of a request went, up to the model's response head.
-pub(super) fn timing(record: &Record) -> HeaderValue {
-    let mut text = BytesMut::with_capacity(48);
-    text.extend_from_slice(b"queue;dur=");
-    milliseconds(&mut text, record.queued.unwrap_or_default());
-    text.extend_from_slice(b", model;dur=");
-    milliseconds(&mut text, record.model_time().unwrap_or_default());
-    HeaderValue::from_maybe_shared(text.freeze()).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
 /// Writes a duration in milliseconds with three decimals: twice a request, so without the general formatter.
-fn milliseconds(text: &mut BytesMut, duration: Duration) {
+pub(super) fn milliseconds(text: &mut BytesMut, duration: Duration) {
     let micros = duration.as_micros();
     let mut digits = [0; 40];
     let (mut at, mut rest) = (digits.len(), micros);
@@ -252,8 +218,6 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::SeedableRng;
-    use rand::rngs::SmallRng;
 
     fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         lines.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
@@ -288,18 +252,6 @@ mod tests {
         for bad in ["", "a b", "a\tb", "<script>", "a:b"] {
             assert_eq!(id(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn request_ids_are_uuids_of_version_4() {
-        let mut rng = SmallRng::seed_from_u64(7);
-        let (id, other) = (fresh_id(&mut rng), fresh_id(&mut rng));
-        let text = id.to_str().unwrap();
-        let groups: Vec<usize> = text.split('-').map(str::len).collect();
-        assert_eq!(groups, [8, 4, 4, 4, 12]);
-        assert_eq!(&text[14..15], "4");
-        assert!("89ab".contains(&text[19..20]));
-        assert_ne!(id, other);
     }
 
     #[test]

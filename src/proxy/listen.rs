@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::mpsc;
 
 use super::worker::{Shared, Worker};
-use super::{connection, headers, respond};
+use super::{connection, request_id, respond};
 use crate::model::refusal::Refusal;
 use crate::state::lifecycle::Phase;
 
@@ -170,7 +170,7 @@ async fn seat(
         let refusal = Refusal::TooManyConnections;
         shared.metrics.no_endpoint().rejected(respond::code(refusal));
         // One write into an empty socket buffer; nobody is waited for.
-        let _ = stream.write_all(&respond::raw(refusal, &headers::fresh_id(&mut rand::rng()))).await;
+        let _ = stream.write_all(&respond::raw(refusal, &request_id::fresh(&mut rand::rng()))).await;
         return;
     }
     let Some(seat) = seats.iter().min_by_key(|seat| seat.open.load(Ordering::Relaxed)) else { return };

@@ -11,6 +11,7 @@ mod headers;
 pub mod listen;
 mod pool;
 mod record;
+mod request_id;
 mod respond;
 mod service;
 mod timer;

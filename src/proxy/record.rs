@@ -4,11 +4,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::BytesMut;
 use http::header::{HeaderMap, HeaderValue, USER_AGENT};
 use http::{Method, StatusCode, Version, request};
 
-use super::connection::Client;
+use super::client_io::Client;
 use super::headers::{self, Notable};
+use super::request_id;
 use super::respond::{self, Context};
 use super::upload::Progress;
 use crate::model::refusal::Refusal;
@@ -68,7 +70,7 @@ impl Record {
         Self {
             start: client.pace.begin(),
             client: client.clone(),
-            request_id: client.worker.with_rng(headers::fresh_id),
+            request_id: client.worker.with_rng(request_id::fresh),
             client_request_id: if notable.client_request_id { headers::client_request_id(&head.headers) } else { None },
             endpoint: None,
             deployment: None,
@@ -112,6 +114,30 @@ impl Record {
     /// From dispatch to the model's response head.
     pub(super) fn model_time(&self) -> Option<Duration> {
         Some(self.head?.duration_since(self.dispatched?))
+    }
+
+    /// Adds what every response of the router carries.
+    pub(super) fn describe(&self, answer: &mut HeaderMap) {
+        answer.insert(headers::REQUEST_ID, self.request_id.clone());
+        if let Some(id) = &self.client_request_id {
+            answer.insert(headers::CLIENT_REQUEST_ID, id.clone());
+        }
+        if let (Some(deployment), Some(_)) = (&self.deployment, self.head) {
+            answer.insert(headers::MODEL_DEPLOYMENT, deployment.header.clone());
+        }
+        if let Some(time) = self.model_time() {
+            answer.insert(headers::MODEL_TIME, HeaderValue::from(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
+        }
+    }
+
+    /// Where the time of a request went, up to the model's response head.
+    pub(super) fn timing(&self) -> HeaderValue {
+        let mut text = BytesMut::with_capacity(48);
+        text.extend_from_slice(b"queue;dur=");
+        headers::milliseconds(&mut text, self.queued.unwrap_or_default());
+        text.extend_from_slice(b", model;dur=");
+        headers::milliseconds(&mut text, self.model_time().unwrap_or_default());
+        HeaderValue::from_maybe_shared(text.freeze()).unwrap_or_else(|_| HeaderValue::from_static(""))
     }
 
     fn count(&self, code: u16, now: Instant) {

@@ -12,7 +12,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 
 use super::body::Body;
-use super::connection::Client;
+use super::client_io::Client;
 use super::cors;
 use super::exchange::{Exchange, NoHead};
 use super::headers::{self, Notable};
@@ -97,7 +97,7 @@ async fn score(
         return Err(Refusal::PayloadTooLarge(limits.max_payload_bytes));
     }
     let path = model_path(&deployment, called.asked, head.uri.query())?;
-    headers::to_model(&mut head, notable, record);
+    headers::to_model(&mut head, notable, client, &record.request_id, record.client_request_id.as_ref());
     head.uri = Uri::from(path);
     if !deployment.spec.forward_authorization {
         head.headers.remove(AUTHORIZATION);
@@ -264,13 +264,12 @@ fn passed_on(
         StatusCodes::Kubernetes => model,
     };
     headers::from_model(&mut parts.headers);
-    headers::to_client(&mut parts.headers, &record);
+    record.describe(&mut parts.headers);
     if !model.is_success() {
         parts.headers.insert(headers::MODEL_STATUS, HeaderValue::from(model.as_u16()));
         parts.headers.insert(headers::MODEL_REASON, HeaderValue::from_static("model_error"));
     }
-    let timing = headers::timing(&record);
-    parts.headers.insert(headers::SERVER_TIMING, timing);
+    parts.headers.insert(headers::SERVER_TIMING, record.timing());
     if let Some(cors) = record.endpoint.as_ref().and_then(|endpoint| endpoint.spec.cors.as_ref()) {
         cors::decorate(cors, origin, &mut parts.headers);
     }
@@ -285,7 +284,7 @@ fn passed_on(
 fn own(response: Response<bytes::Bytes>, mut record: Record, origin: Option<&HeaderValue>) -> Response<Body> {
     record.status = Some(response.status());
     let (mut parts, body) = response.into_parts();
-    headers::to_client(&mut parts.headers, &record);
+    record.describe(&mut parts.headers);
     let broken = record.upload.as_ref().is_some_and(|upload| upload.fault().is_some());
     if broken && record.version != Version::HTTP_2 {
         // The rest of the body is not read, so no other request can follow it.

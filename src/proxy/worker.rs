@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 use tokio::sync::mpsc;
 
 use super::pool::Pool;
-use super::{headers, respond};
+use super::{request_id, respond};
 use crate::model::limits::{Limits, StatusCodes};
 use crate::model::refusal::Refusal;
 use crate::state::access_log::AccessLog;
@@ -89,7 +89,7 @@ impl Worker {
     pub(super) fn unread(&self, refusal: Refusal) -> Bytes {
         self.nowhere.rejected(respond::code(refusal));
         self.nowhere.answered(respond::status(refusal, self.shared.status_codes).as_u16());
-        respond::raw(refusal, &self.with_rng(headers::fresh_id))
+        respond::raw(refusal, &self.with_rng(request_id::fresh))
     }
 
     /// A token whose life delays the end of the worker. `None` when that has come.
