@@ -80,6 +80,8 @@ pub struct Admission<W> {
     shelf: Shelf,
     queue: VecDeque<Waiter<W>>,
     next_ticket: i64,
+    /// Slots of all replicas together, free or not: the sum of their limits.
+    slots: u64,
     /// Smoothed time a request holds a slot, in seconds.
     service_time: f64,
 }
@@ -87,6 +89,8 @@ pub struct Admission<W> {
 #[derive(Debug, Default)]
 struct Replica {
     busy: u32,
+    /// Requests it may have in flight now; 0 when it may not be used.
+    limit: u32,
     health: Health,
     /// `Vacant` ids are kept for reuse.
     presence: Presence,
@@ -118,6 +122,7 @@ impl<W> Admission<W> {
             shelf: Shelf::default(),
             queue: VecDeque::new(),
             next_ticket: 0,
+            slots: 0,
             service_time: 0.0,
         }
     }
@@ -238,21 +243,22 @@ impl<W> Admission<W> {
 
     /// Whether any replica may be used, now or when it is free.
     pub fn any_ready(&self) -> bool {
-        self.replicas.iter().any(Replica::is_ready)
+        self.slots > 0
     }
 
-    /// Whether a ready replica other than `id` exists.
+    /// Whether a replica other than `id` may be used, now or when it is free.
     pub fn any_ready_but(&self, id: ReplicaId) -> bool {
-        self.replicas.iter().enumerate().any(|(index, replica)| index != id.index() && replica.is_ready())
+        self.slots > u64::from(self.replicas[id.index()].limit)
     }
 
     /// How long a client that is turned away now should wait: until those who wait have been served, or a replica
     /// that is set aside may be probed. At least 1 s.
     pub fn retry_after(&self, now: Instant) -> Duration {
-        let slots: f64 = self.replicas.iter().map(|replica| f64::from(self.limit(replica))).sum();
-        let wait = if slots > 0.0 {
+        let wait = if self.slots > 0 {
             // A mean service time is only known once something was served, and never beyond reason.
-            Duration::from_secs_f64(((self.queue.len() + 1) as f64 * self.service_time / slots).clamp(0.0, 3600.0))
+            Duration::from_secs_f64(
+                ((self.queue.len() + 1) as f64 * self.service_time / self.slots as f64).clamp(0.0, 3600.0),
+            )
         } else {
             let probes = self.replicas.iter().filter_map(|replica| match replica.health.fitness() {
                 Fitness::Aside(until) => Some(until.saturating_duration_since(now)),
@@ -275,7 +281,7 @@ impl<W> Admission<W> {
                 }
                 (Presence::Present, ready) => {
                     sum.busy += busy;
-                    sum.free += self.limit(replica).saturating_sub(replica.busy) as usize;
+                    sum.free += replica.limit.saturating_sub(replica.busy) as usize;
                     if ready { sum.ready += 1 } else { sum.set_aside += 1 }
                 }
             }
@@ -295,14 +301,6 @@ impl<W> Admission<W> {
         (replica.busy, (replica.presence == Presence::Present).then(|| replica.health.fitness()))
     }
 
-    fn limit(&self, replica: &Replica) -> u32 {
-        match (replica.presence, replica.health.fitness()) {
-            (Presence::Present, Fitness::Fit) => self.rules.per_replica.get(),
-            (Presence::Present, Fitness::Probe) => 1,
-            _ => 0,
-        }
-    }
-
     fn occupy(&mut self, id: ReplicaId) {
         self.replicas[id.index()].busy += 1;
         self.reshelve(id);
@@ -310,9 +308,15 @@ impl<W> Admission<W> {
 
     /// Puts a replica where its load says, or takes it off the shelf when it has no free slot.
     fn reshelve(&mut self, id: ReplicaId) {
-        let replica = &self.replicas[id.index()];
-        let free = replica.busy < self.limit(replica);
-        self.shelf.place(id, free.then_some(replica.busy));
+        let replica = &mut self.replicas[id.index()];
+        let limit = match (replica.presence, replica.health.fitness()) {
+            (Presence::Present, Fitness::Fit) => self.rules.per_replica.get(),
+            (Presence::Present, Fitness::Probe) => 1,
+            _ => 0,
+        };
+        self.slots = self.slots + u64::from(limit) - u64::from(replica.limit);
+        replica.limit = limit;
+        self.shelf.place(id, (replica.busy < limit).then_some(replica.busy));
     }
 
     /// Gives a slot of `id`, if it has a free one, to the first who may use it.
