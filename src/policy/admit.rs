@@ -274,7 +274,7 @@ impl<W> Admission<W> {
         let mut sum = Occupancy { waiting: self.queue.len(), ..Occupancy::default() };
         for replica in &self.replicas {
             let busy = replica.busy as usize;
-            match (replica.presence, replica.is_ready()) {
+            match (replica.presence, replica.limit > 0) {
                 (Presence::Vacant, _) => {}
                 (Presence::Draining, _) => {
                     (sum.draining, sum.busy_draining) = (sum.draining + 1, sum.busy_draining + busy)
@@ -353,12 +353,6 @@ impl<W> Admission<W> {
             self.vacant.push(id);
         }
         gone
-    }
-}
-
-impl Replica {
-    fn is_ready(&self) -> bool {
-        self.presence == Presence::Present && !matches!(self.health.fitness(), Fitness::Aside(_))
     }
 }
 
