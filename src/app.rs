@@ -6,7 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
@@ -115,7 +115,7 @@ impl App {
             Source::Files(places) => {
                 let mut files = Files::new(places.clone(), surroundings.environment);
                 let Loaded { endpoints, problems } =
-                    files.load().unwrap_or(Loaded { endpoints: Vec::new(), problems: Vec::new() });
+                    files.load(Instant::now()).unwrap_or(Loaded { endpoints: Vec::new(), problems: Vec::new() });
                 if !problems.is_empty() {
                     return Err(BuildError::Configuration(problems));
                 }
@@ -319,13 +319,17 @@ impl Control {
 
     /// Looks at the files, and applies what has changed.
     fn reload(&mut self, supervisor: &mut Supervisor) {
-        let Some(Loaded { endpoints, problems }) = self.files.as_mut().and_then(|(files, _)| files.load()) else {
+        let Some(Loaded { endpoints, problems }) =
+            self.files.as_mut().and_then(|(files, _)| files.load(Instant::now()))
+        else {
             return;
         };
         let result = if problems.is_empty() { "ok" } else { "error" };
         self.metrics.reloads.with_label_values(&[result]).inc();
         self.metrics.refused_documents.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
-        if problems.is_empty() {
+        if problems == *self.status.problems() && !problems.is_empty() {
+            tracing::debug!("endpoint files changed, their problems have not");
+        } else if problems.is_empty() {
             tracing::info!(endpoints = endpoints.len(), "endpoint files reloaded");
         } else {
             let all = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");

@@ -1,11 +1,13 @@
 //! Floor 5: the commands. Logs go to stderr, results to stdout.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
@@ -80,13 +82,13 @@ struct ModelServer {
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
     /// Scores at once; more wait, as in gunicorn.
-    #[arg(long, default_value_t = 1)]
-    concurrency: usize,
+    #[arg(long, default_value = "1")]
+    concurrency: NonZeroUsize,
     /// How long a score takes, in milliseconds.
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
     /// Share of scores that fail with 500, 0 to 1.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = share)]
     fail_rate: f64,
     /// Answer with server-sent events, one a row.
     #[arg(long)]
@@ -112,7 +114,10 @@ impl Cli {
 fn serve(config: &Path) -> ExitCode {
     let settings = match config::load(config, std::env::vars()) {
         Ok(settings) => settings,
-        Err(problems) => return report(&problems, BAD_CONFIGURATION),
+        Err(rejected) => {
+            let (_, found) = endpoints(rejected.endpoint_files);
+            return report(&[rejected.problems, found].concat(), BAD_CONFIGURATION);
+        }
     };
     start_log(&settings.log);
     let source = Source::Files(settings.endpoint_files.clone());
@@ -166,7 +171,10 @@ fn check(files: &[PathBuf]) -> ExitCode {
         if is_settings(file) {
             match config::load(file, std::iter::empty()) {
                 Ok(settings) => places.extend(settings.endpoint_files),
-                Err(found) => problems.extend(found),
+                Err(rejected) => {
+                    problems.extend(rejected.problems);
+                    places.extend(rejected.endpoint_files);
+                }
             }
         } else {
             places.push(file.clone());
@@ -176,19 +184,22 @@ fn check(files: &[PathBuf]) -> ExitCode {
     let mut places: Vec<PathBuf> = places.into_iter().map(|place| place.canonicalize().unwrap_or(place)).collect();
     places.sort();
     places.dedup();
-    let loaded = Files::new(places, Arc::new(|name| std::env::var(name).ok())).load();
-    let endpoints = loaded.map_or(0, |loaded| {
-        problems.extend(loaded.problems);
-        loaded.endpoints.len()
-    });
-    if problems.is_empty() {
-        println!("no problems; {endpoints} endpoints");
-        return ExitCode::from(DONE);
-    }
-    for problem in &problems {
-        println!("{problem}");
-    }
-    ExitCode::from(FAILED)
+    let (count, found) = endpoints(places);
+    problems.extend(found);
+    let (lines, code) = if problems.is_empty() {
+        (vec![format!("no problems; endpoints: {count}")], DONE)
+    } else {
+        (problems.iter().map(ToString::to_string).collect(), FAILED)
+    };
+    // A reader that has seen enough is no failure.
+    let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
+    ExitCode::from(code)
+}
+
+/// How many endpoints there are in `places`, and what is wrong with them.
+fn endpoints(places: Vec<PathBuf>) -> (usize, Vec<Problem>) {
+    let loaded = Files::new(places, Arc::new(|name| std::env::var(name).ok())).load(Instant::now());
+    loaded.map_or((0, Vec::new()), |loaded| (loaded.endpoints.len(), loaded.problems))
 }
 
 /// Endpoint documents say what kind they are; what does not is a settings file.
@@ -202,7 +213,7 @@ impl ModelServer {
         start_log(&Log { level: LogLevel::Info, format: LogFormat::Text, access: false });
         let options = model_server::Options {
             address: SocketAddr::from((self.host, self.port)),
-            concurrency: self.concurrency,
+            concurrency: self.concurrency.get(),
             delay: Duration::from_millis(self.delay_ms),
             fail_rate: self.fail_rate,
             stream: self.stream,
@@ -213,11 +224,10 @@ impl ModelServer {
                 let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
                 let server = model_server::Server::bind(options).await?;
                 println!("model server on http://{}", server.local_addr());
-                server
-                    .run(async {
-                        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-                    })
-                    .await
+                let stop = async move {
+                    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+                };
+                server.run(stop).await
             })
         });
         match served {
@@ -228,6 +238,11 @@ impl ModelServer {
             }
         }
     }
+}
+
+/// A share from 0 to 1.
+fn share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "not a number from 0 to 1".to_owned())
 }
 
 /// The router's own program. The link stays right when the file is replaced while the router runs.

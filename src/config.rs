@@ -129,29 +129,38 @@ const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::f
 const UNREADY_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
 const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
 
+/// Settings that cannot be used.
+#[derive(Debug)]
+pub struct Rejected {
+    /// Everything that is wrong with the file and the variables.
+    pub problems: Vec<Problem>,
+    /// Where endpoints would come from, as far as that is known: what is wrong there can be told together with this.
+    pub endpoint_files: Vec<PathBuf>,
+}
+
 /// Reads the settings file at `path`, with the variables of `env` that start with `INFERENCE_ROUTER__` over it.
 ///
 /// # Errors
-/// Everything that is wrong with the file and the variables.
-pub fn load(path: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Settings, Vec<Problem>> {
+/// [`Rejected`].
+pub fn load(path: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Settings, Rejected> {
     let source = path.display().to_string();
     let cannot_read = |error: std::io::Error| {
-        vec![Problem::new("", format!("cannot be read as a settings file: {error}")).from_source(&source)]
+        Rejected::unread(Problem::new("", format!("cannot be read as a settings file: {error}")).from_source(&source))
     };
     let text = std::fs::read_to_string(path).map_err(cannot_read)?;
     let absolute = std::path::absolute(path).map_err(cannot_read)?;
     let folder = absolute.parent().unwrap_or(&absolute);
-    let mut written = document(&text).map_err(|problem| vec![problem.from_source(&source)])?;
+    let mut written = document(&text).map_err(|problem| Rejected::unread(problem.from_source(&source)))?;
     let mut overrides = environment::apply(&mut written, env);
     let mut problems = std::mem::take(&mut overrides.problems);
-    match read(written, folder) {
-        Ok(settings) if problems.is_empty() => Ok(settings),
-        Ok(_) => Err(problems),
-        Err(found) => {
-            let found = found.into_iter().map(|problem| overrides.attribute(problem, &source));
-            problems.splice(0..0, found);
-            Err(problems)
-        }
+    let (settings, found) = read(written, folder);
+    problems.splice(0..0, found.into_iter().map(|problem| overrides.attribute(problem, &source)));
+    if problems.is_empty() { Ok(settings) } else { Err(Rejected { problems, endpoint_files: settings.endpoint_files }) }
+}
+
+impl Rejected {
+    fn unread(problem: Problem) -> Self {
+        Self { problems: vec![problem], endpoint_files: Vec::new() }
     }
 }
 
@@ -168,12 +177,12 @@ fn document(text: &str) -> Result<Value, Problem> {
     }
 }
 
-fn read(written: Value, folder: &Path) -> Result<Settings, Vec<Problem>> {
+/// Settings with defaults in the place of what is wrong, and what is.
+fn read(written: Value, folder: &Path) -> (Settings, Vec<Problem>) {
     let (raw, form) = decode::<RawSettings>(written);
     let mut check = Check::default();
     let settings = settings(&mut check, &raw.unwrap_or_default(), folder);
-    let problems = together(form, check.into_problems());
-    if problems.is_empty() { Ok(settings) } else { Err(problems) }
+    (settings, together(form, check.into_problems()))
 }
 
 fn settings(check: &mut Check, raw: &RawSettings, folder: &Path) -> Settings {

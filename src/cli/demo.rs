@@ -33,7 +33,7 @@ pub(super) struct Options {
 
 impl Options {
     pub(super) fn run(self) -> ExitCode {
-        let (endpoints, problems) = documents::parse(DOCUMENT, "demo");
+        let documents::Parsed { endpoints, problems, .. } = documents::parse(DOCUMENT, "demo");
         let Some((endpoint, key)) = endpoints.into_iter().next().and_then(|endpoint| {
             let key = key(&endpoint)?;
             Some((endpoint, key))

@@ -3,7 +3,7 @@ use crate::control::documents;
 use crate::model::endpoint::{Auth, ScaleSettings, Target};
 
 /// Settings from a file with this text, in a folder of its own, and these variables.
-fn loaded(text: &str, env: &[(&str, &str)]) -> (Result<Settings, Vec<Problem>>, PathBuf) {
+fn loaded(text: &str, env: &[(&str, &str)]) -> (Result<Settings, Rejected>, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("router.yaml");
     std::fs::write(&path, text).unwrap();
@@ -20,7 +20,12 @@ fn wrong(text: &str, env: &[(&str, &str)]) -> Vec<(String, String, String)> {
     let (result, path) = loaded(text, env);
     let path = path.display().to_string();
     let named = |source: String| if source == path { "file".to_owned() } else { source };
-    result.unwrap_err().into_iter().map(|problem| (named(problem.source), problem.path, problem.what)).collect()
+    result
+        .unwrap_err()
+        .problems
+        .into_iter()
+        .map(|problem| (named(problem.source), problem.path, problem.what))
+        .collect()
 }
 
 #[track_caller]
@@ -157,7 +162,7 @@ fn a_file_that_is_no_settings_file_is_told_so() {
     refused("workers: 1\n---\nworkers: 2", "", "has 2 documents");
     refused("- a", "", "a mapping");
     refused("kind: OnlineEndpoint\nspec: {}", "", "endpoints.files");
-    let missing = load(Path::new("/nowhere/router.yaml"), std::iter::empty()).unwrap_err();
+    let missing = load(Path::new("/nowhere/router.yaml"), std::iter::empty()).unwrap_err().problems;
     assert_eq!(missing[0].source, "/nowhere/router.yaml");
     assert!(missing[0].what.contains("cannot be read"), "{missing:?}");
 }
@@ -263,7 +268,8 @@ fn the_quickstart_is_in_order() {
     assert_eq!((settings.shutdown.unready_delay, settings.log.format), (Duration::ZERO, LogFormat::Text));
     assert_eq!(settings.endpoint_files, [in_repository("config/quickstart/")]);
     let file = settings.endpoint_files[0].join("my-endpoint.yaml");
-    let (endpoints, problems) = documents::parse(&std::fs::read_to_string(&file).unwrap(), "my-endpoint.yaml");
+    let documents::Parsed { endpoints, problems, .. } =
+        documents::parse(&std::fs::read_to_string(&file).unwrap(), "my-endpoint.yaml");
     assert_eq!(problems, []);
     let [endpoint] = endpoints.as_slice() else { panic!("{endpoints:?}") };
     assert_eq!((endpoint.name.as_str(), endpoint.traffic.as_slice()), ("my-endpoint", [90, 10].as_slice()));

@@ -1,36 +1,49 @@
 //! Endpoint documents in a YAML text: one, or several with `---` between them.
 
-use crate::model::endpoint::Endpoint;
+use crate::model::endpoint::{Auth, Endpoint};
 use crate::model::problem::Problem;
 use crate::model::validate;
 
 use super::yaml;
 
+/// What a text says.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// The endpoints that are in order.
+    pub endpoints: Vec<Endpoint>,
+    /// Everything that is wrong with the others.
+    pub problems: Vec<Problem>,
+    /// Of the others, where they are and who may call, as far as that is in order: keys are read elsewhere, and what is
+    /// wrong with them belongs to the same report.
+    pub refused: Vec<(String, Auth)>,
+}
+
 /// The endpoints of `text` that are in order, and everything that is wrong with the others.
 ///
 /// Each problem says `source`, and the document within it when there are several.
-pub fn parse(text: &str, source: &str) -> (Vec<Endpoint>, Vec<Problem>) {
+pub fn parse(text: &str, source: &str) -> Parsed {
     let documents = yaml::documents(text);
     let several = documents.len() > 1;
-    let (mut endpoints, mut problems) = (Vec::new(), Vec::new());
+    let mut parsed = Parsed::default();
     for (index, document) in documents.into_iter().enumerate() {
         let document = match document {
             Ok(document) => document,
             Err(problem) => {
-                problems.push(problem.from_source(source));
+                parsed.problems.push(problem.from_source(source));
                 continue;
             }
         };
         let name = document.pointer("/metadata/name").and_then(|name| name.as_str()).map(str::to_owned);
         match validate::read(document) {
-            Ok(endpoint) => endpoints.push(endpoint),
-            Err(found) => {
+            Ok(endpoint) => parsed.endpoints.push(endpoint),
+            Err(refused) => {
                 let source = if several { place(source, index, name.as_deref()) } else { source.to_owned() };
-                problems.extend(found.into_iter().map(|problem| problem.from_source(&source)));
+                parsed.problems.extend(refused.problems.into_iter().map(|problem| problem.from_source(&source)));
+                parsed.refused.extend(refused.auth.map(|auth| (source, auth)));
             }
         }
     }
-    (endpoints, problems)
+    parsed
 }
 
 /// `endpoints.yaml, document 2 (my-endpoint)`; empty documents do not count.

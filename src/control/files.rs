@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-use super::documents;
+use super::documents::{self, Parsed};
 use super::index::Desired;
 use crate::model::endpoint::{Auth, Endpoint, KeySource, Target};
 use crate::model::name::Name;
@@ -22,6 +22,8 @@ use crate::policy::access::{Access, KeyDigest};
 const SETTLE: Duration = Duration::from_millis(20);
 /// How often files are looked at without a sign: for file systems that give none, and for key files.
 const LOOK: Duration = Duration::from_secs(1);
+/// A file that is gone this long is deleted.
+const MISSED_AFTER: Duration = Duration::from_millis(500);
 /// The shortest key accepted from a file or a variable, in bytes.
 const SHORTEST_KEY: usize = 16;
 
@@ -34,6 +36,8 @@ pub struct Files {
     environment: Environment,
     read: BTreeMap<PathBuf, Document>,
     owners: BTreeMap<Name, PathBuf>,
+    /// Files that were not there at the last look, and since when.
+    missing: BTreeMap<PathBuf, Instant>,
     unreadable: Vec<Problem>,
 }
 
@@ -61,18 +65,26 @@ pub struct Loaded {
 impl Files {
     /// Nothing is read yet. Relative places are relative to the working folder.
     pub fn new(places: Vec<PathBuf>, environment: Environment) -> Self {
-        Self { places, environment, read: BTreeMap::new(), owners: BTreeMap::new(), unreadable: Vec::new() }
+        Self {
+            places,
+            environment,
+            read: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            missing: BTreeMap::new(),
+            unreadable: Vec::new(),
+        }
     }
 
     /// Reads what has changed. `None`: nothing has.
-    pub fn load(&mut self) -> Option<Loaded> {
-        let (files, unreadable) = self.list();
+    pub fn load(&mut self, now: Instant) -> Option<Loaded> {
+        let (files, unreadable) = self.list(now);
         let mut changed = unreadable != self.unreadable || self.read.keys().ne(files.iter());
         self.unreadable = unreadable;
         self.read.retain(|path, _| files.contains(path));
         for path in files {
             let before = self.read.remove(&path).unwrap_or_default();
-            let same = !before.stamps.is_empty() && before.stamps.iter().all(|(path, at)| stamp(path) == *at);
+            let same = self.missing.contains_key(&path)
+                || !before.stamps.is_empty() && before.stamps.iter().all(|(path, at)| stamp(path) == *at);
             changed |= !same;
             let now = if same { before } else { self.read_file(&path, before) };
             self.read.insert(path, now);
@@ -80,8 +92,8 @@ impl Files {
         changed.then(|| self.merge())
     }
 
-    /// Every file of every place, and the places that cannot be read.
-    fn list(&self) -> (BTreeSet<PathBuf>, Vec<Problem>) {
+    /// Every file of every place, and the places that cannot be read: a mount that fails takes no endpoint away.
+    fn list(&mut self, now: Instant) -> (BTreeSet<PathBuf>, Vec<Problem>) {
         let (mut files, mut problems) = (BTreeSet::new(), Vec::new());
         for place in &self.places {
             if place.is_file() {
@@ -93,24 +105,41 @@ impl Files {
                     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
                     files.extend(paths.filter(|path| is_document(path)));
                 }
-                Err(error) => problems.push(
-                    Problem::new("", format!("cannot be read ({error}); create it, or correct endpoints.files"))
-                        .from_source(&place.display().to_string()),
-                ),
+                Err(error) => {
+                    let what = format!("cannot be read ({error}); create it, or correct endpoints.files");
+                    problems.push(Problem::new("", what).from_source(&place.display().to_string()));
+                    files.extend(self.read.keys().filter(|path| path.starts_with(place)).cloned());
+                }
             }
         }
+        // Some editors move a file away before they write the new one: it is missed only after a while.
+        self.missing.retain(|path, _| !files.contains(path));
+        for path in self.read.keys().filter(|path| !files.contains(*path)).cloned().collect::<Vec<_>>() {
+            let since = *self.missing.entry(path.clone()).or_insert(now);
+            if now.duration_since(since) < MISSED_AFTER {
+                files.insert(path);
+            }
+        }
+        self.missing.retain(|path, _| files.contains(path));
         (files, problems)
     }
 
     /// Reads one file; where it is broken, what it said before stays.
     fn read_file(&self, path: &Path, before: Document) -> Document {
         let source = path.display().to_string();
+        let folder = path.parent().unwrap_or(Path::new("."));
         // Stamped before it is read: a change in between is seen at the next look.
         let mut now = Document { stamps: vec![(path.to_owned(), stamp(path))], ..Document::default() };
         let parsed = match std::fs::read_to_string(path) {
             Ok(text) => {
-                let (endpoints, problems) = documents::parse(&text, &source);
+                let Parsed { endpoints, problems, refused } = documents::parse(&text, &source);
                 now.problems = problems;
+                for (source, mut auth) in refused {
+                    settle_keys(&mut auth, folder);
+                    // What is wrong with its keys too is said in the same breath.
+                    let wrong = self.access(&auth, &mut now.stamps).err().into_iter().flatten();
+                    now.problems.extend(wrong.map(|problem| problem.from_source(&source)));
+                }
                 if endpoints.is_empty() && now.problems.is_empty() {
                     let what =
                         "has no document; write an OnlineEndpoint, or delete the file to take its endpoints away";
@@ -123,10 +152,9 @@ impl Files {
                 Vec::new()
             }
         };
-        let folder = path.parent().unwrap_or(Path::new("."));
         for mut endpoint in parsed {
             settle_paths(&mut endpoint, folder);
-            match self.access(&endpoint, &mut now.stamps) {
+            match self.access(&endpoint.auth, &mut now.stamps) {
                 Ok(access) => now.endpoints.push(Desired { spec: Arc::new(endpoint), access }),
                 Err(problems) => now.problems.extend(problems.into_iter().map(|problem| problem.from_source(&source))),
             }
@@ -141,8 +169,8 @@ impl Files {
     }
 
     /// Resolves an endpoint's keys, and notes the files they come from.
-    fn access(&self, endpoint: &Endpoint, stamps: &mut Vec<(PathBuf, Stamp)>) -> Result<Access, Vec<Problem>> {
-        let Auth::Key(sources) = &endpoint.auth else { return Ok(Access::Open) };
+    fn access(&self, auth: &Auth, stamps: &mut Vec<(PathBuf, Stamp)>) -> Result<Access, Vec<Problem>> {
+        let Auth::Key(sources) = auth else { return Ok(Access::Open) };
         let (mut digests, mut problems) = (Vec::new(), Vec::new());
         for (source, name) in sources.iter().zip(["primary", "secondary"]) {
             if let KeySource::File(path) = source {
@@ -150,8 +178,7 @@ impl Files {
             }
             match self.key(source) {
                 Ok(key) => digests.push(KeyDigest::of(&key)),
-                Err(what) => problems
-                    .push(Problem::new(format!("spec.keys.{name}"), format!("endpoint {}: {what}", endpoint.name))),
+                Err(what) => problems.push(Problem::new(format!("spec.keys.{name}"), what)),
             }
         }
         if problems.is_empty() { Ok(Access::Keys(digests)) } else { Err(problems) }
@@ -220,18 +247,22 @@ impl Files {
 
 /// Paths in a document are relative to its folder.
 fn settle_paths(endpoint: &mut Endpoint, folder: &Path) {
-    if let Auth::Key(sources) = &mut endpoint.auth {
-        for source in sources {
-            if let KeySource::File(path) = source {
-                *path = folder.join(&*path);
-            }
-        }
-    }
+    settle_keys(&mut endpoint.auth, folder);
     for deployment in &mut endpoint.deployments {
         if let Target::Process(process) = &mut deployment.target
             && let Some(working) = &mut process.working_dir
         {
             *working = folder.join(&*working);
+        }
+    }
+}
+
+fn settle_keys(auth: &mut Auth, folder: &Path) {
+    if let Auth::Key(sources) = auth {
+        for source in sources {
+            if let KeySource::File(path) = source {
+                *path = folder.join(&*path);
+            }
         }
     }
 }

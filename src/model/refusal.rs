@@ -23,6 +23,8 @@ pub enum Refusal {
     BodyTimeout,
     /// The request head is larger than allowed.
     HeadTooLarge,
+    /// The client left, or broke the request's form, in the middle of its body.
+    BodyCutShort,
     /// Not a request we can pass on; says why.
     BadRequest(&'static str),
     /// CONNECT or TRACE.

@@ -13,7 +13,7 @@ mod unsupported;
 use serde_json::Value;
 
 use super::check::Check;
-use super::endpoint::{Deployment, Endpoint};
+use super::endpoint::{Auth, Deployment, Endpoint};
 use super::name::Name;
 use super::problem::{self, Problem, field, item, quoted};
 use super::resource::{self, API_VERSION, KIND, RawEndpoint, RawMetadata, RawSpec};
@@ -23,22 +23,36 @@ const MAX_DEPLOYMENTS: usize = 20;
 /// Longest namespace, as in Kubernetes.
 const MAX_NAMESPACE: usize = 63;
 
+/// A document that is not an endpoint.
+#[derive(Debug)]
+pub struct Refused {
+    /// Everything that is wrong with it.
+    pub problems: Vec<Problem>,
+    /// Who may call, where that part is in order: keys are read elsewhere, and what is wrong with them belongs to the
+    /// same report.
+    pub auth: Option<Auth>,
+}
+
 /// Reads and checks one parsed document.
 ///
 /// # Errors
-/// Everything that is wrong with it: fields of the wrong type, unknown fields, values out of range.
-pub fn read(document: Value) -> Result<Endpoint, Vec<Problem>> {
+/// [`Refused`]: fields of the wrong type, unknown fields, values out of range.
+pub fn read(document: Value) -> Result<Endpoint, Refused> {
     let kind = document.get("kind").and_then(Value::as_str);
-    if let Some(kind) = kind.filter(|kind| *kind != KIND) {
+    let version = document.get("apiVersion").and_then(Value::as_str);
+    if let Some(kind) = kind.filter(|kind| *kind != KIND)
+        && version != Some(API_VERSION)
+    {
         // Of another kind of document every field would be unknown; one problem says it better.
-        return Err(vec![Problem::new("kind", wrong_kind(kind))]);
+        return Err(Refused { problems: vec![Problem::new("kind", wrong_kind(kind))], auth: None });
     }
     let (raw, form) = resource::decode(document);
-    match validate(&raw) {
-        Ok(endpoint) if form.is_empty() => Ok(endpoint),
-        Ok(_) => Err(form),
-        Err(rules) => Err(problem::together(form, rules)),
-    }
+    let problems = match validate(&raw) {
+        Ok(endpoint) if form.is_empty() => return Ok(endpoint),
+        Ok(_) => form,
+        Err(rules) => problem::together(form, rules),
+    };
+    Err(Refused { problems, auth: raw.spec.as_ref().and_then(|spec| access::auth(&mut Check::default(), spec)) })
 }
 
 /// Checks a document against every rule, and fills in the defaults.

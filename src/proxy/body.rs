@@ -45,6 +45,7 @@ impl Passing {
         match &polled {
             Poll::Ready(Some(Ok(frame))) => record.sent += frame.data_ref().map_or(0, |data| data.len() as u64),
             Poll::Ready(Some(Err(BrokenOff))) => {
+                record.broke_off();
                 if record.version == Version::HTTP_10 {
                     record.client.reset_at_end.set(true);
                 }

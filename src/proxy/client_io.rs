@@ -87,6 +87,11 @@ impl Pace {
         self.idle_since.set(now);
     }
 
+    /// Whether no request is being answered.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.get() == 0
+    }
+
     /// Whether the client does not take what it is sent.
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked_since.get().is_some()

@@ -99,7 +99,8 @@ async fn serve_http2(client: &Rc<Client>, io: ClientIo) {
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(HTTP2_STREAMS)
-        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        // The library answers a head over this with a bare status; up to it, clients get a problem document.
+        .max_header_list_size(u32::try_from(limits.max_header_bytes.saturating_mul(4)).unwrap_or(u32::MAX))
         .keep_alive_interval(limits.keep_alive_timeout)
         .keep_alive_timeout(limits.body_idle_timeout);
     let for_service = client.clone();
@@ -141,11 +142,11 @@ async fn drive<C: Graceful, E>(
     connection: &mut C,
     mut poll: impl FnMut(&mut C, &mut Context<'_>) -> Poll<Result<(), E>>,
 ) -> Option<Impatience> {
-    let (mut timer, mut finishing) = (LazyTimer::default(), false);
+    let (mut timer, mut finishing) = (LazyTimer::default(), None);
     poll_fn(|cx| {
         loop {
-            if client.worker.draining.get() && !finishing {
-                finishing = true;
+            if client.worker.draining.get() && finishing.is_none() {
+                finishing = Some(Instant::now());
                 connection.finish_and_close();
             }
             if poll(connection, cx).is_ready() {
@@ -154,10 +155,15 @@ async fn drive<C: Graceful, E>(
             let Some((deadline, why)) = client.pace.deadline(&client.worker.shared.limits) else {
                 return Poll::Pending;
             };
+            // A client that has nothing in flight does not get to hold up the end.
+            let deadline = match finishing {
+                Some(since) if client.pace.is_idle() => deadline.min(since + LINGER),
+                _ => deadline,
+            };
             match timer.poll(cx, deadline) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) if why == Impatience::Idle && !finishing => {
-                    finishing = true;
+                Poll::Ready(()) if why == Impatience::Idle && finishing.is_none() => {
+                    finishing = Some(Instant::now());
                     connection.finish_and_close();
                 }
                 Poll::Ready(()) => return Poll::Ready(Some(why)),

@@ -10,6 +10,7 @@ use http::header::{
 use http::{Version, request};
 
 use super::client_io::Client;
+use crate::model::limits::Limits;
 
 /// The deployment asked for by a request, and the one that answered a response.
 pub(super) const MODEL_DEPLOYMENT: HeaderName = HeaderName::from_static("azureml-model-deployment");
@@ -80,6 +81,12 @@ impl Notable {
     }
 }
 
+/// Whether a head that came by HTTP/2 keeps to the limits; those of HTTP/1 are kept while it is read.
+pub(super) fn fit(headers: &HeaderMap, limits: &Limits) -> bool {
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    headers.len() <= limits.max_headers && bytes <= limits.max_header_bytes
+}
+
 /// Makes a client's head one for the model, but for its host and its credential.
 pub(super) fn to_model(
     head: &mut request::Parts,
@@ -134,8 +141,12 @@ pub(super) fn to_model(
 
 /// Makes a model's headers ones for the client.
 pub(super) fn from_model(headers: &mut HeaderMap) {
-    if Notable::of(headers).hop_by_hop {
+    let notable = Notable::of(headers);
+    if notable.hop_by_hop {
         strip_hop_by_hop(headers);
+    }
+    if notable.transfer_encoding {
+        headers.remove(CONTENT_LENGTH);
     }
 }
 
@@ -149,8 +160,9 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .collect();
         connection.remove_entry_mult();
         for name in named {
-            // A message's length is not the connection's affair, whatever the sender claims.
-            if name != CONTENT_LENGTH && name != HOST {
+            // A message's length, its host and where it came from are not the connection's affair, whatever the sender
+            // claims.
+            if ![CONTENT_LENGTH, HOST, FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST].contains(&name) {
                 headers.remove(name);
             }
         }

@@ -1,4 +1,4 @@
-//! Floor 3: the data plane. [`listen`] accepts, [`connection`] serves one client connection, [`service`] one request.
+//! Floor 3: the data plane. [`listen`] accepts, `connection` serves one client connection, `service` one request.
 //!
 //! Everything a request touches lives on one worker thread; what workers share is in [`crate::state`].
 

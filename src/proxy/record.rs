@@ -91,6 +91,10 @@ impl Record {
 
     /// Counts a refusal under its reason.
     pub(super) fn refused(&self, refusal: Refusal) {
+        if refusal == Refusal::BodyCutShort {
+            // Nobody was refused: the client left.
+            return;
+        }
         let reason = respond::code(refusal);
         match (&self.deployment, &self.endpoint) {
             (Some(deployment), _) => deployment.metrics.rejected(reason),
@@ -99,6 +103,13 @@ impl Record {
         }
         if let (Refusal::MissingCredential | Refusal::InvalidKey, Some(endpoint)) = (refusal, &self.endpoint) {
             endpoint.metrics.denied(reason);
+        }
+    }
+
+    /// Counts a response that broke off after its head.
+    pub(super) fn broke_off(&self) {
+        if let Some(deployment) = &self.deployment {
+            deployment.metrics.rejected("response_broke_off");
         }
     }
 
@@ -199,7 +210,8 @@ impl Drop for Record {
         let now = Instant::now();
         let read = self.upload.as_ref().is_some_and(|upload| upload.ended().is_some());
         self.client.pace.end(now, self.has_body && !read);
-        let code = self.status.map_or(CLIENT_LEFT, |status| status.as_u16());
+        let left = self.upload.as_ref().is_some_and(|upload| upload.fault() == Some(Refusal::BodyCutShort));
+        let code = self.status.filter(|_| !left).map_or(CLIENT_LEFT, |status| status.as_u16());
         self.count(code, now);
         self.write(code, now);
     }

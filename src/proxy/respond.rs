@@ -34,7 +34,7 @@ pub(super) fn code(refusal: Refusal) -> &'static str {
         Refusal::PayloadTooLarge(_) => "payload_too_large",
         Refusal::HeadTimeout | Refusal::BodyTimeout => "client_timeout",
         Refusal::HeadTooLarge => "head_too_large",
-        Refusal::BadRequest(_) => "bad_request",
+        Refusal::BadRequest(_) | Refusal::BodyCutShort => "bad_request",
         Refusal::MethodNotAllowed => "method_not_allowed",
         Refusal::QueueFull(_) | Refusal::QueueTimeout(_) => "too_many_requests",
         Refusal::NoReadyReplica(_) => "no_ready_replica",
@@ -54,7 +54,7 @@ pub(super) fn status(refusal: Refusal, codes: StatusCodes) -> StatusCode {
         Refusal::PayloadTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
         Refusal::HeadTimeout | Refusal::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
         Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-        Refusal::BadRequest(_) => StatusCode::BAD_REQUEST,
+        Refusal::BadRequest(_) | Refusal::BodyCutShort => StatusCode::BAD_REQUEST,
         Refusal::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Refusal::QueueFull(_) | Refusal::QueueTimeout(_) if managed => StatusCode::TOO_MANY_REQUESTS,
         Refusal::QueueFull(_) | Refusal::QueueTimeout(_) | Refusal::NoReadyReplica(_) | Refusal::TooManyConnections => {
@@ -93,6 +93,7 @@ fn detail(refusal: Refusal) -> String {
                                   shorter ones."
             .to_owned(),
         Refusal::BadRequest(why) => format!("The request cannot be passed on: {why}. Correct it and send it again."),
+        Refusal::BodyCutShort => "The request's body broke off or is malformed. Send it again, complete.".to_owned(),
         Refusal::MethodNotAllowed => "CONNECT and TRACE are not passed on. Use POST or GET.".to_owned(),
         Refusal::QueueFull(_) => {
             "All replicas are busy and the queue is full. Send it again after the time in retry-after.".to_owned()
@@ -200,6 +201,7 @@ mod tests {
             (Refusal::BodyTimeout, 408, 408),
             (Refusal::HeadTooLarge, 431, 431),
             (Refusal::BadRequest("x"), 400, 400),
+            (Refusal::BodyCutShort, 400, 400),
             (Refusal::MethodNotAllowed, 405, 405),
             (Refusal::QueueFull(second), 503, 429),
             (Refusal::QueueTimeout(second), 503, 429),

@@ -77,6 +77,9 @@ async fn score(
     if head.version == Version::HTTP_11 && head.headers.get_all(HOST).iter().count() != 1 {
         return Err(Refusal::BadRequest("it must have exactly one host header"));
     }
+    if head.version == Version::HTTP_2 && !headers::fit(&head.headers, &worker.shared.limits) {
+        return Err(Refusal::HeadTooLarge);
+    }
     let called = identify(head.uri.path())?;
     let endpoint = lookup_key(called.endpoint, &mut [0; 32])
         .and_then(|key| worker.with_table(|table| table.endpoint(key).cloned()))
@@ -152,6 +155,8 @@ async fn forward(
     for retry in 0.. {
         let slot = acquire(record, deployment, avoid).await?;
         match attempt(client, record, deployment, slot, request).await {
+            // Nobody asked for another protocol: the request to upgrade is not passed on.
+            Ok((head, _)) if head.status == StatusCode::SWITCHING_PROTOCOLS => return Err(Refusal::ReplicaClosed),
             Ok((head, exchange)) => return Ok(Answer::Model(head, exchange)),
             Err(NoHead::Refused(refusal)) => return Err(refusal),
             Err(NoHead::NotSent(slot, unsent)) => {

@@ -116,7 +116,7 @@ impl Upload {
                 }
                 Poll::Ready(Some(frame))
             }
-            Poll::Ready(Some(Err(_))) => self.fail(Refusal::BadRequest("the request body broke off or is malformed")),
+            Poll::Ready(Some(Err(_))) => self.fail(Refusal::BodyCutShort),
             Poll::Ready(None) => {
                 self.progress.ended.set(Some(Instant::now()));
                 Poll::Ready(None)

@@ -259,6 +259,8 @@ impl Slot {
         self.replica.suspect.store(true, Ordering::Relaxed);
         let until = self.slots.lock().admission.failed(self.id, now);
         if let Some(until) = until {
+            let back_off = until.saturating_duration_since(now);
+            tracing::warn!(replica = self.replica.address, ?back_off, "replica set aside: its connections fail");
             let slots = self.slots.clone();
             // Rare, and short-lived: one sleep each time a replica is set aside.
             tokio::spawn(async move {

@@ -6,6 +6,7 @@
 mod admission;
 mod cli;
 mod cors;
+mod edges;
 mod errors;
 mod guard;
 mod harness;

@@ -20,7 +20,7 @@ fn texts(problems: &[Problem]) -> Vec<String> {
 
 #[test]
 fn one_document_needs_no_number() {
-    let (endpoints, problems) = parse(&document("first", 90), "e.yaml");
+    let Parsed { endpoints, problems, .. } = parse(&document("first", 90), "e.yaml");
     assert!(endpoints.is_empty());
     assert_eq!(
         texts(&problems),
@@ -36,7 +36,7 @@ fn a_wrong_document_does_not_take_the_others_down() {
         document("second", 7),
         document("third", 0)
     );
-    let (endpoints, problems) = parse(&text, "e.yaml");
+    let Parsed { endpoints, problems, .. } = parse(&text, "e.yaml");
     assert_eq!(endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect::<Vec<_>>(), ["first", "third"]);
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].source, "e.yaml, document 2 (second)");
@@ -45,7 +45,8 @@ fn a_wrong_document_does_not_take_the_others_down() {
 
 #[test]
 fn a_syntax_error_keeps_what_was_before_it() {
-    let (endpoints, problems) = parse(&format!("{}---\na: [\n---\nb: 1", document("first", 100)), "e.yaml");
+    let Parsed { endpoints, problems, .. } =
+        parse(&format!("{}---\na: [\n---\nb: 1", document("first", 100)), "e.yaml");
     assert_eq!(endpoints.len(), 1);
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(texts(&problems)[0].starts_with("e.yaml: line 1"), "{problems:?}");
@@ -54,17 +55,17 @@ fn a_syntax_error_keeps_what_was_before_it() {
 #[test]
 fn a_name_in_a_message_stays_on_its_line() {
     let text = format!("{}---\n{}", document("first", 100), document("\"two\\nlines\"", 100));
-    let (_, problems) = parse(&text, "e.yaml");
+    let Parsed { endpoints: _, problems, .. } = parse(&text, "e.yaml");
     assert_eq!(problems[0].source, "e.yaml, document 2 (two\\nlines)");
 }
 
 #[test]
 fn documents_of_another_kind_are_told_so() {
     let text = format!("{}---\napiVersion: v1\nkind: Secret\ndata: {{a: b}}\n", document("first", 100));
-    let (endpoints, problems) = parse(&text, "e.yaml");
+    let Parsed { endpoints, problems, .. } = parse(&text, "e.yaml");
     assert_eq!((endpoints.len(), problems.len()), (1, 1));
     assert!(problems[0].what.contains("\"Secret\", but must be `OnlineEndpoint`"));
-    let (_, problems) = parse("just a text", "e.yaml");
+    let Parsed { endpoints: _, problems, .. } = parse("just a text", "e.yaml");
     assert_eq!(
         texts(&problems),
         ["e.yaml: is the text \"just a text\", but a mapping (lines of `key: value`) is expected"]
@@ -74,6 +75,6 @@ fn documents_of_another_kind_are_told_so() {
 #[test]
 fn ten_thousand_endpoints_fit_into_one_file() {
     let text: Vec<String> = (0..10_000).map(|n| document(&format!("endpoint-{n}"), 100)).collect();
-    let (endpoints, problems) = parse(&text.join("---\n"), "e.yaml");
+    let Parsed { endpoints, problems, .. } = parse(&text.join("---\n"), "e.yaml");
     assert_eq!((endpoints.len(), texts(&problems)), (10_000, Vec::new()));
 }

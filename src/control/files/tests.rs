@@ -16,6 +16,7 @@ fn plain(name: &str, port: u16) -> String {
 struct Folder {
     folder: tempfile::TempDir,
     files: Files,
+    now: Instant,
 }
 
 impl Folder {
@@ -23,7 +24,7 @@ impl Folder {
         let folder = tempfile::tempdir().unwrap();
         let environment: Environment = Arc::new(|name| (name == "SET").then(|| format!("  {KEY}\n")));
         let files = Files::new(vec![folder.path().to_owned()], environment);
-        let folder = Self { folder, files };
+        let folder = Self { folder, files, now: Instant::now() };
         for (name, text) in documents {
             folder.write(name, text);
         }
@@ -38,7 +39,13 @@ impl Folder {
     }
 
     fn load(&mut self) -> Loaded {
-        self.files.load().expect("a change")
+        self.look().expect("a change")
+    }
+
+    /// Each look is a second after the one before.
+    fn look(&mut self) -> Option<Loaded> {
+        self.now += Duration::from_secs(1);
+        self.files.load(self.now)
     }
 }
 
@@ -58,14 +65,52 @@ fn port(loaded: &Loaded, name: &str) -> String {
 fn only_what_changed_is_news() {
     let mut folder = Folder::new(&[("a.yaml", &plain("one", 1)), ("b.yml", &plain("two", 2)), ("notes.txt", "x")]);
     assert_eq!(names(&folder.load()), ["one", "two"]);
-    assert!(folder.files.load().is_none());
+    assert!(folder.look().is_none());
     folder.write(".hidden.yaml", "broken: [");
     folder.write("notes.txt", "y");
-    assert!(folder.files.load().is_none());
+    assert!(folder.look().is_none());
     folder.write("a.yaml", &plain("one", 3));
     assert_eq!(port(&folder.load(), "one"), "3");
     std::fs::remove_file(folder.folder.path().join("b.yml")).unwrap();
+    assert!(folder.look().is_none(), "it may be on its way back");
     assert_eq!(names(&folder.load()), ["one"]);
+}
+
+#[test]
+fn a_file_that_is_moved_away_for_a_moment_takes_nothing_away() {
+    let mut folder = Folder::new(&[("a.yaml", &plain("one", 1))]);
+    folder.load();
+    std::fs::remove_file(folder.folder.path().join("a.yaml")).unwrap();
+    assert!(folder.look().is_none());
+    folder.write("a.yaml", &plain("one", 2));
+    assert_eq!(port(&folder.load(), "one"), "2");
+}
+
+#[test]
+fn a_folder_that_cannot_be_read_takes_nothing_away() {
+    let mut folder = Folder::new(&[("a.yaml", &plain("one", 1))]);
+    folder.load();
+    let (here, away) = (folder.folder.path().to_owned(), folder.folder.path().with_extension("away"));
+    std::fs::rename(&here, &away).unwrap();
+    for _ in 0..2 {
+        let loaded = folder.load();
+        assert_eq!(names(&loaded), ["one"]);
+        assert!(!loaded.problems.is_empty());
+        if folder.look().is_none() {
+            break;
+        }
+    }
+    std::fs::rename(&away, &here).unwrap();
+    let loaded = folder.load();
+    assert_eq!((names(&loaded).len(), loaded.problems.len()), (1, 0));
+}
+
+#[test]
+fn what_is_wrong_with_keys_is_told_together_with_the_rest() {
+    let broken = document("abc", "{env: UNSET}", 1).replace("blue: 100", "blue: 90");
+    let loaded = Folder::new(&[("a.yaml", &broken)]).load();
+    let all = loaded.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    assert!(all.contains("UNSET is not set") && all.contains("sums to 90"), "{all}");
 }
 
 #[test]
@@ -144,6 +189,7 @@ fn of_two_with_one_name_the_one_that_serves_goes_on() {
     assert_eq!(port(&loaded, "same"), "1");
     assert!(loaded.problems[0].to_string().contains("b.yaml") && loaded.problems[0].source.ends_with("a.yaml"));
     std::fs::remove_file(folder.folder.path().join("b.yaml")).unwrap();
+    assert!(folder.look().is_none());
     let loaded = folder.load();
     assert_eq!((port(&loaded, "same").as_str(), loaded.problems.len()), ("2", 0));
 }
@@ -168,6 +214,6 @@ fn a_swapped_link_is_a_change_as_a_config_map_makes_it() {
 #[test]
 fn a_place_that_is_not_there_is_a_problem() {
     let mut files = Files::new(vec!["/nowhere/at/all".into()], Arc::new(|_| None));
-    let loaded = files.load().expect("news");
+    let loaded = files.load(Instant::now()).expect("news");
     assert!(loaded.problems[0].to_string().contains("/nowhere/at/all"));
 }

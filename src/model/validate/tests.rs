@@ -43,7 +43,7 @@ fn set(document: &mut Value, pointer: &str, value: Value) {
 }
 
 fn problems(document: Value) -> Vec<String> {
-    read(document).unwrap_err().iter().map(ToString::to_string).collect()
+    read(document).unwrap_err().problems.iter().map(ToString::to_string).collect()
 }
 
 /// The document has exactly one problem, at `path`, and its message has every one of `gist`.
@@ -51,7 +51,7 @@ fn problems(document: Value) -> Vec<String> {
 fn refused(document: Value, path: &str, gist: &[&str]) {
     let problems = match read(document.clone()) {
         Ok(_) => panic!("accepted: {document}"),
-        Err(problems) => problems,
+        Err(refused) => refused.problems,
     };
     assert_eq!(problems.iter().map(|problem| problem.path.as_str()).collect::<Vec<_>>(), [path], "{problems:?}");
     for part in gist {
@@ -137,7 +137,7 @@ fn all_problems_are_reported_at_once() {
             ],
         },
     });
-    let found = read(document).unwrap_err();
+    let found = read(document).unwrap_err().problems;
     let mut paths: Vec<&str> = found.iter().map(|problem| problem.path.as_str()).collect();
     paths.sort_unstable();
     assert_eq!(
@@ -230,7 +230,7 @@ fn mirrored_traffic_keeps_to_its_rules() {
     let both = |mirror: Value, rule_path: &str, gist: &str| {
         let mut document = with("/spec/mirrorTraffic", mirror);
         set(&mut document, "/spec/traffic", json!({"blue": 100}));
-        let found = read(document).unwrap_err();
+        let found = read(document).unwrap_err().problems;
         assert!(found.iter().any(|p| p.path == "spec.mirrorTraffic" && p.what.contains("not supported")), "{found:?}");
         assert!(found.iter().any(|p| p.path == rule_path && p.what.contains(gist)), "{found:?}");
     };
