@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
@@ -185,62 +185,78 @@ impl App {
     /// # Errors
     /// [`RunError`].
     pub fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
-        let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let workers = match self.settings.workers {
             Workers::Auto => std::thread::available_parallelism()?.get(),
             Workers::Count(count) => count.get(),
         };
-        let lifecycle = self.shared.lifecycle.clone();
         // The table is there before the first connection is accepted.
         let mut index = Index::new(self.shared.table.clone(), self.shared.metrics.clone(), self.status.clone());
         index.apply(self.endpoints);
         let mut data_plane = DataPlane::start(self.scoring, workers, &self.shared)?;
-        let log_writer = self.log_writer;
-        let ended = control.block_on(async {
-            let mut tasks = JoinSet::new();
-            self.admin.set_nonblocking(true)?;
-            let admin = Admin {
-                table: self.shared.table.clone(),
-                metrics: self.shared.metrics.clone(),
-                lifecycle: lifecycle.clone(),
-                status: self.status.clone(),
-            };
-            let listener = tokio::net::TcpListener::from_std(self.admin)?;
-            tasks.spawn(async move {
-                let _ = admin.serve(listener).await;
-                "the admin listener".to_owned()
-            });
-            let (finish, finished) = tokio::sync::oneshot::channel();
-            let control = Control {
-                index,
-                files: self.files,
-                metrics: self.shared.metrics.clone(),
-                status: self.status,
-                executable: self.executable,
-                drain_timeout: self.settings.shutdown.drain_timeout,
-                when_ready: self.when_ready,
-            };
-            let control = tokio::spawn(control.run(finished));
-            lifecycle.enter(Phase::Serving);
-            tracing::info!(workers, "serving");
-            let result = tokio::select! {
-                () = stop => leave(&lifecycle, &self.settings, &mut data_plane).await,
-                ended = unexpected_end(&data_plane, &mut tasks) => Err(RunError::Ended(ended)),
-            };
-            lifecycle.enter(Phase::Forced);
-            let _ = finish.send(());
-            let _ = control.await;
-            result
-        });
+        tracing::info!(workers, "serving");
+        let admin = Admin {
+            table: self.shared.table.clone(),
+            metrics: self.shared.metrics.clone(),
+            lifecycle: self.shared.lifecycle.clone(),
+            status: self.status.clone(),
+        };
+        let control = Control {
+            index,
+            files: self.files,
+            metrics: self.shared.metrics.clone(),
+            status: self.status,
+            executable: self.executable,
+            drain_timeout: self.settings.shutdown.drain_timeout,
+            when_ready: self.when_ready,
+        };
+        let ended = runtime.block_on(supervise(admin, self.admin, control, &self.settings, &mut data_plane, stop));
+        // Whatever ended it, the workers end too.
+        self.shared.lifecycle.enter(Phase::Forced);
         let joined = data_plane.join();
         drop(self.shared);
-        if let Some(writer) = log_writer {
+        if let Some(writer) = self.log_writer {
             // Ends when the last worker has gone and every line is written.
             let _ = writer.join();
         }
         joined.map_err(|threads| RunError::Ended(threads.join(", ")))?;
         ended
     }
+}
+
+/// Runs the control plane's tasks, until `stop` has been followed in order or one of them ends by itself.
+async fn supervise(
+    admin: Admin,
+    listener: TcpListener,
+    control: Control,
+    settings: &Settings,
+    data_plane: &mut DataPlane,
+    stop: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let lifecycle = admin.lifecycle.clone();
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let _ = admin.serve(listener).await;
+        "the admin listener"
+    });
+    let (finish, finished) = oneshot::channel();
+    tasks.spawn(async move {
+        control.run(finished).await;
+        "the control plane"
+    });
+    lifecycle.enter(Phase::Serving);
+    tokio::select! {
+        () = stop => {}
+        ended = unexpected_end(data_plane, &mut tasks) => return Err(RunError::Ended(ended)),
+    }
+    let left = leave(&lifecycle, settings, data_plane).await;
+    lifecycle.enter(Phase::Forced);
+    // Models are stopped when nothing is in flight any more. The control plane is the first task to end now.
+    let _ = finish.send(());
+    let _ = tasks.join_next().await;
+    left
 }
 
 /// The end, in order, each step with its time.
@@ -261,11 +277,11 @@ async fn leave(lifecycle: &Lifecycle, settings: &Settings, data_plane: &mut Data
 }
 
 /// Returns only when something has ended that should not have, with its name.
-async fn unexpected_end(data_plane: &DataPlane, tasks: &mut JoinSet<String>) -> String {
+async fn unexpected_end(data_plane: &DataPlane, tasks: &mut JoinSet<&'static str>) -> String {
     let mut looks = tokio::time::interval(WATCHDOG);
     loop {
         tokio::select! {
-            Some(ended) = tasks.join_next() => return ended.unwrap_or_else(|error| error.to_string()),
+            Some(ended) = tasks.join_next() => return ended.map_or_else(|error| error.to_string(), str::to_owned),
             _ = looks.tick() => {
                 if data_plane.any_ended() {
                     return "a data-plane thread".to_owned();
@@ -288,7 +304,7 @@ struct Control {
 
 impl Control {
     /// Starts the processes, then follows them and the files until `finished`; then ends the processes.
-    async fn run(mut self, mut finished: tokio::sync::oneshot::Receiver<()>) {
+    async fn run(mut self, mut finished: oneshot::Receiver<()>) {
         let (events, mut happened) = mpsc::channel(EVENTS);
         let settings = processes::Settings {
             executable: self.executable.clone(),
