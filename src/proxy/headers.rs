@@ -87,6 +87,30 @@ pub(super) fn fit(headers: &HeaderMap, limits: &Limits) -> bool {
     headers.len() <= limits.max_headers && bytes <= limits.max_header_bytes
 }
 
+/// Refuses heads that parse but that the model could understand otherwise than we do.
+pub(super) fn check(head: &request::Parts, notable: &Notable) -> Result<(), &'static str> {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, None) if head.version == Version::HTTP_11 => return Err("it must have a host header"),
+        (_, Some(_)) => return Err("it has more than one host header"),
+        (Some(host), None) if !host.as_bytes().iter().all(is_host_byte) => return Err("its host header is no host"),
+        _ => {}
+    }
+    if notable.transfer_encoding {
+        let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+        let chunked = codings.next().is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+        if !chunked || codings.next().is_some() {
+            return Err("its transfer-encoding is another than `chunked`");
+        }
+    }
+    Ok(())
+}
+
+/// What a host and a port are written with (RFC 3986 section 3.2.2).
+fn is_host_byte(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte)
+}
+
 /// Makes a client's head one for the model, but for its host and its credential.
 pub(super) fn to_model(
     head: &mut request::Parts,
@@ -115,7 +139,9 @@ pub(super) fn to_model(
         join_cookies(headers);
     }
     let authority = head.uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
-    let host = headers.remove(HOST).or_else(|| authority?.ok());
+    // Where a request names its host twice, the target counts (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1).
+    let host = headers.remove(HOST);
+    let host = authority.and_then(Result::ok).or(host);
     let forwarded = [
         (FORWARDED_FOR, Some(client.address.clone())),
         (FORWARDED_PROTO, Some(client.scheme.clone())),

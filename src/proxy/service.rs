@@ -74,12 +74,10 @@ async fn score(
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
         return Err(Refusal::MethodNotAllowed);
     }
-    if head.version == Version::HTTP_11 && head.headers.get_all(HOST).iter().count() != 1 {
-        return Err(Refusal::BadRequest("it must have exactly one host header"));
-    }
     if head.version == Version::HTTP_2 && !headers::fit(&head.headers, &worker.shared.limits) {
         return Err(Refusal::HeadTooLarge);
     }
+    headers::check(&head, notable).map_err(Refusal::BadRequest)?;
     let called = identify(head.uri.path())?;
     let endpoint = lookup_key(called.endpoint, &mut [0; 32])
         .and_then(|key| worker.with_table(|table| table.endpoint(key).cloned()))

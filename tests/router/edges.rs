@@ -115,3 +115,29 @@ async fn half_a_head_does_not_hold_up_the_end() {
     tokio::task::spawn_blocking(move || router.join()).await.unwrap().unwrap();
     assert!(told.elapsed() < Duration::from_secs(6), "{:?}", told.elapsed());
 }
+
+#[tokio::test]
+async fn heads_that_a_model_could_read_otherwise_are_refused() {
+    let model = Model::named("never").await;
+    let router = Router::start(&[&endpoint(&[model.address], "{}")]);
+    let head = |lines: &str| {
+        format!(
+            "POST /api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\n\
+             {lines}\r\n0\r\n\r\n"
+        )
+    };
+    for lines in [
+        "host: x\r\nhost: x\r\ntransfer-encoding: chunked\r\n",
+        "host: a b\r\ntransfer-encoding: chunked\r\n",
+        "host: a/b@c\r\ntransfer-encoding: chunked\r\n",
+        "host: x\r\ntransfer-encoding: gzip, chunked\r\n",
+        "host: x\r\ntransfer-encoding: chunked, chunked\r\n",
+        "host: x\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: chunked\r\n",
+    ] {
+        let answer = raw(router.scoring, head(lines)).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("bad_request"), "{lines:?}: {answer}");
+    }
+    let answer = raw(router.scoring, head("host: x\r\ntransfer-encoding: Chunked\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("never"), "{answer}");
+}
