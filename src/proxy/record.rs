@@ -210,8 +210,7 @@ impl Drop for Record {
         let now = Instant::now();
         let read = self.upload.as_ref().is_some_and(|upload| upload.ended().is_some());
         self.client.pace.end(now, self.has_body && !read);
-        let left = self.upload.as_ref().is_some_and(|upload| upload.fault() == Some(Refusal::BodyCutShort));
-        let code = self.status.filter(|_| !left).map_or(CLIENT_LEFT, |status| status.as_u16());
+        let code = self.status.map_or(CLIENT_LEFT, |status| status.as_u16());
         self.count(code, now);
         self.write(code, now);
     }

@@ -285,11 +285,12 @@ fn passed_on(
 
 /// The router's own response.
 fn own(response: Response<bytes::Bytes>, mut record: Record, origin: Option<&HeaderValue>) -> Response<Body> {
-    record.status = Some(response.status());
+    let fault = record.upload.as_ref().and_then(|upload| upload.fault());
+    // A client that left in the middle of its body does not get the answer.
+    record.status = (fault != Some(Refusal::BodyCutShort)).then(|| response.status());
     let (mut parts, body) = response.into_parts();
     record.describe(&mut parts.headers);
-    let broken = record.upload.as_ref().is_some_and(|upload| upload.fault().is_some());
-    if broken && record.version != Version::HTTP_2 {
+    if fault.is_some() && record.version != Version::HTTP_2 {
         // The rest of the body is not read, so no other request can follow it.
         parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
