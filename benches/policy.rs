@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use inference_router::policy::access::{Access, KeyDigest};
-use inference_router::policy::admit::{Admission, Arrival, Rules};
+use inference_router::policy::admit::{Admission, Arrival, Avoid, Rules};
 use inference_router::policy::identify::{identify, lookup_key};
 use inference_router::policy::split::Split;
 use rand::SeedableRng;
@@ -71,7 +71,7 @@ fn deployment(replicas: usize, queue_length: usize) -> Admission<u32> {
 /// Requests that hold every slot but `free`; the last arrived last.
 fn fill(admission: &mut Admission<u32>, replicas: usize, free: usize) {
     for _ in free..2 * replicas {
-        assert!(matches!(admission.arrive(None, || 0), Arrival::Granted(_)));
+        assert!(matches!(admission.arrive(Avoid::default(), || 0), Arrival::Granted(_)));
     }
 }
 
@@ -81,7 +81,7 @@ fn admission(c: &mut Criterion) {
         let mut idle = deployment(replicas, 10_000);
         group.bench_function(BenchmarkId::new("arrive and release, idle", replicas), |b| {
             b.iter(|| {
-                let Arrival::Granted(id) = idle.arrive(None, || 0) else { panic!("a slot is free") };
+                let Arrival::Granted(id) = idle.arrive(Avoid::default(), || 0) else { panic!("a slot is free") };
                 idle.release(id, HELD)
             });
         });
@@ -89,7 +89,7 @@ fn admission(c: &mut Criterion) {
         fill(&mut busy, replicas, 1);
         group.bench_function(BenchmarkId::new("arrive and release, one slot left", replicas), |b| {
             b.iter(|| {
-                let Arrival::Granted(id) = busy.arrive(None, || 0) else { panic!("a slot is free") };
+                let Arrival::Granted(id) = busy.arrive(Avoid::default(), || 0) else { panic!("a slot is free") };
                 busy.release(id, HELD)
             });
         });
@@ -97,20 +97,20 @@ fn admission(c: &mut Criterion) {
         let first = waiting.ids().next().expect("there is a replica");
         fill(&mut waiting, replicas, 0);
         for waiter in 0..5_000 {
-            assert!(matches!(waiting.arrive(None, || waiter), Arrival::Queued(_)));
+            assert!(matches!(waiting.arrive(Avoid::default(), || waiter), Arrival::Queued(_)));
         }
         group.bench_function(BenchmarkId::new("release to the first of 5000, queue again", replicas), |b| {
             b.iter(|| {
                 let (granted, _) = waiting.release(first, HELD);
-                assert!(matches!(waiting.arrive(None, || 0), Arrival::Queued(_)));
+                assert!(matches!(waiting.arrive(Avoid::default(), || 0), Arrival::Queued(_)));
                 granted
             });
         });
         let mut full = deployment(replicas, 100);
         fill(&mut full, replicas, 0);
-        while !matches!(full.arrive(None, || 0), Arrival::Full) {}
+        while !matches!(full.arrive(Avoid::default(), || 0), Arrival::Full) {}
         group.bench_function(BenchmarkId::new("arrive at a full queue", replicas), |b| {
-            b.iter(|| full.arrive(black_box(None), || 0));
+            b.iter(|| full.arrive(black_box(Avoid::default()), || 0));
         });
     }
 }

@@ -24,6 +24,30 @@ impl ReplicaId {
     }
 }
 
+/// Replicas that could not be reached for a request: it is not given to them again. Empty for nearly all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Avoid([Option<ReplicaId>; RETRIES]);
+
+/// Other replicas that a request is given to when nothing of it can have reached the first.
+pub const RETRIES: usize = 2;
+
+impl Avoid {
+    /// One more to avoid. Beyond [`RETRIES`] there is no further try, and nothing is added.
+    pub fn add(&mut self, id: ReplicaId) {
+        if let Some(place) = self.0.iter_mut().find(|place| place.is_none()) {
+            *place = Some(id);
+        }
+    }
+
+    fn is_empty(self) -> bool {
+        self.0[0].is_none()
+    }
+
+    fn contains(self, id: ReplicaId) -> bool {
+        self.0.contains(&Some(id))
+    }
+}
+
 /// A place in the queue. Lower is earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(i64);
@@ -79,7 +103,9 @@ pub struct Admission<W> {
     /// The replicas with a free slot.
     shelf: Shelf,
     queue: VecDeque<Waiter<W>>,
-    next_ticket: i64,
+    /// The earliest and the latest ticket given so far.
+    first_ticket: i64,
+    last_ticket: i64,
     /// Slots of all replicas together, free or not: the sum of their limits.
     slots: u64,
     /// Smoothed time a request holds a slot, in seconds.
@@ -107,8 +133,7 @@ enum Presence {
 #[derive(Debug)]
 struct Waiter<W> {
     ticket: Ticket,
-    /// A replica that has just failed this request; most have none.
-    avoid: Option<ReplicaId>,
+    avoid: Avoid,
     waiter: W,
 }
 
@@ -121,7 +146,8 @@ impl<W> Admission<W> {
             vacant: Vec::new(),
             shelf: Shelf::default(),
             queue: VecDeque::new(),
-            next_ticket: 0,
+            first_ticket: 0,
+            last_ticket: 0,
             slots: 0,
             service_time: 0.0,
         }
@@ -162,33 +188,34 @@ impl<W> Admission<W> {
         self.dispatch()
     }
 
-    /// A request wants a slot, preferably not on `avoid`, which has just failed it. Such a repeated request goes
+    /// A request wants a slot, but not on those in `avoid`, which have just failed it. Such a repeated request goes
     /// before those that wait: it came before them. `waiter` is only made for one that has to wait.
-    pub fn arrive(&mut self, avoid: Option<ReplicaId>, waiter: impl FnOnce() -> W) -> Arrival {
+    pub fn arrive(&mut self, avoid: Avoid, waiter: impl FnOnce() -> W) -> Arrival {
         // Nobody may overtake: a free slot beside a queue is one that those who wait avoid.
-        if self.queue.is_empty() || avoid.is_some() {
+        if self.queue.is_empty() || !avoid.is_empty() {
             if let Some(id) = self.shelf.least_loaded(avoid) {
                 self.occupy(id);
                 return Arrival::Granted(id);
             }
-        } else if let Some(id) = self.shelf.least_loaded(None)
-            && self.queue.iter().all(|waiter| waiter.avoid == Some(id))
+        } else if let Some(id) = self.shelf.least_loaded(Avoid::default())
+            && self.queue.iter().all(|waiter| waiter.avoid.contains(id))
         {
             self.occupy(id);
             return Arrival::Granted(id);
         }
-        if avoid.is_none() && self.queue.len() >= self.rules.queue_length {
+        if avoid.is_empty() && self.queue.len() >= self.rules.queue_length {
             return Arrival::Full;
         }
-        let ticket = match (avoid, self.queue.front()) {
-            (Some(_), Some(first)) => Ticket(first.ticket.0 - 1),
-            _ => {
-                self.next_ticket += 1;
-                Ticket(self.next_ticket)
-            }
+        // A ticket is never given twice: who was granted a slot may still hold an old one, and leave with it.
+        let ticket = if avoid.is_empty() {
+            self.last_ticket += 1;
+            Ticket(self.last_ticket)
+        } else {
+            self.first_ticket -= 1;
+            Ticket(self.first_ticket)
         };
         let waiter = Waiter { ticket, avoid, waiter: waiter() };
-        if avoid.is_some() {
+        if !avoid.is_empty() {
             self.queue.push_front(waiter)
         } else {
             self.queue.push_back(waiter)
@@ -246,9 +273,10 @@ impl<W> Admission<W> {
         self.slots > 0
     }
 
-    /// Whether a replica other than `id` may be used, now or when it is free.
-    pub fn any_ready_but(&self, id: ReplicaId) -> bool {
-        self.slots > u64::from(self.replicas[id.index()].limit)
+    /// Whether a replica that is not in `avoid` may be used, now or when it is free.
+    pub fn any_ready_but(&self, avoid: Avoid) -> bool {
+        let avoided = avoid.0.iter().flatten().map(|id| u64::from(self.replicas[id.index()].limit));
+        self.slots > avoided.sum()
     }
 
     /// How long a client that is turned away now should wait: until those who wait have been served, or a replica
@@ -324,7 +352,7 @@ impl<W> Admission<W> {
         if !self.shelf.holds(id) {
             return None;
         }
-        let place = self.queue.iter().position(|waiter| waiter.avoid != Some(id))?;
+        let place = self.queue.iter().position(|waiter| !waiter.avoid.contains(id))?;
         let waiter = self.queue.remove(place)?;
         self.occupy(id);
         Some((waiter.waiter, id))
@@ -334,7 +362,8 @@ impl<W> Admission<W> {
     fn dispatch(&mut self) -> Vec<Grant<W>> {
         let mut grants = Vec::new();
         while let Some(first) = self.queue.front() {
-            let Some(id) = self.shelf.least_loaded(first.avoid).or_else(|| self.shelf.least_loaded(None)) else {
+            let Some(id) = self.shelf.least_loaded(first.avoid).or_else(|| self.shelf.least_loaded(Avoid::default()))
+            else {
                 break;
             };
             match self.serve_next(id) {

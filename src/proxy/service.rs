@@ -23,13 +23,10 @@ use super::upload::Upload;
 use crate::model::limits::StatusCodes;
 use crate::model::refusal::Refusal;
 use crate::policy::access::Denied;
-use crate::policy::admit::ReplicaId;
+use crate::policy::admit::{Avoid, RETRIES};
 use crate::policy::identify::{Asked, Unidentified, identify, lookup_key};
 use crate::state::slots::{Acquired, NoSlot, Slot};
 use crate::state::table::{Deployment, Endpoint};
-
-/// Other replicas that are tried when nothing of a request can have reached the first.
-const RETRIES: usize = 2;
 
 /// What a request comes to.
 enum Answer {
@@ -149,7 +146,7 @@ async fn forward(
     deployment: &Deployment,
     mut request: Box<Request<Upload>>,
 ) -> Result<Answer, Refusal> {
-    let mut avoid = None;
+    let mut avoid = Avoid::default();
     for retry in 0.. {
         let slot = acquire(record, deployment, avoid).await?;
         match attempt(client, record, deployment, slot, request).await {
@@ -158,11 +155,12 @@ async fn forward(
             Ok((head, exchange)) => return Ok(Answer::Model(head, exchange)),
             Err(NoHead::Refused(refusal)) => return Err(refusal),
             Err(NoHead::NotSent(slot, unsent)) => {
-                if retry == RETRIES || !deployment.slots.any_ready_but(slot.id()) {
+                avoid.add(slot.id());
+                if retry == RETRIES || !deployment.slots.any_ready_but(avoid) {
                     break;
                 }
                 deployment.metrics.retried("unreachable");
-                (request, avoid) = (unsent, Some(slot.id()));
+                request = unsent;
             }
         }
     }
@@ -170,7 +168,7 @@ async fn forward(
 }
 
 /// A slot, at once or after a wait.
-async fn acquire(record: &mut Record, deployment: &Deployment, avoid: Option<ReplicaId>) -> Result<Slot, Refusal> {
+async fn acquire(record: &mut Record, deployment: &Deployment, avoid: Avoid) -> Result<Slot, Refusal> {
     let now = Instant::now();
     let slot = match deployment.slots.acquire(now, avoid)? {
         Acquired::Slot(slot) => {

@@ -11,7 +11,7 @@ use http::HeaderValue;
 use tokio::sync::oneshot;
 
 use crate::model::endpoint::RequestSettings;
-use crate::policy::admit::{Admission, Arrival, Grant, Occupancy, ReplicaId, Rules, Ticket};
+use crate::policy::admit::{Admission, Arrival, Avoid, Grant, Occupancy, ReplicaId, Rules, Ticket};
 use crate::policy::health::Fitness;
 
 /// One running model server.
@@ -123,7 +123,7 @@ impl Slots {
     ///
     /// # Errors
     /// [`NoSlot::QueueFull`].
-    pub fn acquire(self: &Arc<Self>, now: Instant, avoid: Option<ReplicaId>) -> Result<Acquired, NoSlot> {
+    pub fn acquire(self: &Arc<Self>, now: Instant, avoid: Avoid) -> Result<Acquired, NoSlot> {
         let mut inner = self.lock();
         let mut receiver = None;
         let arrival = inner.admission.arrive(avoid, || {
@@ -142,9 +142,9 @@ impl Slots {
         }
     }
 
-    /// Whether a replica other than `id` can take requests, now or when it is free.
-    pub fn any_ready_but(&self, id: ReplicaId) -> bool {
-        self.lock().admission.any_ready_but(id)
+    /// Whether a replica that is not in `avoid` can take requests, now or when it is free.
+    pub fn any_ready_but(&self, avoid: Avoid) -> bool {
+        self.lock().admission.any_ready_but(avoid)
     }
 
     /// A count of everything.
@@ -340,14 +340,14 @@ mod tests {
     }
 
     fn take(slots: &Arc<Slots>) -> Slot {
-        match slots.acquire(Instant::now(), None).unwrap() {
+        match slots.acquire(Instant::now(), Avoid::default()).unwrap() {
             Acquired::Slot(slot) => slot,
             Acquired::Waiting(_) => panic!("no slot"),
         }
     }
 
     fn wait(slots: &Arc<Slots>) -> Waiting {
-        match slots.acquire(Instant::now(), None).unwrap() {
+        match slots.acquire(Instant::now(), Avoid::default()).unwrap() {
             Acquired::Slot(_) => panic!("a slot"),
             Acquired::Waiting(waiting) => waiting,
         }

@@ -141,3 +141,16 @@ async fn heads_that_a_model_could_read_otherwise_are_refused() {
     let answer = raw(router.scoring, head("host: x\r\ntransfer-encoding: Chunked\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("never"), "{answer}");
 }
+
+#[tokio::test]
+async fn of_two_dead_replicas_and_a_good_one_the_good_one_is_found() {
+    let model = Model::named("found").await;
+    // Held together for a moment, so that they differ.
+    let dead =
+        [0, 1].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).map(|held| held.local_addr().unwrap());
+    // Busier than the dead ones, the good one is the last to be tried.
+    let router =
+        Router::start(&[&endpoint(&[dead[0], model.address, dead[1]], "{maxConcurrentRequestsPerInstance: 8}")]);
+    let answers = futures_util::future::join_all((0..16).map(|_| router.score("{}"))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+}

@@ -1,6 +1,6 @@
 //! Replicas with a free slot, by load: the least loaded is found, and any replica moved, in constant time.
 
-use super::ReplicaId;
+use super::{Avoid, ReplicaId};
 
 /// One list of replicas per number of requests in flight, newest first, doubly linked through `links`.
 #[derive(Debug, Default)]
@@ -46,14 +46,20 @@ impl Shelf {
         self.links.get(id.index()).is_some_and(|link| link.load.is_some())
     }
 
-    /// The least loaded replica but `avoid`, of equals the one placed last.
-    pub(super) fn least_loaded(&mut self, avoid: Option<ReplicaId>) -> Option<ReplicaId> {
+    /// The least loaded replica but those in `avoid`, of equals the one placed last.
+    pub(super) fn least_loaded(&mut self, avoid: Avoid) -> Option<ReplicaId> {
         while self.lowest < self.heads.len() && self.heads[self.lowest].is_none() {
             self.lowest += 1;
         }
-        self.heads[self.lowest.min(self.heads.len())..].iter().find_map(|head| match *head {
-            first if first.is_some() && first == avoid => self.links[first?.index()].after,
-            first => first,
+        let lists = &self.heads[self.lowest.min(self.heads.len())..];
+        lists.iter().find_map(|head| {
+            let mut next = *head;
+            while let Some(id) = next
+                && avoid.contains(id)
+            {
+                next = self.links[id.index()].after;
+            }
+            next
         })
     }
 

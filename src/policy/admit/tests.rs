@@ -10,6 +10,12 @@ fn admission(per_replica: u32, queue_length: usize, replicas: usize) -> (Admissi
     (admission, ids)
 }
 
+fn avoiding(ids: &[ReplicaId]) -> Avoid {
+    let mut avoid = Avoid::default();
+    ids.iter().for_each(|id| avoid.add(*id));
+    avoid
+}
+
 fn granted(arrival: Arrival) -> ReplicaId {
     match arrival {
         Arrival::Granted(id) => id,
@@ -27,36 +33,36 @@ fn queued(arrival: Arrival) -> Ticket {
 #[test]
 fn the_least_loaded_replica_is_taken_and_of_equals_the_one_used_last() {
     let (mut admission, ids) = admission(2, 0, 3);
-    let first = granted(admission.arrive(None, || ""));
-    let second = granted(admission.arrive(None, || ""));
-    let third = granted(admission.arrive(None, || ""));
+    let first = granted(admission.arrive(Avoid::default(), || ""));
+    let second = granted(admission.arrive(Avoid::default(), || ""));
+    let third = granted(admission.arrive(Avoid::default(), || ""));
     let mut all = [first, second, third];
     all.sort();
     assert_eq!(all.to_vec(), ids, "each replica gets one before any gets two");
     admission.release(second, HELD);
     admission.release(first, HELD);
-    assert_eq!(granted(admission.arrive(None, || "")), first, "warmest first");
-    assert_eq!(granted(admission.arrive(None, || "")), second);
+    assert_eq!(granted(admission.arrive(Avoid::default(), || "")), first, "warmest first");
+    assert_eq!(granted(admission.arrive(Avoid::default(), || "")), second);
 }
 
 #[test]
 fn nobody_gets_more_than_the_cap_and_the_queue_is_bounded() {
     let (mut admission, _) = admission(2, 1, 2);
     for _ in 0..4 {
-        granted(admission.arrive(None, || ""));
+        granted(admission.arrive(Avoid::default(), || ""));
     }
-    queued(admission.arrive(None, || "waits"));
-    assert_eq!(admission.arrive(None, || "turned away"), Arrival::Full);
+    queued(admission.arrive(Avoid::default(), || "waits"));
+    assert_eq!(admission.arrive(Avoid::default(), || "turned away"), Arrival::Full);
     assert_eq!(admission.occupancy(), Occupancy { ready: 2, busy: 4, waiting: 1, ..Occupancy::default() });
 }
 
 #[test]
 fn first_come_first_served_and_leavers_lose_their_place() {
     let (mut admission, ids) = admission(1, 10, 1);
-    granted(admission.arrive(None, || ""));
-    let first = queued(admission.arrive(None, || "first"));
-    let second = queued(admission.arrive(None, || "second"));
-    queued(admission.arrive(None, || "third"));
+    granted(admission.arrive(Avoid::default(), || ""));
+    let first = queued(admission.arrive(Avoid::default(), || "first"));
+    let second = queued(admission.arrive(Avoid::default(), || "second"));
+    queued(admission.arrive(Avoid::default(), || "third"));
     assert_eq!(admission.leave(second), Some("second"));
     assert_eq!(admission.leave(second), None);
     assert_eq!(admission.release(ids[0], HELD), (Some(("first", ids[0])), false));
@@ -68,10 +74,10 @@ fn first_come_first_served_and_leavers_lose_their_place() {
 #[test]
 fn a_draining_replica_gets_nothing_new_and_goes_with_its_last_request() {
     let (mut admission, ids) = admission(2, 10, 1);
-    granted(admission.arrive(None, || ""));
-    granted(admission.arrive(None, || ""));
+    granted(admission.arrive(Avoid::default(), || ""));
+    granted(admission.arrive(Avoid::default(), || ""));
     assert!(!admission.remove(ids[0]));
-    queued(admission.arrive(None, || "waits"));
+    queued(admission.arrive(Avoid::default(), || "waits"));
     assert_eq!(admission.release(ids[0], HELD), (None, false));
     assert_eq!(admission.occupancy().busy_draining, 1);
     assert_eq!(admission.release(ids[0], HELD), (None, true));
@@ -83,10 +89,10 @@ fn a_draining_replica_gets_nothing_new_and_goes_with_its_last_request() {
 #[test]
 fn a_draining_replica_that_is_wanted_again_still_has_what_is_in_flight() {
     let (mut admission, ids) = admission(2, 10, 1);
-    granted(admission.arrive(None, || ""));
-    granted(admission.arrive(None, || ""));
+    granted(admission.arrive(Avoid::default(), || ""));
+    granted(admission.arrive(Avoid::default(), || ""));
     admission.remove(ids[0]);
-    queued(admission.arrive(None, || "waits"));
+    queued(admission.arrive(Avoid::default(), || "waits"));
     assert!(admission.restore(ids[0]).is_empty());
     assert_eq!(admission.release(ids[0], HELD), (Some(("waits", ids[0])), false));
     assert_eq!(admission.occupancy().busy, 2);
@@ -96,14 +102,40 @@ fn a_draining_replica_that_is_wanted_again_still_has_what_is_in_flight() {
 fn a_repeated_request_avoids_the_replica_that_failed_it_and_goes_first() {
     let (mut admission, ids) = admission(1, 10, 2);
     let (bad, good) = (ids[0], ids[1]);
-    assert_eq!(granted(admission.arrive(Some(bad), || "")), good);
-    queued(admission.arrive(Some(bad), || "repeated"));
-    assert_eq!(granted(admission.arrive(None, || "takes what the other avoids")), bad);
-    queued(admission.arrive(None, || "later"));
-    queued(admission.arrive(Some(bad), || "repeated later"));
+    assert_eq!(granted(admission.arrive(avoiding(&[bad]), || "")), good);
+    queued(admission.arrive(avoiding(&[bad]), || "repeated"));
+    assert_eq!(granted(admission.arrive(Avoid::default(), || "takes what the other avoids")), bad);
+    queued(admission.arrive(Avoid::default(), || "later"));
+    queued(admission.arrive(avoiding(&[bad]), || "repeated later"));
     assert_eq!(admission.release(bad, HELD), (Some(("later", bad)), false));
     assert_eq!(admission.release(good, HELD), (Some(("repeated later", good)), false));
     assert_eq!(admission.release(good, HELD), (Some(("repeated", good)), false));
+}
+
+#[test]
+fn a_repeated_request_avoids_every_replica_that_failed_it() {
+    let (mut admission, ids) = admission(1, 10, 3);
+    assert_eq!(granted(admission.arrive(avoiding(&[ids[0], ids[1]]), || "")), ids[2]);
+    assert!(admission.any_ready_but(avoiding(&[ids[0], ids[1]])));
+    admission.remove(ids[2]);
+    assert!(!admission.any_ready_but(avoiding(&[ids[0], ids[1]])));
+    queued(admission.arrive(avoiding(&[ids[0], ids[1]]), || "waits for another"));
+    let (new, grants) = admission.add();
+    assert_eq!(grants, [("waits for another", new)]);
+}
+
+#[test]
+fn a_ticket_is_never_given_twice() {
+    let (mut admission, ids) = admission(1, 10, 2);
+    granted(admission.arrive(Avoid::default(), || ""));
+    granted(admission.arrive(Avoid::default(), || ""));
+    let served = queued(admission.arrive(Avoid::default(), || "served"));
+    queued(admission.arrive(Avoid::default(), || "behind"));
+    assert_eq!(admission.release(ids[1], HELD).0, Some(("served", ids[1])));
+    let repeated = queued(admission.arrive(avoiding(&[ids[0]]), || "repeated"));
+    assert_ne!(served, repeated);
+    assert_eq!(admission.leave(served), None, "who was served takes nobody else's place along");
+    assert_eq!(admission.leave(repeated), Some("repeated"));
 }
 
 #[test]
@@ -115,8 +147,8 @@ fn a_failing_replica_is_set_aside_then_probed_by_one_request() {
     let until = admission.failed(ids[0], now).unwrap();
     assert!(!admission.any_ready());
     assert_eq!(admission.retry_after(now), Duration::from_secs(1));
-    queued(admission.arrive(None, || "probe"));
-    queued(admission.arrive(None, || "next"));
+    queued(admission.arrive(Avoid::default(), || "probe"));
+    queued(admission.arrive(Avoid::default(), || "next"));
     assert!(admission.tick(now).is_empty());
     now = until;
     assert_eq!(admission.tick(now), [("probe", ids[0])]);
@@ -128,12 +160,12 @@ fn a_failing_replica_is_set_aside_then_probed_by_one_request() {
 fn changed_rules_apply_at_once_and_what_is_in_flight_finishes() {
     let (mut admission, ids) = admission(3, 10, 1);
     for _ in 0..3 {
-        granted(admission.arrive(None, || ""));
+        granted(admission.arrive(Avoid::default(), || ""));
     }
     let rules = |cap| Rules { per_replica: NonZeroU32::new(cap).unwrap(), queue_length: 10 };
     assert!(admission.set_rules(rules(1)).is_empty());
-    queued(admission.arrive(None, || "waits"));
-    queued(admission.arrive(None, || "waits too"));
+    queued(admission.arrive(Avoid::default(), || "waits"));
+    queued(admission.arrive(Avoid::default(), || "waits too"));
     assert_eq!(admission.release(ids[0], HELD).0, None);
     assert_eq!(admission.release(ids[0], HELD).0, None);
     assert_eq!(admission.release(ids[0], HELD).0, Some(("waits", ids[0])));
@@ -144,13 +176,13 @@ fn changed_rules_apply_at_once_and_what_is_in_flight_finishes() {
 fn retry_after_predicts_when_the_queue_is_empty() {
     let (mut admission, ids) = admission(2, 100, 2);
     assert_eq!(ids.len(), 2);
-    let served = granted(admission.arrive(None, || ""));
+    let served = granted(admission.arrive(Avoid::default(), || ""));
     admission.release(served, Duration::from_secs(2));
     for _ in 0..4 {
-        granted(admission.arrive(None, || ""));
+        granted(admission.arrive(Avoid::default(), || ""));
     }
     for _ in 0..11 {
-        queued(admission.arrive(None, || ""));
+        queued(admission.arrive(Avoid::default(), || ""));
     }
     // Twelve requests of 2 s each over four slots.
     assert_eq!(admission.retry_after(Instant::now()), Duration::from_secs(6));
@@ -196,7 +228,7 @@ fn whatever_happens_the_cap_holds_the_order_holds_and_no_slot_idles() {
                     rules.per_replica = NonZeroU32::new(rng.random_range(1..4)).unwrap();
                     grants = admission.set_rules(rules);
                 }
-                _ => match admission.arrive(None, || step) {
+                _ => match admission.arrive(Avoid::default(), || step) {
                     Arrival::Granted(id) => {
                         assert!(waiting.is_empty(), "overtaken: seed {seed} step {step}");
                         in_flight.push(id);
