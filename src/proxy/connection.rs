@@ -22,6 +22,7 @@ use super::body::Body;
 use super::client_io::{Client, ClientIo, Impatience, Pace};
 use super::service;
 use super::timer::LazyTimer;
+use super::wakes::Holdable;
 use super::worker::Worker;
 use crate::model::refusal::Refusal;
 
@@ -142,8 +143,9 @@ async fn drive<C: Graceful, E>(
     connection: &mut C,
     mut poll: impl FnMut(&mut C, &mut Context<'_>) -> Poll<Result<(), E>>,
 ) -> Option<Impatience> {
-    let (mut timer, mut finishing) = (LazyTimer::default(), None);
+    let (mut timer, mut finishing, mut wakes) = (LazyTimer::default(), None, Holdable::default());
     poll_fn(|cx| {
+        let cx = &mut Context::from_waker(wakes.waker(cx.waker()));
         loop {
             if client.worker.draining.get() && finishing.is_none() {
                 finishing = Some(Instant::now());

@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use hyper::client::conn::TrySendError;
 
 use super::pool::Connection;
 use super::upload::{Progress, Upload};
+use super::wakes;
 use super::worker::Worker;
 use crate::model::endpoint::RequestSettings;
 use crate::model::refusal::Refusal;
@@ -96,11 +97,7 @@ impl Exchange {
     pub(super) async fn head(mut self) -> Result<(Parts, Self), NoHead> {
         let (parts, is_empty) = std::future::poll_fn(|cx| self.poll_head(cx)).await?;
         if is_empty {
-            std::future::poll_fn(|cx| {
-                self.finish(cx);
-                Poll::Ready(())
-            })
-            .await;
+            self.finish();
         }
         Ok((parts, self))
     }
@@ -108,8 +105,17 @@ impl Exchange {
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Parts, bool), NoHead>> {
         let Some(running) = &mut self.running else { return Poll::Pending };
         let Stage::Head(head) = &mut running.stage else { return Poll::Pending };
-        let ended = running.connection.poll_wire(cx).is_ready();
-        match head.as_mut().poll(cx) {
+        let ((ended, polled), held) = wakes::hold(cx, |cx| {
+            let ended = running.connection.poll_wire(cx).is_ready();
+            (ended, head.as_mut().poll(cx))
+        });
+        // Beside the head, which is here, a wake asks to move bytes: the body's, which is polled when it is wanted.
+        if polled.is_pending() {
+            held.release(cx)
+        } else {
+            held.forget()
+        }
+        match polled {
             Poll::Ready(Ok(response)) => {
                 running.slot.succeeded();
                 let (parts, body) = response.into_parts();
@@ -155,26 +161,35 @@ impl Exchange {
         let Some(Running { connection, stage: Stage::Body(body), .. }) = &mut self.running else {
             return Poll::Ready(None);
         };
-        let mut frame = Pin::new(&mut *body).poll_frame(cx);
-        if frame.is_pending() {
+        let ((frame, ended), held) = wakes::hold(cx, |cx| {
+            let frame = Pin::new(&mut *body).poll_frame(cx);
+            if frame.is_ready() {
+                return (frame, false);
+            }
             // Asking for a frame is what lets the connection read one.
             let ended = connection.poll_wire(cx).is_ready();
-            frame = Pin::new(&mut *body).poll_frame(cx);
-            if frame.is_pending() && ended {
-                self.running = None;
-                return Poll::Ready(Some(Err(BrokenOff)));
-            }
+            (Pin::new(&mut *body).poll_frame(cx), ended)
+        });
+        // Beside the frame, which is here, a wake asks to move bytes: they are, when the next frame is wanted.
+        if frame.is_pending() {
+            held.release(cx)
+        } else {
+            held.forget()
         }
         match frame {
+            Poll::Pending if ended => {
+                self.running = None;
+                Poll::Ready(Some(Err(BrokenOff)))
+            }
             Poll::Ready(Some(Ok(frame))) => {
                 self.silent_since = None;
                 if body.is_end_stream() {
-                    self.finish(cx);
+                    self.finish();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(None) => {
-                self.finish(cx);
+                self.finish();
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(_))) => {
@@ -204,12 +219,14 @@ impl Exchange {
     }
 
     /// The response is complete: gives the slot back, and keeps the connection if it can be used again.
-    fn finish(&mut self, cx: &mut Context<'_>) {
+    fn finish(&mut self) {
         let Some(Running { mut connection, stage, slot }) = self.running.take() else { return };
         drop(stage);
         let now = Instant::now();
         self.ended = Some(now);
-        if connection.poll_wire(cx).is_pending() && connection.sender.is_ready() {
+        // While idle, the connection wakes nobody: what then happens to it is seen by its next user, or by the sweep.
+        let mut idle = Context::from_waker(Waker::noop());
+        if connection.poll_wire(&mut idle).is_pending() && connection.sender.is_ready() {
             self.worker.pool.put(slot.replica(), connection, now);
         }
     }

@@ -49,7 +49,8 @@ pub(super) struct Notable {
     cookie: bool,
     te: bool,
     transfer_encoding: bool,
-    /// Any that [`strip_hop_by_hop`] removes.
+    connection: bool,
+    /// Any other that concerns one connection only.
     hop_by_hop: bool,
     /// Any that proxies add to.
     forwarded: bool,
@@ -68,12 +69,10 @@ impl Notable {
                 "te" => (seen.te, seen.hop_by_hop) = (true, true),
                 "transfer-encoding" => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
                 "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => seen.forwarded = true,
-                "connection"
-                | "upgrade"
-                | "keep-alive"
-                | "proxy-connection"
-                | "proxy-authorization"
-                | "proxy-authenticate" => seen.hop_by_hop = true,
+                "connection" => seen.connection = true,
+                "upgrade" | "keep-alive" | "proxy-connection" | "proxy-authorization" | "proxy-authenticate" => {
+                    seen.hop_by_hop = true;
+                }
                 _ => {}
             }
         }
@@ -121,9 +120,7 @@ pub(super) fn to_model(
 ) {
     let headers = &mut head.headers;
     let trailers = notable.te && accepts_trailers(headers);
-    if notable.hop_by_hop {
-        strip_hop_by_hop(headers);
-    }
+    strip_hop_by_hop(headers, notable);
     if notable.transfer_encoding {
         // Of the two, the encoding counts (RFC 9112 section 6.3); a model must not get to choose otherwise.
         headers.remove(CONTENT_LENGTH);
@@ -140,8 +137,7 @@ pub(super) fn to_model(
     }
     let authority = head.uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
     // Where a request names its host twice, the target counts (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1).
-    let host = headers.remove(HOST);
-    let host = authority.and_then(Result::ok).or(host);
+    let host = authority.and_then(Result::ok).or_else(|| headers.get(HOST).cloned());
     let forwarded = [
         (FORWARDED_FOR, Some(client.address.clone())),
         (FORWARDED_PROTO, Some(client.scheme.clone())),
@@ -168,21 +164,24 @@ pub(super) fn to_model(
 /// Makes a model's headers ones for the client.
 pub(super) fn from_model(headers: &mut HeaderMap) {
     let notable = Notable::of(headers);
-    if notable.hop_by_hop {
-        strip_hop_by_hop(headers);
-    }
+    strip_hop_by_hop(headers, &notable);
     if notable.transfer_encoding {
         headers.remove(CONTENT_LENGTH);
     }
 }
 
 /// Removes what concerns only the connection a message came by.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if let Entry::Occupied(connection) = headers.entry(CONNECTION) {
+fn strip_hop_by_hop(headers: &mut HeaderMap, notable: &Notable) {
+    if notable.connection
+        && let Entry::Occupied(connection) = headers.entry(CONNECTION)
+    {
         let named: Vec<HeaderName> = connection
             .iter()
             .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .map(<[u8]>::trim_ascii)
+            // What nearly all say, and a header that goes in any case.
+            .filter(|name| !name.eq_ignore_ascii_case(b"keep-alive"))
+            .filter_map(|name| HeaderName::from_bytes(name).ok())
             .collect();
         connection.remove_entry_mult();
         for name in named {
@@ -193,9 +192,12 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    for name in [TE, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, PROXY_AUTHENTICATE]
-    {
-        headers.remove(name);
+    if notable.hop_by_hop {
+        for name in
+            [TE, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, PROXY_AUTHENTICATE]
+        {
+            headers.remove(name);
+        }
     }
 }
 
@@ -278,7 +280,8 @@ mod tests {
         ] {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        strip_hop_by_hop(&mut headers);
+        let notable = Notable::of(&headers);
+        strip_hop_by_hop(&mut headers, &notable);
         assert_eq!(headers, map(&[("content-length", "5"), ("x-kept", "1")]));
     }
 

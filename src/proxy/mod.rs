@@ -16,6 +16,7 @@ mod respond;
 mod service;
 mod timer;
 mod upload;
+mod wakes;
 mod worker;
 
 pub use worker::Shared;

@@ -3,17 +3,19 @@
 use http::HeaderValue;
 use rand::{Rng, RngExt};
 
+const HEX: &[u8; 16] = b"0123456789abcdef";
+/// Where the digits of each byte are written: 8-4-4-4-12.
+const DIGITS: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+
 /// A fresh UUID, version 4 (RFC 9562).
 pub(super) fn fresh(rng: &mut impl Rng) -> HeaderValue {
-    let random: u128 = rng.random();
-    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let mut bytes: [u8; 16] = rng.random();
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
     let mut text = [b'-'; 36];
-    let mut digit = 0;
-    for (at, place) in text.iter_mut().enumerate() {
-        if ![8, 13, 18, 23].contains(&at) {
-            *place = b"0123456789abcdef"[(bits >> (124 - 4 * digit)) as usize & 0xf];
-            digit += 1;
-        }
+    for (byte, at) in bytes.into_iter().zip(DIGITS) {
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 0xf)];
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }

@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::timer::LazyTimer;
+use super::wakes;
 use crate::model::limits::Limits;
 use crate::model::refusal::Refusal;
 
@@ -103,7 +104,14 @@ impl Upload {
     /// The next frame. Pending, for good, when something is wrong.
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
         let Some(incoming) = &mut self.incoming else { return Poll::Pending };
-        match Pin::new(&mut *incoming).poll_frame(cx) {
+        let (polled, held) = wakes::hold(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx));
+        // Taking a frame wakes the client's connection to read the next one. After the last there is none.
+        if incoming.is_end_stream() {
+            held.forget()
+        } else {
+            held.release(cx)
+        }
+        match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 self.silent_since = None;
                 let received = self.progress.received() + frame.data_ref().map_or(0, |data| data.len() as u64);
