@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::Admin;
 use crate::config::{Settings, Workers};
-use crate::control::files::{Environment, Files, Loaded, Watch};
+use crate::control::files::{Environment, Files, Loaded, Scope, Watch};
 use crate::control::index::{Desired, Index};
 use crate::control::processes::{self, Supervisor};
 use crate::model::problem::Problem;
@@ -114,8 +114,8 @@ impl App {
             Source::Fixed(endpoints) => (endpoints, None),
             Source::Files(places) => {
                 let mut files = Files::new(places.clone(), surroundings.environment);
-                let Loaded { endpoints, problems } =
-                    files.load(Instant::now()).unwrap_or(Loaded { endpoints: Vec::new(), problems: Vec::new() });
+                let loaded = files.load(&Scope::Everything, Instant::now());
+                let Loaded { endpoints, problems } = loaded.unwrap_or_default();
                 if !problems.is_empty() {
                     return Err(BuildError::Configuration(problems));
                 }
@@ -325,7 +325,13 @@ impl Control {
                 }
             };
             tokio::select! {
-                () = look => self.reload(&mut supervisor),
+                scope = look => {
+                    let began = Instant::now();
+                    self.reload(&scope, &mut supervisor);
+                    if let (Some(watch), Scope::Everything) = (&mut watch, scope) {
+                        watch.looked(began.elapsed());
+                    }
+                }
                 Some(event) = happened.recv() => self.index.process(event),
                 _ = &mut finished => break,
             }
@@ -334,12 +340,9 @@ impl Control {
     }
 
     /// Looks at the files, and applies what has changed.
-    fn reload(&mut self, supervisor: &mut Supervisor) {
-        let Some(Loaded { endpoints, problems }) =
-            self.files.as_mut().and_then(|(files, _)| files.load(Instant::now()))
-        else {
-            return;
-        };
+    fn reload(&mut self, scope: &Scope, supervisor: &mut Supervisor) {
+        let loaded = self.files.as_mut().and_then(|(files, _)| files.load(scope, Instant::now()));
+        let Some(Loaded { endpoints, problems }) = loaded else { return };
         let result = if problems.is_empty() { "ok" } else { "error" };
         self.metrics.reloads.with_label_values(&[result]).inc();
         self.metrics.refused_documents.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{App, BuildError, Source, Surroundings};
 use crate::config::{self, Log, LogFormat, LogLevel, Settings};
-use crate::control::files::Files;
+use crate::control::files::{Files, Scope};
 use crate::model::problem::Problem;
 use crate::{guard, model_server};
 
@@ -198,7 +198,7 @@ fn check(files: &[PathBuf]) -> ExitCode {
 
 /// How many endpoints there are in `places`, and what is wrong with them.
 fn endpoints(places: Vec<PathBuf>) -> (usize, Vec<Problem>) {
-    let loaded = Files::new(places, Arc::new(|name| std::env::var(name).ok())).load(Instant::now());
+    let loaded = Files::new(places, Arc::new(|name| std::env::var(name).ok())).load(&Scope::Everything, Instant::now());
     loaded.map_or((0, Vec::new()), |loaded| (loaded.endpoints.len(), loaded.problems))
 }
 

@@ -4,12 +4,11 @@
 //! leaves the last good version of its endpoint in place; only deleting it, or its file, takes an endpoint away.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-
-use notify::{RecursiveMode, Watcher};
-use tokio::sync::mpsc;
 
 use super::documents::{self, Parsed};
 use super::index::Desired;
@@ -18,10 +17,9 @@ use crate::model::name::Name;
 use crate::model::problem::Problem;
 use crate::policy::access::{Access, KeyDigest};
 
-/// Editors and mounts write in several steps; a change is read this long after its first sign.
-const SETTLE: Duration = Duration::from_millis(20);
-/// How often files are looked at without a sign: for file systems that give none, and for key files.
-const LOOK: Duration = Duration::from_secs(1);
+mod watch;
+pub use watch::{Scope, Watch};
+
 /// A file that is gone this long is deleted.
 const MISSED_AFTER: Duration = Duration::from_millis(500);
 /// The shortest key accepted from a file or a variable, in bytes.
@@ -34,10 +32,11 @@ pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 pub struct Files {
     places: Vec<PathBuf>,
     environment: Environment,
-    read: BTreeMap<PathBuf, Document>,
-    owners: BTreeMap<Name, PathBuf>,
+    /// By path; as text, because paths compare part by part, and ten thousand of them take their time.
+    read: BTreeMap<OsString, Document>,
+    owners: BTreeMap<Name, OsString>,
     /// Files that were not there at the last look, and since when.
-    missing: BTreeMap<PathBuf, Instant>,
+    missing: BTreeMap<OsString, Instant>,
     unreadable: Vec<Problem>,
 }
 
@@ -54,7 +53,7 @@ struct Document {
 type Stamp = Option<(SystemTime, u64, u64)>;
 
 /// What all files together say.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Loaded {
     /// Every endpoint, in its last good version.
     pub endpoints: Vec<Desired>,
@@ -75,40 +74,73 @@ impl Files {
         }
     }
 
-    /// Reads what has changed. `None`: nothing has.
-    pub fn load(&mut self, now: Instant) -> Option<Loaded> {
+    /// Reads what has changed within `scope`. `None`: nothing has.
+    pub fn load(&mut self, scope: &Scope, now: Instant) -> Option<Loaded> {
+        let changed = match scope {
+            Scope::Everything => self.look_at_all(now),
+            Scope::Paths(paths) => paths.iter().fold(false, |changed, path| self.look_at(path, now) | changed),
+        };
+        changed.then(|| self.merge())
+    }
+
+    fn look_at_all(&mut self, now: Instant) -> bool {
         let (files, unreadable) = self.list(now);
         let mut changed = unreadable != self.unreadable || self.read.keys().ne(files.iter());
         self.unreadable = unreadable;
         self.read.retain(|path, _| files.contains(path));
         for path in files {
-            let before = self.read.remove(&path).unwrap_or_default();
-            let same = self.missing.contains_key(&path)
-                || !before.stamps.is_empty() && before.stamps.iter().all(|(path, at)| stamp(path) == *at);
-            changed |= !same;
-            let now = if same { before } else { self.read_file(&path, before) };
-            self.read.insert(path, now);
+            changed |= self.look_at_file(path);
         }
-        changed.then(|| self.merge())
+        changed
+    }
+
+    /// Looks at a path that gave a sign: a document, or a key file that documents name.
+    fn look_at(&mut self, path: &Path, now: Instant) -> bool {
+        let key = path.as_os_str().to_owned();
+        if is_document(path) {
+            self.missing.remove(&key);
+            return self.look_at_file(key);
+        }
+        if self.read.contains_key(&key) {
+            // Whether it is gone for good, later looks find out.
+            self.missing.entry(key).or_insert(now);
+            return false;
+        }
+        let names_it = |document: &Document| document.stamps.iter().any(|(of, _)| of == path);
+        let naming: Vec<OsString> =
+            self.read.iter().filter(|(_, document)| names_it(document)).map(|(path, _)| path.clone()).collect();
+        naming.into_iter().fold(false, |changed, path| self.look_at_file(path) | changed)
+    }
+
+    /// Reads a file if it has changed.
+    fn look_at_file(&mut self, path: OsString) -> bool {
+        if self.missing.contains_key(&path) {
+            return false;
+        }
+        let document = self.read.entry(path.clone()).or_default();
+        if !document.stamps.is_empty() && document.stamps.iter().all(|(path, at)| stamp(path) == *at) {
+            return false;
+        }
+        let before = std::mem::take(document);
+        let now = self.read_file(Path::new(&path), before);
+        self.read.insert(path, now);
+        true
     }
 
     /// Every file of every place, and the places that cannot be read: a mount that fails takes no endpoint away.
-    fn list(&mut self, now: Instant) -> (BTreeSet<PathBuf>, Vec<Problem>) {
+    fn list(&mut self, now: Instant) -> (BTreeSet<OsString>, Vec<Problem>) {
         let (mut files, mut problems) = (BTreeSet::new(), Vec::new());
         for place in &self.places {
             if place.is_file() {
-                files.insert(place.clone());
+                files.insert(place.clone().into_os_string());
                 continue;
             }
             match std::fs::read_dir(place) {
-                Ok(entries) => {
-                    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-                    files.extend(paths.filter(|path| is_document(path)));
-                }
+                Ok(entries) => files.extend(entries.flatten().filter_map(|entry| document(&entry))),
                 Err(error) => {
                     let what = format!("cannot be read ({error}); create it, or correct endpoints.files");
                     problems.push(Problem::new("", what).from_source(&place.display().to_string()));
-                    files.extend(self.read.keys().filter(|path| path.starts_with(place)).cloned());
+                    files.extend(self.read.keys().filter(|path| Path::new(path).starts_with(place)).cloned());
                 }
             }
         }
@@ -218,20 +250,19 @@ impl Files {
     /// One endpoint a name: who has it keeps it, else the first file in order gets it.
     fn merge(&mut self) -> Loaded {
         let mut problems = self.unreadable.clone();
-        let mut endpoints: BTreeMap<Name, (PathBuf, Desired)> = BTreeMap::new();
+        let mut endpoints: BTreeMap<&Name, (&OsString, &Desired)> = BTreeMap::new();
         for (path, document) in &self.read {
             problems.extend(document.problems.iter().cloned());
             for desired in &document.endpoints {
-                let name = desired.spec.name.clone();
-                let Some((holder, held)) = endpoints.get_mut(&name) else {
-                    endpoints.insert(name, (path.clone(), desired.clone()));
+                let name = &desired.spec.name;
+                let Some(held) = endpoints.get_mut(name) else {
+                    endpoints.insert(name, (path, desired));
                     continue;
                 };
-                let (loser, winner) = if self.owners.get(&name) == Some(path) && holder != path {
-                    *held = desired.clone();
-                    (std::mem::replace(holder, path.clone()), path.clone())
+                let (winner, loser) = if self.owners.get(name) == Some(path) && held.0 != path {
+                    (path, std::mem::replace(held, (path, desired)).0)
                 } else {
-                    (path.clone(), holder.clone())
+                    (held.0, path)
                 };
                 let what = format!(
                     "the endpoint {name} exists already, in {}; give one of them another name, or delete one",
@@ -240,8 +271,8 @@ impl Files {
                 problems.push(Problem::new("metadata.name", what).from_source(&loser.display().to_string()));
             }
         }
-        self.owners = endpoints.iter().map(|(name, (path, _))| (name.clone(), path.clone())).collect();
-        Loaded { endpoints: endpoints.into_values().map(|(_, desired)| desired).collect(), problems }
+        self.owners = endpoints.iter().map(|(name, (path, _))| ((*name).clone(), (*path).clone())).collect();
+        Loaded { endpoints: endpoints.into_values().map(|(_, desired)| desired.clone()).collect(), problems }
     }
 }
 
@@ -267,60 +298,27 @@ fn settle_keys(auth: &mut Auth, folder: &Path) {
     }
 }
 
-/// Folders hold documents in `*.yaml` and `*.yml`; hidden files are editors' and mounts' own.
+/// The path of an entry that [`is_document`]; what kind of entry it is, the folder mostly knows.
+fn document(entry: &DirEntry) -> Option<OsString> {
+    let path = entry.path();
+    let plain = entry.file_type().is_ok_and(|kind| kind.is_file());
+    (is_named_as_document(&path) && (plain || path.is_file())).then(|| path.into_os_string())
+}
+
 fn is_document(path: &Path) -> bool {
+    is_named_as_document(path) && path.is_file()
+}
+
+/// Folders hold documents in `*.yaml` and `*.yml`; hidden files are editors' and mounts' own.
+fn is_named_as_document(path: &Path) -> bool {
     let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-    let yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
-    !hidden && yaml && path.is_file()
+    !hidden && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
 }
 
 fn stamp(path: &Path) -> Stamp {
     use std::os::unix::fs::MetadataExt;
     let data = std::fs::metadata(path).ok()?;
     Some((data.modified().ok()?, data.len(), data.ino()))
-}
-
-/// Says when the files may have changed: at a sign from the system, and once a second without one.
-pub struct Watch {
-    signs: mpsc::Receiver<()>,
-    /// Watches while it lives; `None` where the system cannot.
-    _watcher: Option<notify::RecommendedWatcher>,
-}
-
-impl Watch {
-    /// Watches `places`, and the folders they are in: a rename over a file, or a swapped link, happens there.
-    pub fn new(places: &[PathBuf]) -> Self {
-        let (sign, signs) = mpsc::channel(1);
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading is an event too. Of the others, one sign waiting is enough.
-            if !event.is_ok_and(|event| event.kind.is_access()) {
-                let _ = sign.try_send(());
-            }
-        });
-        let watcher = watcher.and_then(|mut watcher| {
-            let folders = places.iter().flat_map(|place| [Some(place.as_path()), place.parent()]).flatten();
-            for folder in folders.filter(|folder| folder.is_dir()).collect::<BTreeSet<_>>() {
-                watcher.watch(folder, RecursiveMode::NonRecursive)?;
-            }
-            Ok(watcher)
-        });
-        if let Err(error) = &watcher {
-            tracing::warn!(%error, "files cannot be watched; they are looked at once a second");
-        }
-        Self { signs, _watcher: watcher.ok() }
-    }
-
-    /// Waits until it is time for a look.
-    pub async fn changed(&mut self) {
-        tokio::select! {
-            Some(()) = self.signs.recv() => {
-                tokio::time::sleep(SETTLE).await;
-                // What came while it settled is in the same look.
-                let _ = self.signs.try_recv();
-            }
-            () = tokio::time::sleep(LOOK) => {}
-        }
-    }
 }
 
 #[cfg(test)]

@@ -70,8 +70,10 @@ impl Index {
         let mut endpoints = BTreeMap::new();
         for wanted in desired {
             let name = wanted.spec.name.clone();
-            let same =
-                self.endpoints.remove(&name).filter(|now| now.spec == wanted.spec && now.access == wanted.access);
+            // What was not read again is the same object, and most was not.
+            let is_wanted = |spec: &Arc<endpoint::Endpoint>| Arc::ptr_eq(spec, &wanted.spec) || *spec == wanted.spec;
+            let now = self.endpoints.remove(&name);
+            let same = now.filter(|now| is_wanted(&now.spec) && now.access == wanted.access);
             changed |= same.is_none();
             endpoints.insert(name, same.unwrap_or_else(|| Arc::new(self.build(wanted))));
         }
@@ -184,6 +186,10 @@ impl Index {
     /// Drops what is left of deployments that are gone, once nothing is in flight or waiting there.
     fn forget(&mut self) {
         let endpoints = &self.endpoints;
+        if self.live.len() == endpoints.values().map(|endpoint| endpoint.deployments.len()).sum::<usize>() {
+            // Every deployment that is wanted is live, so no other is.
+            return;
+        }
         self.live.retain(|(endpoint, deployment), live| {
             let wanted = endpoints.get(endpoint.key()).is_some_and(|e| e.deployment(deployment.key()).is_some());
             let processes = live.replicas.keys().any(|source| matches!(source, Source::Process(_)));

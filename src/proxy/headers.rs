@@ -211,9 +211,9 @@ pub(super) fn client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// Writes a duration in milliseconds with three decimals: twice a request, so without the general formatter.
 pub(super) fn milliseconds(text: &mut BytesMut, duration: Duration) {
-    let micros = duration.as_micros();
-    let mut digits = [0; 40];
-    let (mut at, mut rest) = (digits.len(), micros);
+    let mut digits = [0; 24];
+    // Half a million years fit.
+    let (mut at, mut rest) = (digits.len(), duration.as_micros() as u64);
     while rest > 0 || digits.len() - at < 5 {
         at -= 1;
         if digits.len() - at == 4 {

@@ -45,7 +45,7 @@ impl Folder {
     /// Each look is a second after the one before.
     fn look(&mut self) -> Option<Loaded> {
         self.now += Duration::from_secs(1);
-        self.files.load(self.now)
+        self.files.load(&Scope::Everything, self.now)
     }
 }
 
@@ -214,6 +214,40 @@ fn a_swapped_link_is_a_change_as_a_config_map_makes_it() {
 #[test]
 fn a_place_that_is_not_there_is_a_problem() {
     let mut files = Files::new(vec!["/nowhere/at/all".into()], Arc::new(|_| None));
-    let loaded = files.load(Instant::now()).expect("news");
+    let loaded = files.load(&Scope::Everything, Instant::now()).expect("news");
     assert!(loaded.problems[0].to_string().contains("/nowhere/at/all"));
+}
+
+#[test]
+fn a_sign_has_only_its_path_looked_at() {
+    let mut folder = Folder::new(&[("a.yaml", &plain("one", 1)), ("b.yaml", &document("two", "{file: key}", 1))]);
+    folder.write("key", KEY);
+    folder.load();
+    folder.write("a.yaml", &plain("one", 2));
+    folder.write("c.yaml", &plain("three", 3));
+    let sign = |folder: &mut Folder, name: &str| {
+        let scope = Scope::Paths([folder.folder.path().join(name)].into());
+        folder.files.load(&scope, folder.now)
+    };
+    let loaded = sign(&mut folder, "c.yaml").unwrap();
+    assert_eq!(names(&loaded), ["one", "three", "two"]);
+    assert_eq!(port(&sign(&mut folder, "a.yaml").unwrap(), "one"), "2");
+    assert!(sign(&mut folder, "a.yaml").is_none(), "nothing has changed since");
+    assert!(sign(&mut folder, ".beside").is_none(), "no document, and none names it");
+    let access = |loaded: &Loaded| {
+        loaded.endpoints.iter().find(|endpoint| endpoint.spec.name.matches("two")).unwrap().access.clone()
+    };
+    let before = access(&loaded);
+    folder.write("key", &KEY.replace('0', "1"));
+    assert_ne!(access(&sign(&mut folder, "key").unwrap()), before);
+}
+
+#[test]
+fn a_sign_of_a_file_that_is_gone_takes_nothing_away_at_once() {
+    let mut folder = Folder::new(&[("a.yaml", &plain("one", 1))]);
+    folder.load();
+    let path = folder.folder.path().join("a.yaml");
+    std::fs::remove_file(&path).unwrap();
+    assert!(folder.files.load(&Scope::Paths([path].into()), folder.now).is_none());
+    assert!(names(&folder.load()).is_empty(), "a second later it is missed");
 }
