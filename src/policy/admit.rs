@@ -10,47 +10,33 @@ use std::time::{Duration, Instant};
 
 use super::health::{Fitness, Health};
 
+mod avoid;
 mod shelf;
+pub use avoid::{Avoid, RETRIES};
 use shelf::Shelf;
 
-/// A replica, for as long as it is known or has requests in flight. Reused afterwards.
+/// A replica, for as long as it is known or has requests in flight. Never given to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReplicaId(u32);
+pub struct ReplicaId {
+    index: u32,
+    /// Counts the replicas that had this index one after the other. Never zero, so that an optional id is not larger.
+    life: NonZeroU32,
+}
 
 impl ReplicaId {
-    /// Small and dense: fit to index a table of replicas.
+    /// Small and dense: fit to index a table of replicas. Reused when the replica is gone.
     pub fn index(self) -> usize {
-        self.0 as usize
+        self.index as usize
     }
 }
 
-/// Replicas that could not be reached for a request: it is not given to them again. Empty for nearly all.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Avoid([Option<ReplicaId>; RETRIES]);
-
-/// Other replicas that a request is given to when nothing of it can have reached the first.
-pub const RETRIES: usize = 2;
-
-impl Avoid {
-    /// One more to avoid. Beyond [`RETRIES`] there is no further try, and nothing is added.
-    pub fn add(&mut self, id: ReplicaId) {
-        if let Some(place) = self.0.iter_mut().find(|place| place.is_none()) {
-            *place = Some(id);
-        }
-    }
-
-    fn is_empty(self) -> bool {
-        self.0[0].is_none()
-    }
-
-    fn contains(self, id: ReplicaId) -> bool {
-        self.0.contains(&Some(id))
-    }
-}
-
-/// A place in the queue. Lower is earlier.
+/// A place in the queue. Lower is earlier: repeated requests before others, and both in the order they came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(i64);
+pub struct Ticket {
+    first_try: bool,
+    /// Never given twice: who was granted a slot may still hold an old ticket, and leave with it.
+    number: u64,
+}
 
 /// What a deployment allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,17 +89,22 @@ pub struct Admission<W> {
     /// The replicas with a free slot.
     shelf: Shelf,
     queue: VecDeque<Waiter<W>>,
-    /// The earliest and the latest ticket given so far.
-    first_ticket: i64,
-    last_ticket: i64,
+    /// Tickets given so far.
+    tickets: u64,
     /// Slots of all replicas together, free or not: the sum of their limits.
     slots: u64,
-    /// Smoothed time a request holds a slot, in seconds.
+    /// Mean time that the last requests held a slot, in seconds.
     service_time: f64,
+    /// How many requests that is, [`MEASURED`] at most.
+    measured: u32,
 }
 
-#[derive(Debug, Default)]
+/// The mean service time is that of about so many requests: enough to be steady, few enough to follow a change.
+const MEASURED: u32 = 32;
+
+#[derive(Debug)]
 struct Replica {
+    id: ReplicaId,
     busy: u32,
     /// Requests it may have in flight now; 0 when it may not be used.
     limit: u32,
@@ -122,9 +113,8 @@ struct Replica {
     presence: Presence,
 }
 
-#[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
 enum Presence {
-    #[default]
     Vacant,
     Present,
     Draining,
@@ -134,6 +124,7 @@ enum Presence {
 struct Waiter<W> {
     ticket: Ticket,
     avoid: Avoid,
+    deadline: Instant,
     waiter: W,
 }
 
@@ -146,10 +137,10 @@ impl<W> Admission<W> {
             vacant: Vec::new(),
             shelf: Shelf::default(),
             queue: VecDeque::new(),
-            first_ticket: 0,
-            last_ticket: 0,
+            tickets: 0,
             slots: 0,
             service_time: 0.0,
+            measured: 0,
         }
     }
 
@@ -157,18 +148,22 @@ impl<W> Admission<W> {
     pub fn set_rules(&mut self, rules: Rules) -> Vec<Grant<W>> {
         self.rules = rules;
         for index in 0..self.replicas.len() {
-            self.reshelve(ReplicaId(index as u32));
+            self.reshelve(self.replicas[index].id);
         }
         self.dispatch()
     }
 
     /// Adds a ready replica.
     pub fn add(&mut self) -> (ReplicaId, Vec<Grant<W>>) {
-        let id = self.vacant.pop().unwrap_or_else(|| {
-            self.replicas.push(Replica::default());
-            ReplicaId(self.replicas.len() as u32 - 1)
-        });
-        self.replicas[id.index()] = Replica { presence: Presence::Present, ..Replica::default() };
+        let id = match self.vacant.pop() {
+            Some(ReplicaId { index, life }) => ReplicaId { index, life: life.saturating_add(1) },
+            None => ReplicaId { index: self.replicas.len() as u32, life: NonZeroU32::MIN },
+        };
+        let replica = Replica { id, busy: 0, limit: 0, health: Health::default(), presence: Presence::Present };
+        match self.replicas.get_mut(id.index()) {
+            Some(vacant) => *vacant = replica,
+            None => self.replicas.push(replica),
+        }
         self.reshelve(id);
         (id, self.dispatch())
     }
@@ -189,37 +184,23 @@ impl<W> Admission<W> {
     }
 
     /// A request wants a slot, but not on those in `avoid`, which have just failed it. Such a repeated request goes
-    /// before those that wait: it came before them. `waiter` is only made for one that has to wait.
-    pub fn arrive(&mut self, avoid: Avoid, waiter: impl FnOnce() -> W) -> Arrival {
-        // Nobody may overtake: a free slot beside a queue is one that those who wait avoid.
-        if self.queue.is_empty() || !avoid.is_empty() {
-            if let Some(id) = self.shelf.least_loaded(avoid) {
-                self.occupy(id);
-                return Arrival::Granted(id);
-            }
-        } else if let Some(id) = self.shelf.least_loaded(Avoid::default())
-            && self.queue.iter().all(|waiter| waiter.avoid.contains(id))
-        {
+    /// before those that wait: it came before them. `waiter` is only made for one that has to wait; it must
+    /// [`Admission::leave`] at the deadline.
+    pub fn arrive(&mut self, avoid: Avoid, deadline: Instant, waiter: impl FnOnce() -> W) -> Arrival {
+        // This overtakes nobody: a slot that is free beside a queue is one that all who wait avoid.
+        if let Some(id) = self.shelf.least_loaded(avoid) {
             self.occupy(id);
             return Arrival::Granted(id);
         }
-        if avoid.is_empty() && self.queue.len() >= self.rules.queue_length {
+        let first_try = avoid.is_empty();
+        if first_try && self.queue.len() >= self.rules.queue_length {
             return Arrival::Full;
         }
-        // A ticket is never given twice: who was granted a slot may still hold an old one, and leave with it.
-        let ticket = if avoid.is_empty() {
-            self.last_ticket += 1;
-            Ticket(self.last_ticket)
-        } else {
-            self.first_ticket -= 1;
-            Ticket(self.first_ticket)
-        };
-        let waiter = Waiter { ticket, avoid, waiter: waiter() };
-        if !avoid.is_empty() {
-            self.queue.push_front(waiter)
-        } else {
-            self.queue.push_back(waiter)
-        }
+        self.tickets += 1;
+        let ticket = Ticket { first_try, number: self.tickets };
+        let place =
+            if first_try { self.queue.len() } else { self.queue.partition_point(|waiter| waiter.ticket < ticket) };
+        self.queue.insert(place, Waiter { ticket, avoid, deadline, waiter: waiter() });
         Arrival::Queued(ticket)
     }
 
@@ -231,9 +212,13 @@ impl<W> Admission<W> {
 
     /// A slot comes back after `held`. Returns who gets it, and whether the replica, which was on its way out, is gone.
     pub fn release(&mut self, id: ReplicaId, held: Duration) -> (Option<Grant<W>>, bool) {
-        self.replicas[id.index()].busy -= 1;
-        let held = held.as_secs_f64();
-        self.service_time += (held - self.service_time) / if self.service_time == 0.0 { 1.0 } else { 16.0 };
+        let replica = &mut self.replicas[id.index()];
+        replica.busy -= 1;
+        // A request that its replica failed says nothing of how long one takes.
+        if !replica.health.is_suspect() {
+            self.measured = MEASURED.min(self.measured + 1);
+            self.service_time += (held.as_secs_f64() - self.service_time) / f64::from(self.measured);
+        }
         self.reshelve(id);
         (self.serve_next(id), self.vacate_if_idle(id))
     }
@@ -262,7 +247,7 @@ impl<W> Admission<W> {
     pub fn tick(&mut self, now: Instant) -> Vec<Grant<W>> {
         for index in 0..self.replicas.len() {
             if self.replicas[index].health.tick(now) {
-                self.reshelve(ReplicaId(index as u32));
+                self.reshelve(self.replicas[index].id);
             }
         }
         self.dispatch()
@@ -275,23 +260,24 @@ impl<W> Admission<W> {
 
     /// Whether a replica that is not in `avoid` may be used, now or when it is free.
     pub fn any_ready_but(&self, avoid: Avoid) -> bool {
-        let avoided = avoid.0.iter().flatten().map(|id| u64::from(self.replicas[id.index()].limit));
-        self.slots > avoided.sum()
+        let avoided = avoid.ids().map(|id| (id, &self.replicas[id.index()])).filter(|(id, replica)| replica.id == *id);
+        self.slots > avoided.map(|(_, replica)| u64::from(replica.limit)).sum()
     }
 
-    /// How long a client that is turned away now should wait: until those who wait have been served, or a replica
-    /// that is set aside may be probed. At least 1 s.
+    /// How long a client that is turned away now should wait: until those who wait have been served or have to leave,
+    /// and one more slot has come back; or until a replica that is set aside may be probed. At least 1 s.
     pub fn retry_after(&self, now: Instant) -> Duration {
         let wait = if self.slots > 0 {
-            // A mean service time is only known once something was served, and never beyond reason.
-            Duration::from_secs_f64(
-                ((self.queue.len() + 1) as f64 * self.service_time / self.slots as f64).clamp(0.0, 3600.0),
-            )
+            let next_slot = self.service_time / self.slots as f64;
+            let all_served = self.queue.len() as f64 * next_slot;
+            let all_left = self.queue.back().map(|last| last.deadline.saturating_duration_since(now));
+            Duration::from_secs_f64(all_served.min(all_left.unwrap_or_default().as_secs_f64()) + next_slot)
         } else {
-            let probes = self.replicas.iter().filter_map(|replica| match replica.health.fitness() {
-                Fitness::Aside(until) => Some(until.saturating_duration_since(now)),
-                _ => None,
-            });
+            let probes =
+                self.replicas.iter().filter_map(|replica| match (replica.presence, replica.health.fitness()) {
+                    (Presence::Present, Fitness::Aside(until)) => Some(until.saturating_duration_since(now)),
+                    _ => None,
+                });
             probes.min().unwrap_or_default()
         };
         wait.max(Duration::from_secs(1))
@@ -319,8 +305,7 @@ impl<W> Admission<W> {
 
     /// The replicas there are, those on their way out included, in ascending order.
     pub fn ids(&self) -> impl Iterator<Item = ReplicaId> {
-        let known = self.replicas.iter().enumerate().filter(|(_, replica)| replica.presence != Presence::Vacant);
-        known.map(|(index, _)| ReplicaId(index as u32))
+        self.replicas.iter().filter(|replica| replica.presence != Presence::Vacant).map(|replica| replica.id)
     }
 
     /// Requests in flight on a replica, and how much it may be used; `None` when it is on its way out.
@@ -353,25 +338,27 @@ impl<W> Admission<W> {
             return None;
         }
         let place = self.queue.iter().position(|waiter| !waiter.avoid.contains(id))?;
-        let waiter = self.queue.remove(place)?;
-        self.occupy(id);
-        Some((waiter.waiter, id))
+        self.grant(place, id)
     }
 
-    /// Gives free slots to those who wait, until one of both runs out.
+    /// Gives free slots to those who wait, first come first served, until no slot is left that one of them may use.
     fn dispatch(&mut self) -> Vec<Grant<W>> {
-        let mut grants = Vec::new();
-        while let Some(first) = self.queue.front() {
-            let Some(id) = self.shelf.least_loaded(first.avoid).or_else(|| self.shelf.least_loaded(Avoid::default()))
-            else {
-                break;
-            };
-            match self.serve_next(id) {
-                Some(grant) => grants.push(grant),
-                None => break,
+        let (mut grants, mut place) = (Vec::new(), 0);
+        while let Some(avoid) = self.queue.get(place).map(|waiter| waiter.avoid) {
+            match self.shelf.least_loaded(avoid) {
+                Some(id) => grants.extend(self.grant(place, id)),
+                None if avoid.is_empty() => break,
+                // There may be free slots, but not for this one.
+                None => place += 1,
             }
         }
         grants
+    }
+
+    fn grant(&mut self, place: usize, id: ReplicaId) -> Option<Grant<W>> {
+        let waiter = self.queue.remove(place)?.waiter;
+        self.occupy(id);
+        Some((waiter, id))
     }
 
     fn vacate_if_idle(&mut self, id: ReplicaId) -> bool {

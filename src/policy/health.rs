@@ -65,6 +65,11 @@ impl Health {
         }
     }
 
+    /// Whether it has failed since it last succeeded.
+    pub fn is_suspect(&self) -> bool {
+        self.failures > 0
+    }
+
     /// How much the replica may be used now.
     pub fn fitness(&self) -> Fitness {
         match &self.aside {

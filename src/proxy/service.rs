@@ -170,16 +170,14 @@ async fn forward(
 /// A slot, at once or after a wait.
 async fn acquire(record: &mut Record, deployment: &Deployment, avoid: Avoid) -> Result<Slot, Refusal> {
     let now = Instant::now();
-    let slot = match deployment.slots.acquire(now, avoid)? {
+    let deadline = now + deployment.spec.requests.max_queue_wait;
+    let slot = match deployment.slots.acquire(now, deadline, avoid)? {
         Acquired::Slot(slot) => {
             record.dispatched = Some(now);
             return Ok(slot);
         }
-        Acquired::Waiting(waiting) => {
-            let deadline = now + deployment.spec.requests.max_queue_wait;
-            // Rare beside the other case: kept out of every request's future.
-            Box::pin(waiting.until(deadline)).await
-        }
+        // Rare beside the other case: kept out of every request's future.
+        Acquired::Waiting(waiting) => Box::pin(waiting.slot()).await,
     };
     let granted = Instant::now();
     let before = record.queued.unwrap_or_default();

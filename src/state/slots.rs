@@ -119,21 +119,21 @@ impl Slots {
         }
     }
 
-    /// A slot now, or a place in the queue, or neither.
+    /// A slot now, or a place in the queue until `deadline`, or neither.
     ///
     /// # Errors
     /// [`NoSlot::QueueFull`].
-    pub fn acquire(self: &Arc<Self>, now: Instant, avoid: Avoid) -> Result<Acquired, NoSlot> {
+    pub fn acquire(self: &Arc<Self>, now: Instant, deadline: Instant, avoid: Avoid) -> Result<Acquired, NoSlot> {
         let mut inner = self.lock();
         let mut receiver = None;
-        let arrival = inner.admission.arrive(avoid, || {
+        let arrival = inner.admission.arrive(avoid, deadline, || {
             let (sender, slot) = oneshot::channel();
             receiver = Some(slot);
             sender
         });
         match (arrival, receiver) {
             (Arrival::Queued(ticket), Some(slot)) => {
-                Ok(Acquired::Waiting(Waiting { slots: self.clone(), ticket, slot }))
+                Ok(Acquired::Waiting(Waiting { slots: self.clone(), ticket, deadline, slot }))
             }
             (Arrival::Granted(id), _) => {
                 inner.slot(self, id, now).map(Acquired::Slot).ok_or(NoSlot::NoReplica(Duration::from_secs(1)))
@@ -169,11 +169,15 @@ impl Slots {
         entries.zip(ids).map(|(entry, id)| view(entry, id)).collect()
     }
 
-    /// What a request turned away now should be told.
-    fn turned_away(&self, now: Instant) -> NoSlot {
-        let admission = &self.lock().admission;
-        let after = admission.retry_after(now);
-        if admission.any_ready() { NoSlot::TimedOut(after) } else { NoSlot::NoReplica(after) }
+    /// Takes out of the queue who has waited long enough. Returns what it should be told, which is about the others:
+    /// it does not wait for itself.
+    fn give_up(&self, ticket: Ticket, now: Instant) -> NoSlot {
+        let mut inner = self.lock();
+        let left = inner.admission.leave(ticket);
+        let (after, any_ready) = (inner.admission.retry_after(now), inner.admission.any_ready());
+        drop(inner);
+        drop(left);
+        if any_ready { NoSlot::TimedOut(after) } else { NoSlot::NoReplica(after) }
     }
 
     /// Lets replicas be probed whose back-off is over.
@@ -249,15 +253,20 @@ impl Slot {
         if !self.replica.suspect.load(Ordering::Relaxed) {
             return;
         }
+        let mut inner = self.slots.lock();
         self.replica.suspect.store(false, Ordering::Relaxed);
-        let grants = self.slots.lock().admission.succeeded(self.id);
+        let grants = inner.admission.succeeded(self.id);
+        drop(inner);
         self.slots.hand_out(grants);
     }
 
     /// The replica could not be reached, or broke off before an answer.
     pub fn failed(&self, now: Instant) {
+        let mut inner = self.slots.lock();
+        let until = inner.admission.failed(self.id, now);
+        // Under the lock: a success at the same time must not make a replica unsuspected that is then set aside.
         self.replica.suspect.store(true, Ordering::Relaxed);
-        let until = self.slots.lock().admission.failed(self.id, now);
+        drop(inner);
         if let Some(until) = until {
             let back_off = until.saturating_duration_since(now);
             tracing::warn!(replica = self.replica.address, ?back_off, "replica set aside: its connections fail");
@@ -296,19 +305,20 @@ pub enum Acquired {
 pub struct Waiting {
     slots: Arc<Slots>,
     ticket: Ticket,
+    deadline: Instant,
     slot: oneshot::Receiver<Slot>,
 }
 
 impl Waiting {
-    /// Waits for a slot, until `deadline`.
+    /// Waits for a slot, until the deadline.
     ///
     /// # Errors
     /// [`NoSlot`] when the deadline passes first.
-    pub async fn until(mut self, deadline: Instant) -> Result<Slot, NoSlot> {
-        match tokio::time::timeout_at(deadline.into(), &mut self.slot).await {
+    pub async fn slot(mut self) -> Result<Slot, NoSlot> {
+        match tokio::time::timeout_at(self.deadline.into(), &mut self.slot).await {
             Ok(Ok(slot)) => Ok(slot),
             // The sender lives in the queue until it is used or this waiter leaves.
-            Ok(Err(_)) | Err(_) => Err(self.slots.turned_away(Instant::now())),
+            Ok(Err(_)) | Err(_) => Err(self.slots.give_up(self.ticket, Instant::now())),
         }
     }
 }
@@ -322,76 +332,4 @@ impl Drop for Waiting {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::endpoint::RequestSettings;
-    use std::num::NonZeroU32;
-
-    fn slots(cap: u32) -> (Arc<Slots>, ReplicaId) {
-        let slots = Slots::new(&RequestSettings {
-            timeout: Duration::from_secs(5),
-            stream_idle_timeout: Duration::from_secs(5),
-            max_concurrent_per_instance: NonZeroU32::new(cap).unwrap(),
-            max_queue_wait: Duration::from_millis(500),
-            max_queue_length: 10,
-        });
-        let id = slots.add(1, "127.0.0.1:1");
-        (slots, id)
-    }
-
-    fn take(slots: &Arc<Slots>) -> Slot {
-        match slots.acquire(Instant::now(), Avoid::default()).unwrap() {
-            Acquired::Slot(slot) => slot,
-            Acquired::Waiting(_) => panic!("no slot"),
-        }
-    }
-
-    fn wait(slots: &Arc<Slots>) -> Waiting {
-        match slots.acquire(Instant::now(), Avoid::default()).unwrap() {
-            Acquired::Slot(_) => panic!("a slot"),
-            Acquired::Waiting(waiting) => waiting,
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_dropped_slot_goes_to_the_first_who_waits() {
-        let (slots, _) = slots(1);
-        let slot = take(&slots);
-        let (first, second) = (wait(&slots), wait(&slots));
-        let deadline = Instant::now() + Duration::from_secs(1);
-        drop(slot);
-        let slot = first.until(deadline).await.unwrap();
-        assert_eq!(slots.occupancy().waiting, 1);
-        drop(slot);
-        second.until(deadline).await.unwrap();
-        assert_eq!((slots.occupancy().waiting, slots.occupancy().free), (0, 1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_waiter_that_leaves_passes_its_slot_on() {
-        let (slots, _) = slots(1);
-        let slot = take(&slots);
-        let (first, second, third) = (wait(&slots), wait(&slots), wait(&slots));
-        drop(second);
-        drop(slot);
-        drop(first);
-        assert!(third.until(Instant::now() + Duration::from_secs(1)).await.is_ok(), "granted to first, which left");
-        assert_eq!(slots.occupancy().free, 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_longest_wait_ends_and_says_what_was_missing() {
-        let (slots, id) = slots(1);
-        let slot = take(&slots);
-        let waited = wait(&slots).until(Instant::now() + Duration::from_millis(500)).await;
-        assert!(matches!(waited, Err(NoSlot::TimedOut(after)) if after >= Duration::from_secs(1)));
-        assert_eq!(slots.occupancy().waiting, 0);
-        let (sender, receiver) = oneshot::channel();
-        slots.remove(id, Some(sender));
-        let waited = wait(&slots).until(Instant::now() + Duration::from_millis(500)).await;
-        assert!(matches!(waited, Err(NoSlot::NoReplica(_))));
-        drop(slot);
-        assert!(receiver.await.is_err(), "drained when the last slot came back");
-        assert!(slots.replicas().is_empty());
-    }
-}
+mod tests;

@@ -10,6 +10,11 @@ fn admission(per_replica: u32, queue_length: usize, replicas: usize) -> (Admissi
     (admission, ids)
 }
 
+/// A deadline that no test comes to.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(86_400)
+}
+
 fn avoiding(ids: &[ReplicaId]) -> Avoid {
     let mut avoid = Avoid::default();
     ids.iter().for_each(|id| avoid.add(*id));
@@ -33,36 +38,36 @@ fn queued(arrival: Arrival) -> Ticket {
 #[test]
 fn the_least_loaded_replica_is_taken_and_of_equals_the_one_used_last() {
     let (mut admission, ids) = admission(2, 0, 3);
-    let first = granted(admission.arrive(Avoid::default(), || ""));
-    let second = granted(admission.arrive(Avoid::default(), || ""));
-    let third = granted(admission.arrive(Avoid::default(), || ""));
+    let first = granted(admission.arrive(Avoid::default(), far(), || ""));
+    let second = granted(admission.arrive(Avoid::default(), far(), || ""));
+    let third = granted(admission.arrive(Avoid::default(), far(), || ""));
     let mut all = [first, second, third];
     all.sort();
     assert_eq!(all.to_vec(), ids, "each replica gets one before any gets two");
     admission.release(second, HELD);
     admission.release(first, HELD);
-    assert_eq!(granted(admission.arrive(Avoid::default(), || "")), first, "warmest first");
-    assert_eq!(granted(admission.arrive(Avoid::default(), || "")), second);
+    assert_eq!(granted(admission.arrive(Avoid::default(), far(), || "")), first, "warmest first");
+    assert_eq!(granted(admission.arrive(Avoid::default(), far(), || "")), second);
 }
 
 #[test]
 fn nobody_gets_more_than_the_cap_and_the_queue_is_bounded() {
     let (mut admission, _) = admission(2, 1, 2);
     for _ in 0..4 {
-        granted(admission.arrive(Avoid::default(), || ""));
+        granted(admission.arrive(Avoid::default(), far(), || ""));
     }
-    queued(admission.arrive(Avoid::default(), || "waits"));
-    assert_eq!(admission.arrive(Avoid::default(), || "turned away"), Arrival::Full);
+    queued(admission.arrive(Avoid::default(), far(), || "waits"));
+    assert_eq!(admission.arrive(Avoid::default(), far(), || "turned away"), Arrival::Full);
     assert_eq!(admission.occupancy(), Occupancy { ready: 2, busy: 4, waiting: 1, ..Occupancy::default() });
 }
 
 #[test]
 fn first_come_first_served_and_leavers_lose_their_place() {
     let (mut admission, ids) = admission(1, 10, 1);
-    granted(admission.arrive(Avoid::default(), || ""));
-    let first = queued(admission.arrive(Avoid::default(), || "first"));
-    let second = queued(admission.arrive(Avoid::default(), || "second"));
-    queued(admission.arrive(Avoid::default(), || "third"));
+    granted(admission.arrive(Avoid::default(), far(), || ""));
+    let first = queued(admission.arrive(Avoid::default(), far(), || "first"));
+    let second = queued(admission.arrive(Avoid::default(), far(), || "second"));
+    queued(admission.arrive(Avoid::default(), far(), || "third"));
     assert_eq!(admission.leave(second), Some("second"));
     assert_eq!(admission.leave(second), None);
     assert_eq!(admission.release(ids[0], HELD), (Some(("first", ids[0])), false));
@@ -74,25 +79,26 @@ fn first_come_first_served_and_leavers_lose_their_place() {
 #[test]
 fn a_draining_replica_gets_nothing_new_and_goes_with_its_last_request() {
     let (mut admission, ids) = admission(2, 10, 1);
-    granted(admission.arrive(Avoid::default(), || ""));
-    granted(admission.arrive(Avoid::default(), || ""));
+    granted(admission.arrive(Avoid::default(), far(), || ""));
+    granted(admission.arrive(Avoid::default(), far(), || ""));
     assert!(!admission.remove(ids[0]));
-    queued(admission.arrive(Avoid::default(), || "waits"));
+    queued(admission.arrive(Avoid::default(), far(), || "waits"));
     assert_eq!(admission.release(ids[0], HELD), (None, false));
     assert_eq!(admission.occupancy().busy_draining, 1);
     assert_eq!(admission.release(ids[0], HELD), (None, true));
     let (again, grants) = admission.add();
     assert_eq!(grants, [("waits", again)]);
-    assert_eq!(again, ids[0], "ids are reused");
+    assert_eq!(again.index(), ids[0].index(), "places are reused");
+    assert_ne!(again, ids[0]);
 }
 
 #[test]
 fn a_draining_replica_that_is_wanted_again_still_has_what_is_in_flight() {
     let (mut admission, ids) = admission(2, 10, 1);
-    granted(admission.arrive(Avoid::default(), || ""));
-    granted(admission.arrive(Avoid::default(), || ""));
+    granted(admission.arrive(Avoid::default(), far(), || ""));
+    granted(admission.arrive(Avoid::default(), far(), || ""));
     admission.remove(ids[0]);
-    queued(admission.arrive(Avoid::default(), || "waits"));
+    queued(admission.arrive(Avoid::default(), far(), || "waits"));
     assert!(admission.restore(ids[0]).is_empty());
     assert_eq!(admission.release(ids[0], HELD), (Some(("waits", ids[0])), false));
     assert_eq!(admission.occupancy().busy, 2);
@@ -102,24 +108,24 @@ fn a_draining_replica_that_is_wanted_again_still_has_what_is_in_flight() {
 fn a_repeated_request_avoids_the_replica_that_failed_it_and_goes_first() {
     let (mut admission, ids) = admission(1, 10, 2);
     let (bad, good) = (ids[0], ids[1]);
-    assert_eq!(granted(admission.arrive(avoiding(&[bad]), || "")), good);
-    queued(admission.arrive(avoiding(&[bad]), || "repeated"));
-    assert_eq!(granted(admission.arrive(Avoid::default(), || "takes what the other avoids")), bad);
-    queued(admission.arrive(Avoid::default(), || "later"));
-    queued(admission.arrive(avoiding(&[bad]), || "repeated later"));
+    assert_eq!(granted(admission.arrive(avoiding(&[bad]), far(), || "")), good);
+    queued(admission.arrive(avoiding(&[bad]), far(), || "repeated"));
+    assert_eq!(granted(admission.arrive(Avoid::default(), far(), || "takes what the other avoids")), bad);
+    queued(admission.arrive(Avoid::default(), far(), || "later"));
+    queued(admission.arrive(avoiding(&[bad]), far(), || "repeated later"));
     assert_eq!(admission.release(bad, HELD), (Some(("later", bad)), false));
+    assert_eq!(admission.release(good, HELD), (Some(("repeated", good)), false), "in the order they came");
     assert_eq!(admission.release(good, HELD), (Some(("repeated later", good)), false));
-    assert_eq!(admission.release(good, HELD), (Some(("repeated", good)), false));
 }
 
 #[test]
 fn a_repeated_request_avoids_every_replica_that_failed_it() {
     let (mut admission, ids) = admission(1, 10, 3);
-    assert_eq!(granted(admission.arrive(avoiding(&[ids[0], ids[1]]), || "")), ids[2]);
+    assert_eq!(granted(admission.arrive(avoiding(&[ids[0], ids[1]]), far(), || "")), ids[2]);
     assert!(admission.any_ready_but(avoiding(&[ids[0], ids[1]])));
     admission.remove(ids[2]);
     assert!(!admission.any_ready_but(avoiding(&[ids[0], ids[1]])));
-    queued(admission.arrive(avoiding(&[ids[0], ids[1]]), || "waits for another"));
+    queued(admission.arrive(avoiding(&[ids[0], ids[1]]), far(), || "waits for another"));
     let (new, grants) = admission.add();
     assert_eq!(grants, [("waits for another", new)]);
 }
@@ -127,12 +133,12 @@ fn a_repeated_request_avoids_every_replica_that_failed_it() {
 #[test]
 fn a_ticket_is_never_given_twice() {
     let (mut admission, ids) = admission(1, 10, 2);
-    granted(admission.arrive(Avoid::default(), || ""));
-    granted(admission.arrive(Avoid::default(), || ""));
-    let served = queued(admission.arrive(Avoid::default(), || "served"));
-    queued(admission.arrive(Avoid::default(), || "behind"));
+    granted(admission.arrive(Avoid::default(), far(), || ""));
+    granted(admission.arrive(Avoid::default(), far(), || ""));
+    let served = queued(admission.arrive(Avoid::default(), far(), || "served"));
+    queued(admission.arrive(Avoid::default(), far(), || "behind"));
     assert_eq!(admission.release(ids[1], HELD).0, Some(("served", ids[1])));
-    let repeated = queued(admission.arrive(avoiding(&[ids[0]]), || "repeated"));
+    let repeated = queued(admission.arrive(avoiding(&[ids[0]]), far(), || "repeated"));
     assert_ne!(served, repeated);
     assert_eq!(admission.leave(served), None, "who was served takes nobody else's place along");
     assert_eq!(admission.leave(repeated), Some("repeated"));
@@ -147,8 +153,8 @@ fn a_failing_replica_is_set_aside_then_probed_by_one_request() {
     let until = admission.failed(ids[0], now).unwrap();
     assert!(!admission.any_ready());
     assert_eq!(admission.retry_after(now), Duration::from_secs(1));
-    queued(admission.arrive(Avoid::default(), || "probe"));
-    queued(admission.arrive(Avoid::default(), || "next"));
+    queued(admission.arrive(Avoid::default(), far(), || "probe"));
+    queued(admission.arrive(Avoid::default(), far(), || "next"));
     assert!(admission.tick(now).is_empty());
     now = until;
     assert_eq!(admission.tick(now), [("probe", ids[0])]);
@@ -160,32 +166,103 @@ fn a_failing_replica_is_set_aside_then_probed_by_one_request() {
 fn changed_rules_apply_at_once_and_what_is_in_flight_finishes() {
     let (mut admission, ids) = admission(3, 10, 1);
     for _ in 0..3 {
-        granted(admission.arrive(Avoid::default(), || ""));
+        granted(admission.arrive(Avoid::default(), far(), || ""));
     }
     let rules = |cap| Rules { per_replica: NonZeroU32::new(cap).unwrap(), queue_length: 10 };
     assert!(admission.set_rules(rules(1)).is_empty());
-    queued(admission.arrive(Avoid::default(), || "waits"));
-    queued(admission.arrive(Avoid::default(), || "waits too"));
+    queued(admission.arrive(Avoid::default(), far(), || "waits"));
+    queued(admission.arrive(Avoid::default(), far(), || "waits too"));
     assert_eq!(admission.release(ids[0], HELD).0, None);
     assert_eq!(admission.release(ids[0], HELD).0, None);
     assert_eq!(admission.release(ids[0], HELD).0, Some(("waits", ids[0])));
     assert_eq!(admission.set_rules(rules(2)), [("waits too", ids[0])]);
 }
 
-#[test]
-fn retry_after_predicts_when_the_queue_is_empty() {
+/// Four slots, all taken; a request takes 2 s; `waiting` wait until `deadline`.
+fn all_busy(waiting: usize, deadline: Instant) -> (Admission<&'static str>, Vec<ReplicaId>) {
     let (mut admission, ids) = admission(2, 100, 2);
-    assert_eq!(ids.len(), 2);
-    let served = granted(admission.arrive(Avoid::default(), || ""));
+    let served = granted(admission.arrive(Avoid::default(), deadline, || ""));
     admission.release(served, Duration::from_secs(2));
     for _ in 0..4 {
-        granted(admission.arrive(Avoid::default(), || ""));
+        granted(admission.arrive(Avoid::default(), deadline, || ""));
     }
-    for _ in 0..11 {
-        queued(admission.arrive(Avoid::default(), || ""));
+    for _ in 0..waiting {
+        queued(admission.arrive(Avoid::default(), deadline, || ""));
     }
+    (admission, ids)
+}
+
+#[test]
+fn retry_after_predicts_when_the_queue_is_empty() {
     // Twelve requests of 2 s each over four slots.
-    assert_eq!(admission.retry_after(Instant::now()), Duration::from_secs(6));
+    assert_eq!(all_busy(11, far()).0.retry_after(Instant::now()), Duration::from_secs(6));
+}
+
+#[test]
+fn retry_after_knows_that_those_who_wait_leave() {
+    let now = Instant::now();
+    // Fifty seconds of work wait, but not longer than 1 s; then the next slot comes back.
+    let (admission, _) = all_busy(100, now + Duration::from_secs(1));
+    assert_eq!(admission.retry_after(now), Duration::from_millis(1500));
+}
+
+#[test]
+fn retry_after_is_the_next_probe_of_a_replica_that_is_still_wanted() {
+    let (mut admission, ids) = admission(1, 10, 2);
+    let mut now = Instant::now();
+    let mut fail = |admission: &mut Admission<_>, id, times| {
+        for _ in 0..times {
+            if let Some(until) = admission.failed(id, now) {
+                now = until;
+                admission.tick(now);
+            }
+        }
+        now
+    };
+    fail(&mut admission, ids[0], 3);
+    assert!(admission.remove(ids[0]));
+    let now = fail(&mut admission, ids[1], 7);
+    let until = admission.failed(ids[1], now).unwrap();
+    assert_eq!(admission.retry_after(now), until - now);
+    assert_eq!(until - now, Duration::from_secs(8));
+}
+
+#[test]
+fn retry_after_does_not_count_what_a_replica_failed() {
+    let (mut admission, ids) = all_busy(11, far());
+    for _ in 1..crate::policy::health::FAILURES {
+        admission.failed(ids[0], Instant::now());
+        admission.release(ids[0], Duration::ZERO);
+    }
+    // Two more were served from the queue.
+    assert_eq!(admission.retry_after(Instant::now()), Duration::from_secs(5));
+}
+
+#[test]
+fn a_replica_that_came_back_serves_whom_others_avoid_it_for() {
+    let (mut admission, ids) = admission(2, 10, 3);
+    let (light, heavy, full) = (ids[0], ids[1], ids[2]);
+    for _ in 0..6 {
+        granted(admission.arrive(Avoid::default(), far(), || ""));
+    }
+    queued(admission.arrive(avoiding(&[light, heavy]), far(), || "avoids both"));
+    queued(admission.arrive(avoiding(&[light, full]), far(), || "avoids the lightest"));
+    admission.remove(heavy);
+    admission.release(heavy, HELD);
+    assert_eq!(admission.release(light, HELD).0, None);
+    assert_eq!(admission.release(light, HELD).0, None);
+    assert_eq!(admission.restore(heavy), [("avoids the lightest", heavy)]);
+}
+
+#[test]
+fn a_new_replica_in_the_place_of_one_that_failed_is_not_avoided() {
+    let (mut admission, ids) = admission(1, 10, 2);
+    granted(admission.arrive(avoiding(&[ids[0]]), far(), || ""));
+    queued(admission.arrive(avoiding(&[ids[0]]), far(), || "repeated"));
+    assert!(admission.remove(ids[0]));
+    let (new, grants) = admission.add();
+    assert_eq!((new.index(), grants), (ids[0].index(), vec![("repeated", new)]));
+    assert!(admission.any_ready_but(avoiding(&[ids[0], ids[1]])));
 }
 
 /// A random walk over every call, against a model that is only counters: the invariants hold after each step.
@@ -228,7 +305,7 @@ fn whatever_happens_the_cap_holds_the_order_holds_and_no_slot_idles() {
                     rules.per_replica = NonZeroU32::new(rng.random_range(1..4)).unwrap();
                     grants = admission.set_rules(rules);
                 }
-                _ => match admission.arrive(Avoid::default(), || step) {
+                _ => match admission.arrive(Avoid::default(), far(), || step) {
                     Arrival::Granted(id) => {
                         assert!(waiting.is_empty(), "overtaken: seed {seed} step {step}");
                         in_flight.push(id);
