@@ -1,17 +1,26 @@
 //! What the router decides for every request, without a socket: each should be far below the microseconds that moving
-//! a request through the kernel costs, and admission must not slow down with the number of replicas.
+//! a request through the kernel costs, admission must not slow down with the number of replicas, and finding an
+//! endpoint hardly with the number of endpoints.
 
 use std::hint::black_box;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use inference_router::control::documents;
+use inference_router::control::index::{Desired, Index};
+use inference_router::model::endpoint::Endpoint;
+use inference_router::model::name::Name;
 use inference_router::policy::access::{Access, KeyDigest};
 use inference_router::policy::admit::{Admission, Arrival, Avoid, Rules};
 use inference_router::policy::identify::{identify, lookup_key};
 use inference_router::policy::split::Split;
+use inference_router::state::metrics::Metrics;
+use inference_router::state::table::{Published, Table};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 
 /// Replicas of a deployment: the smallest, a usual and the largest number.
 const REPLICAS: [usize; 3] = [1, 10, 1000];
@@ -31,6 +40,43 @@ fn identification(c: &mut Criterion) {
                 let mut buffer = [0; 32];
                 let called = identify(black_box(path));
                 called.ok().and_then(|called| lookup_key(called.endpoint, &mut buffer).map(str::len))
+            });
+        });
+    }
+}
+
+/// A published table of `endpoint-0`, `endpoint-1`, …
+fn table(endpoints: usize) -> Arc<Table> {
+    let document = "apiVersion: inference-router.dev/v1alpha1\nkind: OnlineEndpoint\nmetadata: {name: any}\nspec: \
+                    {authMode: none, traffic: {blue: 100}, deployments: [{name: blue, instances: [\"127.0.0.1:1\"]}]}";
+    let parsed = documents::parse(document, "the benchmark's document");
+    let any = parsed.endpoints.into_iter().next().expect("the document is in order");
+    let desired = (0..endpoints).map(|number| {
+        let name = Name::new(&format!("endpoint-{number}")).expect("it is a name");
+        Desired { spec: Arc::new(Endpoint { name, ..any.clone() }), access: Access::Open }
+    });
+    let published = Published::default();
+    let metrics = Metrics::new().expect("its families are in order");
+    Index::new(published.clone(), Arc::new(metrics), Arc::default()).apply(desired.collect());
+    published.load_full()
+}
+
+/// Another endpoint each time, so that the table does not come out of the nearest cache.
+fn look_up(c: &mut Criterion) {
+    let mut group = c.benchmark_group("look up among");
+    for endpoints in [1, 100, 10_000] {
+        let table = table(endpoints);
+        let mut paths: Vec<_> =
+            (0..endpoints).map(|number| format!("/api/v1/endpoint/Endpoint-{number}/score")).collect();
+        paths.shuffle(&mut SmallRng::seed_from_u64(7));
+        let mut paths = paths.iter().cycle();
+        group.bench_function(BenchmarkId::from_parameter(endpoints), |b| {
+            b.iter(|| {
+                let mut buffer = [0; 32];
+                let called = paths.next().and_then(|path| identify(path).ok())?;
+                let found = lookup_key(called.endpoint, &mut buffer).and_then(|key| table.endpoint(key).cloned());
+                assert!(found.is_some());
+                found
             });
         });
     }
@@ -119,5 +165,5 @@ fn admission(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, identification, splitting, access, admission);
+criterion_group!(benches, identification, look_up, splitting, access, admission);
 criterion_main!(benches);
