@@ -1,15 +1,17 @@
 # syntax=docker/dockerfile:1
 FROM rust:1-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends python3
 WORKDIR /source
 COPY Cargo.toml Cargo.lock ./
 COPY benches benches
 COPY config config
+COPY deploy deploy
 COPY src src
-RUN cargo build --release --locked
+RUN deploy/build
 
 FROM debian:bookworm-slim
 RUN useradd --system --uid 65532 --no-create-home --shell /usr/sbin/nologin router
-COPY --from=build /source/target/release/inference-router /usr/local/bin/inference-router
+COPY --from=build /source/target/optimized/inference-router /usr/local/bin/inference-router
 # Kubernetes can only tell by number that this is not root.
 USER 65532
 # Clients; operators and Prometheus (once admin.address is not 127.0.0.1, its default).
