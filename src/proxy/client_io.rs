@@ -12,7 +12,7 @@ use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::pool;
+use super::upstream;
 use super::worker::Worker;
 use crate::model::limits::Limits;
 use crate::model::refusal::Refusal;
@@ -218,7 +218,7 @@ impl AsyncWrite for ClientIo {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
         ready!(this.poll_outgoing(cx))?;
-        let written = pool::write_together(&mut this.stream, cx, bufs);
+        let written = upstream::write_together(&mut this.stream, cx, bufs);
         this.pace.wrote(&written);
         written
     }

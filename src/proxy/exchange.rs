@@ -4,34 +4,28 @@
 //! when nobody does any more, a task of its own waits for the replica to finish: a model that still works still has
 //! its slot.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::Request;
 use http::response::Parts;
-use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
+use http_body::{Frame, SizeHint};
 
-use super::pool::Connection;
+use super::codec::{self, Garbage, Head, Piece, Receiving, Sending};
 use super::upload::{Progress, Upload};
-use super::wakes;
+use super::upstream::Connection;
 use super::worker::Worker;
 use crate::model::endpoint::RequestSettings;
 use crate::model::refusal::Refusal;
 use crate::state::slots::Slot;
 
-type Head = Pin<Box<dyn Future<Output = Result<Response<Incoming>, TrySendError<Request<Upload>>>>>>;
-
 /// A request that was handed to a connection, up to the end of its response.
 pub(super) struct Exchange {
     worker: Rc<Worker>,
     /// `None` when the exchange is over.
-    running: Option<Running>,
+    running: Option<Box<Running>>,
     upload: Rc<Progress>,
     dispatched: Instant,
     timeout: Duration,
@@ -44,13 +38,20 @@ pub(super) struct Exchange {
 
 struct Running {
     connection: Box<Connection>,
-    stage: Stage,
     slot: Slot,
+    request: Box<Request<Upload>>,
+    /// The part of the request that goes out with its head.
+    first: Option<Bytes>,
+    sending: Sending,
+    /// Whether all of the request has been handed to the connection.
+    is_sent: bool,
+    stage: Stage,
 }
 
+#[derive(Clone, Copy)]
 enum Stage {
-    Head(Head),
-    Body(Incoming),
+    Head,
+    Body { receiving: Receiving, keeps_alive: bool },
 }
 
 /// Why there is no response head.
@@ -72,15 +73,18 @@ impl Exchange {
         worker: Rc<Worker>,
         mut connection: Box<Connection>,
         slot: Slot,
-        request: Box<Request<Upload>>,
+        mut request: Box<Request<Upload>>,
         settings: &RequestSettings,
         dispatched: Instant,
     ) -> Self {
         let upload = request.body().progress();
-        let head = Box::pin(connection.sender.try_send_request(*request));
+        let sending = request.body().sending();
+        let first = request.body_mut().take_first();
+        connection.send_head(&request, sending, first.clone());
+        let is_sent = sending != Sending::Chunked && request.body().is_over();
         Self {
             worker,
-            running: Some(Running { connection, stage: Stage::Head(head), slot }),
+            running: Some(Box::new(Running { connection, slot, request, first, sending, is_sent, stage: Stage::Head })),
             upload,
             dispatched,
             timeout: settings.timeout,
@@ -104,27 +108,13 @@ impl Exchange {
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Parts, bool), NoHead>> {
         let Some(running) = &mut self.running else { return Poll::Pending };
-        let Stage::Head(head) = &mut running.stage else { return Poll::Pending };
-        let ((ended, polled), held) = wakes::hold(cx, |cx| {
-            let ended = running.connection.poll_wire(cx).is_ready();
-            (ended, head.as_mut().poll(cx))
-        });
-        // Beside the head, which is here, a wake asks to move bytes: the body's, which is polled when it is wanted.
-        if polled.is_pending() {
-            held.release(cx)
-        } else {
-            held.forget()
-        }
-        match polled {
-            Poll::Ready(Ok(response)) => {
+        match running.poll_head(cx) {
+            Poll::Ready(Ok(Head { parts, body: receiving, keeps_alive })) => {
                 running.slot.succeeded();
-                let (parts, body) = response.into_parts();
-                let is_empty = body.is_end_stream();
-                running.stage = Stage::Body(body);
-                return Poll::Ready(Ok((parts, is_empty)));
+                running.stage = Stage::Body { receiving, keeps_alive };
+                return Poll::Ready(Ok((parts, receiving.is_over())));
             }
-            Poll::Ready(Err(mut error)) => return Poll::Ready(Err(self.no_head(error.take_message()))),
-            Poll::Pending if ended => return Poll::Ready(Err(self.no_head(None))),
+            Poll::Ready(Err(Closed)) => return Poll::Ready(Err(self.no_head())),
             Poll::Pending => {}
         }
         if let Some(fault) = self.upload.fault() {
@@ -138,17 +128,16 @@ impl Exchange {
         Poll::Ready(Err(NoHead::Refused(refusal)))
     }
 
-    /// The connection ended without a head; `unsent` is the request if none of it was sent.
-    fn no_head(&mut self, unsent: Option<Request<Upload>>) -> NoHead {
-        match (self.running.take(), unsent) {
-            (Some(running), Some(request)) => NoHead::NotSent(running.slot, Box::new(request)),
-            (running, _) => {
-                if let Some(running) = running {
-                    running.slot.failed(Instant::now());
-                }
-                NoHead::Refused(Refusal::ReplicaClosed)
-            }
+    /// The connection ended without a head.
+    fn no_head(&mut self) -> NoHead {
+        let Some(running) = self.running.take() else { return NoHead::Refused(Refusal::ReplicaClosed) };
+        let Running { connection, slot, mut request, first, .. } = *running;
+        if connection.has_sent_nothing() {
+            request.body_mut().put_first_back(first);
+            return NoHead::NotSent(slot, request);
         }
+        slot.failed(Instant::now());
+        NoHead::Refused(Refusal::ReplicaClosed)
     }
 
     /// When the replica's last byte came.
@@ -158,51 +147,29 @@ impl Exchange {
 
     /// The next frame of the response body.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        let Some(Running { connection, stage: Stage::Body(body), .. }) = &mut self.running else {
-            return Poll::Ready(None);
-        };
-        let ((frame, ended), held) = wakes::hold(cx, |cx| {
-            let frame = Pin::new(&mut *body).poll_frame(cx);
-            if frame.is_ready() {
-                return (frame, false);
-            }
-            // Asking for a frame is what lets the connection read one.
-            let ended = connection.poll_wire(cx).is_ready();
-            (Pin::new(&mut *body).poll_frame(cx), ended)
-        });
-        // Beside the frame, which is here, a wake asks to move bytes: they are, when the next frame is wanted.
-        if frame.is_pending() {
-            held.release(cx)
-        } else {
-            held.forget()
-        }
-        match frame {
-            Poll::Pending if ended => {
-                self.running = None;
-                Poll::Ready(Some(Err(BrokenOff)))
-            }
-            Poll::Ready(Some(Ok(frame))) => {
-                self.silent_since = None;
-                if body.is_end_stream() {
-                    self.finish();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(None) => {
-                self.finish();
-                Poll::Ready(None)
-            }
-            Poll::Ready(Some(Err(_))) => {
-                self.ended = Some(Instant::now());
-                self.running = None;
-                Poll::Ready(Some(Err(BrokenOff)))
-            }
+        let Some(running) = &mut self.running else { return Poll::Ready(None) };
+        let piece = match running.poll_piece(cx) {
+            Poll::Ready(piece) => piece,
             Poll::Pending => {
                 let since = *self.silent_since.get_or_insert_with(Instant::now);
-                ready!(connection.timer.poll(cx, since + self.idle_timeout));
-                Poll::Ready(Some(Err(BrokenOff)))
+                ready!(running.connection.timer.poll(cx, since + self.idle_timeout));
+                return Poll::Ready(Some(Err(BrokenOff)));
             }
+        };
+        self.silent_since = None;
+        if piece.is_err() {
+            self.ended = Some(Instant::now());
+            self.running = None;
+            return Poll::Ready(Some(Err(BrokenOff)));
         }
+        if running.is_answered() {
+            self.finish();
+        }
+        Poll::Ready(match piece {
+            Ok(Piece::Data(data)) => Some(Ok(Frame::data(data))),
+            Ok(Piece::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
+            _ => None,
+        })
     }
 
     /// Whether the response body has ended.
@@ -212,21 +179,20 @@ impl Exchange {
 
     /// How long the response body is.
     pub(super) fn size_hint(&self) -> SizeHint {
-        match &self.running {
-            Some(Running { stage: Stage::Body(body), .. }) => body.size_hint(),
-            _ => SizeHint::with_exact(0),
+        match self.running.as_ref().map(|running| running.stage) {
+            Some(Stage::Body { receiving: Receiving::Length(rest), .. }) => SizeHint::with_exact(rest),
+            Some(_) => SizeHint::default(),
+            None => SizeHint::with_exact(0),
         }
     }
 
     /// The response is complete: gives the slot back, and keeps the connection if it can be used again.
     fn finish(&mut self) {
-        let Some(Running { mut connection, stage, slot }) = self.running.take() else { return };
-        drop(stage);
+        let Some(running) = self.running.take() else { return };
+        let Running { connection, slot, is_sent, stage, .. } = *running;
         let now = Instant::now();
         self.ended = Some(now);
-        // While idle, the connection wakes nobody: what then happens to it is seen by its next user, or by the sweep.
-        let mut idle = Context::from_waker(Waker::noop());
-        if connection.poll_wire(&mut idle).is_pending() && connection.sender.is_ready() {
+        if is_sent && connection.is_quiet() && matches!(stage, Stage::Body { keeps_alive: true, .. }) {
             self.worker.pool.put(slot.replica(), connection, now);
         }
     }
@@ -241,8 +207,8 @@ impl Drop for Exchange {
             return;
         }
         let patience = match running.stage {
-            Stage::Head(_) => self.timeout.saturating_sub(self.dispatched.elapsed()),
-            Stage::Body(_) => self.timeout,
+            Stage::Head => self.timeout.saturating_sub(self.dispatched.elapsed()),
+            Stage::Body { .. } => self.timeout,
         };
         let alive = self.worker.alive();
         tokio::task::spawn_local(async move {
@@ -253,39 +219,109 @@ impl Drop for Exchange {
     }
 }
 
-impl Running {
-    /// Lets the replica know that nobody waits, and waits for it to finish or to close.
-    async fn see_out(mut self) {
-        self.connection.half_close();
-        std::future::poll_fn(|cx| {
-            loop {
-                let ended = self.connection.poll_wire(cx).is_ready();
-                let progress = match &mut self.stage {
-                    Stage::Head(head) => ready_or(head.as_mut().poll(cx), ended).map(|head| match head {
-                        Some(Ok(response)) => {
-                            self.stage = Stage::Body(response.into_body());
-                            true
-                        }
-                        _ => false,
-                    }),
-                    Stage::Body(body) => {
-                        ready_or(Pin::new(body).poll_frame(cx), ended).map(|frame| matches!(frame, Some(Some(Ok(_)))))
-                    }
-                };
-                if !ready!(progress) {
-                    return Poll::Ready(());
-                }
-            }
-        })
-        .await;
+/// The replica closed, or spoke no HTTP, before its answer was complete.
+struct Closed;
+
+impl From<Garbage> for Closed {
+    fn from(_: Garbage) -> Self {
+        Self
     }
 }
 
-/// A pending result of a connection that has ended will never be ready.
-fn ready_or<T>(polled: Poll<T>, ended: bool) -> Poll<Option<T>> {
-    match polled {
-        Poll::Ready(value) => Poll::Ready(Some(value)),
-        Poll::Pending if ended => Poll::Ready(None),
-        Poll::Pending => Poll::Pending,
+impl Running {
+    /// Moves what there is to move, up to the response head.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Closed>> {
+        let begins = self.connection.has_sent_nothing();
+        if begins && self.connection.poll_unusable(cx).is_ready() {
+            return Poll::Ready(Err(Closed));
+        }
+        let _ = self.poll_send(cx);
+        if begins {
+            // Nothing can have been answered yet.
+            let refused = self.connection.is_deaf() && self.connection.has_sent_nothing();
+            return if refused { Poll::Ready(Err(Closed)) } else { Poll::Pending };
+        }
+        loop {
+            if let Some(head) = codec::read_head(&mut self.connection.input, self.request.method())? {
+                return Poll::Ready(Ok(head));
+            }
+            if self.connection.ended() {
+                return Poll::Ready(Err(Closed));
+            }
+            ready!(self.connection.poll_read(cx));
+        }
+    }
+
+    /// Moves what there is to move, up to the next piece of the response body.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Closed>> {
+        let _ = self.poll_send(cx);
+        self.poll_receive(cx)
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Closed>> {
+        let Stage::Body { receiving, .. } = &mut self.stage else { return Poll::Pending };
+        loop {
+            match receiving.next(&mut self.connection.input)? {
+                Piece::Incomplete if !self.connection.ended() => ready!(self.connection.poll_read(cx)),
+                Piece::Incomplete if *receiving == Receiving::ToTheEnd => return Poll::Ready(Ok(Piece::End)),
+                Piece::Incomplete => return Poll::Ready(Err(Closed)),
+                piece => return Poll::Ready(Ok(piece)),
+            }
+        }
+    }
+
+    /// Sends the request. Ready when all of it has been written.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.connection.poll_flush(cx));
+            if self.is_sent {
+                return Poll::Ready(());
+            }
+            let upload = self.request.body_mut();
+            match ready!(upload.poll_next(cx)).map(Frame::into_data) {
+                Some(Ok(data)) => {
+                    self.is_sent = self.sending != Sending::Chunked && upload.is_over();
+                    // An empty chunk would be the last.
+                    if !data.is_empty() {
+                        self.connection.send(data, self.sending);
+                    }
+                }
+                end => {
+                    self.is_sent = true;
+                    if self.sending == Sending::Chunked {
+                        let trailers = end.and_then(Result::err).and_then(|frame| frame.into_trailers().ok());
+                        self.connection.send_end(trailers.as_ref());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the response is complete.
+    fn is_answered(&self) -> bool {
+        match self.stage {
+            Stage::Body { receiving: Receiving::ToTheEnd, .. } => {
+                self.connection.ended() && self.connection.input.is_empty()
+            }
+            Stage::Body { receiving, .. } => receiving.is_over(),
+            Stage::Head => false,
+        }
+    }
+
+    /// Lets the replica know that nobody waits, and waits for it to finish or to close.
+    async fn see_out(mut self) {
+        self.connection.half_close();
+        // Its client must not wait for somebody to read the rest of a body.
+        self.is_sent = true;
+        self.request.body_mut().give_up();
+        if let Stage::Head = self.stage {
+            let Ok(head) = std::future::poll_fn(|cx| self.poll_head(cx)).await else { return };
+            self.stage = Stage::Body { receiving: head.body, keeps_alive: false };
+        }
+        while let Ok(piece) = std::future::poll_fn(|cx| self.poll_receive(cx)).await {
+            if piece == Piece::End {
+                return;
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 mod body;
 mod client_io;
+mod codec;
 mod connection;
 mod cors;
 mod exchange;
@@ -16,6 +17,7 @@ mod respond;
 mod service;
 mod timer;
 mod upload;
+mod upstream;
 mod wakes;
 mod worker;
 

@@ -1,16 +1,16 @@
 //! A request body on its way to a model: counted, limited, watched for silence.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body, Frame};
 use hyper::body::Incoming;
 
+use super::codec::Sending;
 use super::timer::LazyTimer;
 use super::wakes;
 use crate::model::limits::Limits;
@@ -90,7 +90,7 @@ impl Upload {
         if !length.is_some_and(|length| (1..=SMALL).contains(&length)) {
             return Ok(());
         }
-        std::future::poll_fn(|cx| match self.poll_incoming(cx) {
+        std::future::poll_fn(|cx| match self.poll_next(cx) {
             Poll::Ready(Some(frame)) => {
                 self.first = frame.into_data().ok();
                 Poll::Ready(Ok(()))
@@ -101,15 +101,13 @@ impl Upload {
         .await
     }
 
-    /// The next frame. Pending, for good, when something is wrong.
-    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+    /// The next frame after the first part. Pending, for good, when something is wrong.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
         let Some(incoming) = &mut self.incoming else { return Poll::Pending };
-        let (polled, held) = wakes::hold(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx));
-        // Taking a frame wakes the client's connection to read the next one. After the last there is none.
-        if incoming.is_end_stream() {
-            held.forget()
-        } else {
-            held.release(cx)
+        let (polled, woken) = wakes::hold(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx));
+        // Taking a piece wakes the client's connection to read the next one. After the last there is none.
+        if woken && !incoming.is_end_stream() {
+            cx.waker().wake_by_ref();
         }
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
@@ -139,38 +137,36 @@ impl Upload {
         }
     }
 
+    /// Reads nothing more.
+    pub(super) fn give_up(&mut self) {
+        self.incoming = None;
+    }
+
     fn fail(&mut self, fault: Refusal) -> Poll<Option<Frame<Bytes>>> {
         self.progress.fault.set(Some(fault));
         self.incoming = None;
         Poll::Pending
     }
-}
 
-impl Body for Upload {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let this = self.get_mut();
-        match this.first.take() {
-            Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
-            None => this.poll_incoming(cx).map(|frame| frame.map(Ok)),
-        }
+    /// The first part, if it has been read.
+    pub(super) fn take_first(&mut self) -> Option<Bytes> {
+        self.first.take()
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.incoming.as_ref().is_some_and(Incoming::is_end_stream)
+    /// Puts the first part back, which could not be sent.
+    pub(super) fn put_first_back(&mut self, first: Option<Bytes>) {
+        self.first = first;
     }
 
-    fn size_hint(&self) -> SizeHint {
-        let mut hint = self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default();
-        if let Some(first) = &self.first {
-            let first = first.len() as u64;
-            match hint.exact() {
-                Some(rest) => hint.set_exact(rest + first),
-                None => hint.set_lower(hint.lower() + first),
-            }
-        }
-        hint
+    /// How the body is to be sent.
+    pub(super) fn sending(&self) -> Sending {
+        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
+        let rest = self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default();
+        rest.exact().map_or(Sending::Chunked, |rest| Sending::Length(first + rest))
+    }
+
+    /// Whether all of it has been read.
+    pub(super) fn is_over(&self) -> bool {
+        self.first.is_none() && self.progress.ended().is_some()
     }
 }

@@ -1,8 +1,8 @@
 //! Wake-ups that a task gives itself.
 //!
-//! The halves of a request, its client's connection and its replica's, are polled by one task, but the HTTP library
-//! connects them with channels made for two. What one half hands over wakes the other, which is the task that runs
-//! already: each request would be polled twice as often as it has news. Here such wakes are told from those that count.
+//! The HTTP library hands a request's body over through a channel made for two tasks: who takes a piece wakes who reads
+//! the next one from the socket. Here both are the same task, which is running; were it always woken, each request would
+//! be polled once more than it has news.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -44,30 +44,12 @@ impl Holdable {
     }
 }
 
-/// Whether a task was woken while its wakes were held back.
-#[must_use = "a wake that is not released is lost"]
-pub(super) struct Held(bool);
-
-impl Held {
-    /// The wake, if there was one, counts. No outer [`hold`] holds it back, which knows nothing of its reasons.
-    pub(super) fn release(self, cx: &Context<'_>) {
-        if self.0 {
-            let outer = HELD.replace(NOBODY);
-            cx.waker().wake_by_ref();
-            HELD.set(outer);
-        }
-    }
-
-    /// What the wake is for has been seen to, or will be when the task is polled next.
-    pub(super) fn forget(self) {}
-}
-
-/// Runs `poll` while this task's wakes are held back.
-pub(super) fn hold<T>(cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> T) -> (T, Held) {
-    let outer = HELD.replace((cx.waker().data().addr(), false));
+/// Runs `poll` while this task's wakes are held back. Returns whether there was one: whether it counts, the caller knows.
+pub(super) fn hold<T>(cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> T) -> (T, bool) {
+    HELD.set((cx.waker().data().addr(), false));
     let polled = poll(cx);
-    let (_, woken) = HELD.replace(outer);
-    (polled, Held(woken))
+    let (_, woken) = HELD.replace(NOBODY);
+    (polled, woken)
 }
 
 #[cfg(test)]
@@ -105,33 +87,15 @@ mod tests {
     }
 
     #[test]
-    fn a_held_wake_happens_only_if_it_is_released() {
+    fn a_held_wake_does_not_happen_but_is_told() {
         let mut task = Task::new();
         let waker = task.waker();
         let mut cx = Context::from_waker(&waker);
-        hold(&mut cx, wake).1.forget();
+        assert!(hold(&mut cx, wake).1);
         assert_eq!(task.woken(), 0);
-        hold(&mut cx, wake).1.release(&cx);
-        assert_eq!(task.woken(), 1);
-        hold(&mut cx, |_| ()).1.release(&cx);
-        assert_eq!(task.woken(), 1, "there was none");
+        assert!(!hold(&mut cx, |_| ()).1, "there was none");
         wake(&mut cx);
-        assert_eq!(task.woken(), 2, "nothing is held any more");
-    }
-
-    #[test]
-    fn what_is_released_within_another_call_is_not_held_by_that() {
-        let mut task = Task::new();
-        let waker = task.waker();
-        let mut cx = Context::from_waker(&waker);
-        hold(&mut cx, |cx| hold(cx, wake).1.release(cx)).1.forget();
-        assert_eq!(task.woken(), 1);
-        let after_an_inner_call = |cx: &mut Context<'_>| {
-            hold(cx, |_| ()).1.forget();
-            wake(cx);
-        };
-        hold(&mut cx, after_an_inner_call).1.forget();
-        assert_eq!(task.woken(), 1, "the outer call still holds after the inner one");
+        assert_eq!(task.woken(), 1, "nothing is held any more");
     }
 
     #[test]
@@ -143,7 +107,7 @@ mod tests {
             others.wake_by_ref();
             std::thread::spawn(move || from_elsewhere.wake()).join().unwrap();
         };
-        hold(&mut Context::from_waker(&waker), news).1.forget();
+        assert!(!hold(&mut Context::from_waker(&waker), news).1);
         assert_eq!((task.woken(), other.woken()), (1, 1));
     }
 }

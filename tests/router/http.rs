@@ -574,10 +574,26 @@ async fn trailers_of_a_request_pass() {
     let router = start(&endpoint(&[model.address], PATIENT));
     let (mut client, mut upstream, head) = chunked(&router, &mut wires, "trailer: x-checksum\r\n").await;
     assert_eq!(head.get("trailer").as_deref(), Some("x-checksum"));
-    client.write("0\r\nx-checksum: abc\r\n\r\n").await;
-    assert_eq!(upstream.last_chunk().await, [("x-checksum".to_owned(), "abc".to_owned())]);
+    // Announced or not; those that would change what the request means, not.
+    client.write("0\r\nx-checksum: abc\r\ncontent-length: 5\r\nx-unannounced: def\r\n\r\n").await;
+    let trailers = [("x-checksum", "abc"), ("x-unannounced", "def")];
+    assert_eq!(upstream.last_chunk().await, trailers.map(|(name, value)| (name.to_owned(), value.to_owned())));
     upstream.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
     assert_eq!(client.message().await.1, "ok");
+}
+
+#[tokio::test]
+async fn a_response_may_have_many_headers() {
+    let (model, mut wires) = wire::model().await;
+    let router = start(&endpoint(&[model.address], PATIENT));
+    let mut client = Wire::connect(router.scoring).await;
+    client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
+    let mut upstream = next("a connection", &mut wires).await;
+    upstream.message().await;
+    let many: String = (0..200).map(|number| format!("x-{number}: {number}\r\n")).collect();
+    upstream.write(format!("HTTP/1.1 200 OK\r\n{many}content-length: 2\r\n\r\nok")).await;
+    let (head, body) = client.message().await;
+    assert_eq!((head.status(), body.as_str(), head.get("x-199").as_deref()), (200, "ok", Some("199")));
 }
 
 #[tokio::test]
