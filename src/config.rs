@@ -149,12 +149,25 @@ pub fn load(path: &Path, env: impl Iterator<Item = (String, String)>) -> Result<
     };
     let text = std::fs::read_to_string(path).map_err(cannot_read)?;
     let absolute = std::path::absolute(path).map_err(cannot_read)?;
-    let folder = absolute.parent().unwrap_or(&absolute);
-    let mut written = document(&text).map_err(|problem| Rejected::unread(problem.from_source(&source)))?;
+    parse(&text, &source, absolute.parent().unwrap_or(&absolute), env)
+}
+
+/// The settings in `text`, which problems say is from `source`, with the variables of `env` over them. Relative paths
+/// are relative to `folder`.
+///
+/// # Errors
+/// [`Rejected`].
+pub fn parse(
+    text: &str,
+    source: &str,
+    folder: &Path,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<Settings, Rejected> {
+    let mut written = document(text).map_err(|problem| Rejected::unread(problem.from_source(source)))?;
     let mut overrides = environment::apply(&mut written, env);
     let mut problems = std::mem::take(&mut overrides.problems);
     let (settings, found) = read(written, folder);
-    problems.splice(0..0, found.into_iter().map(|problem| overrides.attribute(problem, &source)));
+    problems.splice(0..0, found.into_iter().map(|problem| overrides.attribute(problem, source)));
     if problems.is_empty() { Ok(settings) } else { Err(Rejected { problems, endpoint_files: settings.endpoint_files }) }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::control::yaml;
-use crate::model::problem::{Problem, is_within, quoted};
+use crate::model::problem::{Problem, field, is_within, quoted};
 use crate::model::suggest;
 
 use super::raw::NOT_YET;
@@ -34,7 +34,8 @@ pub(super) fn apply(settings: &mut Value, env: impl Iterator<Item = (String, Str
                 put(settings, &path.split('.').collect::<Vec<_>>(), value);
                 overrides.set.push((path, name));
             }
-            Err(what) => overrides.problems.push(Problem::new(name, what).from_source(SOURCE)),
+            // A name can have any characters, also such as break a line.
+            Err(what) => overrides.problems.push(Problem::new(field("", &name), what).from_source(SOURCE)),
         }
     }
     overrides

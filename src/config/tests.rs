@@ -202,6 +202,12 @@ fn a_variable_takes_lists_addresses_and_sections() {
 }
 
 #[test]
+fn the_name_of_a_variable_cannot_break_a_line() {
+    let problems = wrong("", &[("INFERENCE_ROUTER__A\nB", "1")]);
+    assert_eq!((problems.len(), problems[0].1.as_str()), (1, r#"["INFERENCE_ROUTER__A\nB"]"#));
+}
+
+#[test]
 fn a_wrong_variable_is_named() {
     variable_refused("INFERENCE_ROUTER__LIMITS__MAX_HEADER", "5", "INFERENCE_ROUTER__LIMITS__MAX_HEADERS?");
     variable_refused("INFERENCE_ROUTER__NONSENSE", "5", "is no setting");

@@ -9,6 +9,8 @@ use crate::model::problem::{Problem, quoted};
 pub const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Deepest nesting; an endpoint needs 8.
 const MAX_DEPTH: usize = 32;
+/// Most parts of a document that aliases repeat; twenty deployments that share everything need about a thousand.
+const MAX_REPEATED: usize = 10_000;
 
 /// The documents of `text` that are not empty, each as its value or what is wrong with its syntax.
 ///
@@ -31,6 +33,8 @@ fn options() -> Options {
     budget.max_reader_input_bytes = Some(MAX_BYTES);
     let mut options = Options::default();
     options.budget = Some(budget);
+    // The default is a hundred times as much, and seconds of work for a text of a few lines.
+    options.alias_limits.max_total_replayed_events = MAX_REPEATED;
     options.duplicate_keys = DuplicateKeyPolicy::Error;
     // `no`, `on` and the like stay text, so that a deployment can be called so.
     options.strict_booleans = true;
@@ -146,8 +150,10 @@ mod tests {
             let aliases = vec![format!("*a{}", n - 1); 10].join(", ");
             bomb.push_str(&format!("a{n}: &a{n} [{aliases}]\n"));
         }
+        let since = std::time::Instant::now();
         let what = wrong(&bomb);
         assert!(what.contains("too large"), "{what}");
+        assert!(since.elapsed().as_secs() < 2, "{:?}", since.elapsed());
         assert!(wrong(&" ".repeat(MAX_BYTES + 1)).contains("split it"));
     }
 }

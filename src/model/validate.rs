@@ -6,7 +6,7 @@ mod access;
 mod address;
 mod cors;
 mod deployment;
-mod path;
+pub mod path;
 mod traffic;
 mod unsupported;
 

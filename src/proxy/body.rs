@@ -9,6 +9,7 @@ use http_body::{Frame, SizeHint};
 
 use super::exchange::{BrokenOff, Exchange};
 use super::record::Record;
+use super::stream;
 
 /// A response body. Holds the record of its request, which ends with it.
 pub(super) enum Body {
@@ -18,23 +19,32 @@ pub(super) enum Body {
     Model(Box<Passing>),
 }
 
+/// The largest piece that an HTTP/2 stream is given at once, a frame's usual size: a client that takes one in time is
+/// not too slow.
+const PIECE: usize = 16 * 1024;
+
 /// A model's answer on its way to the client.
 pub(super) struct Passing {
     exchange: Exchange,
     record: Record,
+    /// Come from the model, and not given yet.
+    rest: Option<Bytes>,
     /// The answer has broken off, and the client is about to be told.
     broken: bool,
 }
 
 impl Body {
     pub(super) fn model(exchange: Exchange, record: Record) -> Self {
-        Self::Model(Box::new(Passing { exchange, record, broken: false }))
+        Self::Model(Box::new(Passing { exchange, record, rest: None, broken: false }))
     }
 }
 
 impl Passing {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        let Self { exchange, record, broken } = self;
+        if let Some(rest) = self.rest.take() {
+            return Poll::Ready(Some(Ok(self.piece(rest))));
+        }
+        let Self { exchange, record, broken, .. } = self;
         if *broken {
             // What came before it goes out first, however slowly the client takes it.
             let waits = record.version != Version::HTTP_2 && record.client.pace.is_blocked();
@@ -42,8 +52,10 @@ impl Passing {
         }
         let polled = exchange.poll_frame(cx);
         record.ended = exchange.ended();
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => record.sent += frame.data_ref().map_or(0, |data| data.len() as u64),
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                Poll::Ready(Some(Ok(frame.into_data().map_or_else(|trailers| trailers, |data| self.piece(data)))))
+            }
             Poll::Ready(Some(Err(BrokenOff))) => {
                 record.broke_off();
                 if record.version == Version::HTTP_10 {
@@ -52,11 +64,35 @@ impl Passing {
                 // The HTTP library drops what it has not sent at an error; a pending body makes it send first.
                 *broken = true;
                 cx.waker().wake_by_ref();
-                return Poll::Pending;
+                Poll::Pending
             }
-            _ => {}
+            other => other,
         }
-        polled
+    }
+
+    /// As much of `data` as is given at once.
+    fn piece(&mut self, mut data: Bytes) -> Frame<Bytes> {
+        if self.record.version == Version::HTTP_2 && data.len() > PIECE {
+            self.rest = Some(data.split_off(PIECE));
+        }
+        self.record.sent += data.len() as u64;
+        self.record.client.pace.answered(data.len());
+        Frame::data(data)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        !self.broken && self.rest.is_none() && self.exchange.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.rest.as_ref().map_or(0, |rest| rest.len() as u64);
+        let mut hint = self.exchange.size_hint();
+        let upper = hint.upper();
+        hint.set_lower(hint.lower() + rest);
+        if let Some(upper) = upper {
+            hint.set_upper(upper + rest);
+        }
+        hint
     }
 }
 
@@ -65,27 +101,33 @@ impl http_body::Body for Body {
     type Error = BrokenOff;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        match self.get_mut() {
+        stream::taken();
+        let polled = match self.get_mut() {
             Self::Own(bytes, _) if bytes.is_empty() => Poll::Ready(None),
             Self::Own(bytes, record) => {
                 record.sent = bytes.len() as u64;
+                record.client.pace.answered(bytes.len());
                 Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
             }
             Self::Model(passing) => passing.poll_frame(cx),
+        };
+        if matches!(polled, Poll::Ready(Some(Ok(_)))) {
+            stream::given();
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(bytes, _) => bytes.is_empty(),
-            Self::Model(passing) => !passing.broken && passing.exchange.is_end_stream(),
+            Self::Model(passing) => passing.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Model(passing) => passing.exchange.size_hint(),
+            Self::Model(passing) => passing.size_hint(),
         }
     }
 }

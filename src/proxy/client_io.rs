@@ -8,10 +8,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
-use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::headers::Origin;
+use super::talk::Talk;
 use super::upstream;
 use super::worker::Worker;
 use crate::model::limits::Limits;
@@ -21,10 +22,8 @@ use crate::model::refusal::Refusal;
 pub(super) struct Client {
     pub(super) worker: Rc<Worker>,
     pub(super) pace: Rc<Pace>,
-    /// As `x-forwarded-for` says it.
-    pub(super) address: HeaderValue,
-    /// As `x-forwarded-proto` says it.
-    pub(super) scheme: HeaderValue,
+    /// Where its requests come from.
+    pub(super) origin: Origin,
     /// HTTP/1.0 cannot tell a broken body from a complete one, but by a reset.
     pub(super) reset_at_end: Cell<bool>,
 }
@@ -46,6 +45,8 @@ pub(super) struct Pace {
     unread: Cell<bool>,
     /// Heads of HTTP/2 are not told apart from its other frames.
     multiplexed: bool,
+    /// Bytes of answers' bodies.
+    answered: Cell<u64>,
 }
 
 /// Which patience with a client has run out.
@@ -69,6 +70,7 @@ impl Pace {
             blocked_since: Cell::new(None),
             unread: Cell::new(false),
             multiplexed,
+            answered: Cell::new(0),
         })
     }
 
@@ -117,9 +119,14 @@ impl Pace {
         Some((self.idle_since.get() + patience, Impatience::Idle))
     }
 
-    fn received(&self) {
+    /// So much of an answer's body is sent.
+    pub(super) fn answered(&self, bytes: usize) {
+        self.answered.set(self.answered.get() + bytes as u64);
+    }
+
+    fn received(&self, now: impl FnOnce() -> Instant) {
         if self.in_flight.get() == 0 && self.head_since.get().is_none() && !self.multiplexed {
-            self.head_since.set(Some(Instant::now()));
+            self.head_since.set(Some(now()));
         }
     }
 
@@ -141,14 +148,18 @@ pub(super) struct ClientIo {
     worker: Rc<Worker>,
     /// Goes out before anything else.
     outgoing: Bytes,
+    /// What is said in HTTP/2.
+    talk: Option<Talk>,
 }
 
 impl ClientIo {
-    pub(super) fn new(stream: TcpStream, preface: Bytes, pace: Rc<Pace>, worker: Rc<Worker>) -> Self {
+    /// `preface` was read from `stream` already, since `begun`.
+    pub(super) fn new(stream: TcpStream, preface: Bytes, begun: Instant, pace: Rc<Pace>, worker: Rc<Worker>) -> Self {
         if !preface.is_empty() {
-            pace.received();
+            pace.received(|| begun);
         }
-        Self { stream, preface, pace, worker, outgoing: Bytes::new() }
+        let talk = pace.multiplexed.then(Talk::default);
+        Self { stream, preface, pace, worker, outgoing: Bytes::new(), talk }
     }
 
     /// The socket itself, when HTTP is done with it.
@@ -175,6 +186,19 @@ impl ClientIo {
         true
     }
 
+    /// Follows what an HTTP/2 client says.
+    ///
+    /// # Errors
+    /// It only talks: the connection ends.
+    fn listen(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(talk) = &mut self.talk else { return Ok(()) };
+        talk.hear(bytes);
+        if talk.is_idle(self.pace.answered.get()) {
+            return Err(io::Error::other("too many frames that ask for nothing, or requests taken back"));
+        }
+        Ok(())
+    }
+
     fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.outgoing))?;
@@ -190,14 +214,14 @@ impl AsyncRead for ClientIo {
         if !this.preface.is_empty() {
             let now = this.preface.split_to(this.preface.len().min(buf.remaining()));
             buf.put_slice(&now);
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(this.listen(&now));
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         if buf.filled().len() > before {
-            this.pace.received();
+            this.pace.received(Instant::now);
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(this.listen(&buf.filled()[before..]))
     }
 }
 

@@ -20,7 +20,9 @@ use tokio::net::TcpStream;
 
 use super::body::Body;
 use super::client_io::{Client, ClientIo, Impatience, Pace};
+use super::headers::Origin;
 use super::service;
+use super::stream;
 use super::timer::LazyTimer;
 use super::wakes::Holdable;
 use super::worker::Worker;
@@ -29,9 +31,13 @@ use crate::model::refusal::Refusal;
 /// How long a closed connection is still read, so that the client gets to see our last answer before a reset.
 const LINGER: Duration = Duration::from_secs(2);
 /// What HTTP/2 with prior knowledge begins with.
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Requests one HTTP/2 connection may have at once.
 const HTTP2_STREAMS: u32 = 256;
+/// HTTP/2 streams that a client may open and reset again before they are looked at.
+const HTTP2_RESETS: usize = 20;
+/// HTTP/2 streams that a client may make the library reset, over the life of a connection.
+const HTTP2_ERRORS: usize = 1024;
 /// The largest piece of a body that is read at once.
 const READ_BUFFER: usize = 64 * 1024;
 
@@ -41,27 +47,28 @@ pub(super) async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: Socke
     let _ = stream.set_nodelay(true);
     let accepted = Instant::now();
     let _registered = poll_fn(|cx| Poll::Ready(worker.register(cx.waker().clone()))).await;
-    let Some(preface) = read_preface(&worker, &mut stream).await else { return };
+    let Some((preface, begun)) = read_preface(&worker, &mut stream).await else { return };
     let multiplexed = preface.starts_with(HTTP2_PREFACE);
     let pace = Pace::new(accepted, multiplexed);
     let client = Rc::new(Client {
         worker: worker.clone(),
         pace: pace.clone(),
-        address: text(peer.ip()),
-        scheme: HeaderValue::from_static("http"),
+        origin: Origin { address: text(peer.ip()), scheme: HeaderValue::from_static("http") },
         reset_at_end: std::cell::Cell::new(false),
     });
-    let io = ClientIo::new(stream, preface, pace, worker.clone());
+    let io = ClientIo::new(stream, preface, begun, pace, worker.clone());
     if multiplexed { serve_http2(&client, io).await } else { serve_http1(&client, io).await }
 }
 
-/// Reads until it is clear whether the client speaks HTTP/2. `None`: the client left or was too slow, or has not said
-/// anything and the worker drains.
-async fn read_preface(worker: &Worker, stream: &mut TcpStream) -> Option<Bytes> {
+/// Reads until it is clear whether the client speaks HTTP/2; returns what was read, and when it began. `None`: the
+/// client left or said nothing for too long, or has not said enough and the worker drains.
+async fn read_preface(worker: &Worker, stream: &mut TcpStream) -> Option<(Bytes, Instant)> {
     let mut start = BytesMut::with_capacity(8 * 1024);
+    let mut begun = None;
     let reading = async {
         loop {
             let ended = stream.read_buf(&mut start).await.ok()? == 0;
+            begun.get_or_insert_with(Instant::now);
             let compared = start.len().min(HTTP2_PREFACE.len());
             if ended || compared == HTTP2_PREFACE.len() || start[..compared] != HTTP2_PREFACE[..compared] {
                 return Some(());
@@ -70,12 +77,14 @@ async fn read_preface(worker: &Worker, stream: &mut TcpStream) -> Option<Bytes> 
     };
     let mut reading = pin!(tokio::time::timeout(worker.shared.limits.header_read_timeout, reading));
     let read = poll_fn(|cx| match reading.as_mut().poll(cx) {
-        Poll::Ready(read) => Poll::Ready(read.ok().flatten()),
+        // Whoever began and was too slow is told so, as one with a slow head.
+        Poll::Ready(Err(_)) => Poll::Ready(Some(())),
+        Poll::Ready(Ok(read)) => Poll::Ready(read),
         Poll::Pending if worker.draining.get() => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     });
     read.await?;
-    Some(start.freeze())
+    Some((start.freeze(), begun?))
 }
 
 async fn serve_http1(client: &Rc<Client>, io: ClientIo) {
@@ -96,10 +105,12 @@ async fn serve_http1(client: &Rc<Client>, io: ClientIo) {
 
 async fn serve_http2(client: &Rc<Client>, io: ClientIo) {
     let limits = &client.worker.shared.limits;
-    let mut builder = http2::Builder::new(LocalExecutor);
+    let mut builder = http2::Builder::new(LocalExecutor { patience: limits.body_idle_timeout });
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(HTTP2_STREAMS)
+        .max_pending_accept_reset_streams(HTTP2_RESETS)
+        .max_local_error_reset_streams(HTTP2_ERRORS)
         // The library answers a head over this with a bare status; up to it, clients get a problem document.
         .max_header_list_size(u32::try_from(limits.max_header_bytes.saturating_mul(4)).unwrap_or(u32::MAX))
         .keep_alive_interval(limits.keep_alive_timeout)
@@ -208,7 +219,10 @@ fn text(address: IpAddr) -> HeaderValue {
 
 /// Runs the streams of an HTTP/2 connection on the connection's own thread.
 #[derive(Clone, Copy)]
-struct LocalExecutor;
+struct LocalExecutor {
+    /// How long a client may take nothing of an answer.
+    patience: Duration,
+}
 
 impl<F> Executor<F> for LocalExecutor
 where
@@ -216,6 +230,6 @@ where
     F::Output: 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        tokio::task::spawn_local(stream::run(future, self.patience));
     }
 }

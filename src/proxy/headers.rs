@@ -9,7 +9,6 @@ use http::header::{
 };
 use http::{Version, request};
 
-use super::client_io::Client;
 use crate::model::limits::Limits;
 
 /// The deployment asked for by a request, and the one that answered a response.
@@ -41,11 +40,12 @@ const CLIENT_REQUEST_ID_LENGTH: usize = 40;
 /// Which of the headers that concern the router a message has. One pass over its names costs less than asking the map
 /// for each of them, and most messages have few.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Notable {
+pub struct Notable {
     pub(super) origin: bool,
     pub(super) deployment: bool,
     pub(super) client_request_id: bool,
     pub(super) expect: bool,
+    content_length: bool,
     cookie: bool,
     te: bool,
     transfer_encoding: bool,
@@ -56,8 +56,18 @@ pub(super) struct Notable {
     forwarded: bool,
 }
 
+/// What a request's connection says of where it came from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The client's address, as `x-forwarded-for` says it.
+    pub address: HeaderValue,
+    /// As `x-forwarded-proto` says it.
+    pub scheme: HeaderValue,
+}
+
 impl Notable {
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+    /// Of these.
+    pub fn of(headers: &HeaderMap) -> Self {
         let mut seen = Self::default();
         for name in headers.keys() {
             match name.as_str() {
@@ -65,6 +75,7 @@ impl Notable {
                 "azureml-model-deployment" => seen.deployment = true,
                 "x-ms-client-request-id" => seen.client_request_id = true,
                 "expect" => seen.expect = true,
+                "content-length" => seen.content_length = true,
                 "cookie" => seen.cookie = true,
                 "te" => (seen.te, seen.hop_by_hop) = (true, true),
                 "transfer-encoding" => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
@@ -81,19 +92,43 @@ impl Notable {
 }
 
 /// Whether a head that came by HTTP/2 keeps to the limits; those of HTTP/1 are kept while it is read.
-pub(super) fn fit(headers: &HeaderMap, limits: &Limits) -> bool {
+pub fn fit(headers: &HeaderMap, limits: &Limits) -> bool {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     headers.len() <= limits.max_headers && bytes <= limits.max_header_bytes
 }
 
 /// Refuses heads that parse but that the model could understand otherwise than we do.
-pub(super) fn check(head: &request::Parts, notable: &Notable) -> Result<(), &'static str> {
+///
+/// # Errors
+/// Why, for the client.
+pub fn check(head: &request::Parts, notable: &Notable) -> Result<(), &'static str> {
     let mut hosts = head.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, None) if head.version == Version::HTTP_11 => return Err("it must have a host header"),
         (_, Some(_)) => return Err("it has more than one host header"),
-        (Some(host), None) if !host.as_bytes().iter().all(is_host_byte) => return Err("its host header is no host"),
-        _ => {}
+        (Some(host), None) if !is_host(host.as_bytes()) => return Err("its host header is no host"),
+        (host, None) => {
+            let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+            if host.is_none() && authority.is_none() && head.version == Version::HTTP_2 {
+                return Err("it must have an authority");
+            }
+            if authority.is_some_and(|authority| !is_host(authority)) {
+                return Err("its target is of no host");
+            }
+            // In HTTP/1 the target counts; HTTP/2 has no excuse for two (RFC 9113 section 8.3.1).
+            let differs = host.zip(authority).is_some_and(|(host, other)| !host.as_bytes().eq_ignore_ascii_case(other));
+            if differs && head.version == Version::HTTP_2 {
+                return Err("its host header is not its authority");
+            }
+        }
+    }
+    if notable.content_length {
+        let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+        // Parsed and found true by the library; but to some servers a leading zero means octal.
+        let plain = lengths.next().is_none_or(|length| length == b"0" || !length.starts_with(b"0"));
+        if !plain || lengths.next().is_some() {
+            return Err("its content-length is not one plain number");
+        }
     }
     if notable.transfer_encoding {
         let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
@@ -105,16 +140,17 @@ pub(super) fn check(head: &request::Parts, notable: &Notable) -> Result<(), &'st
     Ok(())
 }
 
-/// What a host and a port are written with (RFC 3986 section 3.2.2).
-fn is_host_byte(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte)
+/// Whether this is written as a host and perhaps a port (RFC 3986 section 3.2.2), and not empty.
+fn is_host(text: &[u8]) -> bool {
+    let is_host_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
+    !text.is_empty() && text.iter().all(is_host_byte)
 }
 
 /// Makes a client's head one for the model, but for its host and its credential.
-pub(super) fn to_model(
+pub fn to_model(
     head: &mut request::Parts,
     notable: &Notable,
-    client: &Client,
+    origin: &Origin,
     request_id: &HeaderValue,
     client_request_id: Option<&HeaderValue>,
 ) {
@@ -139,8 +175,8 @@ pub(super) fn to_model(
     // Where a request names its host twice, the target counts (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1).
     let host = authority.and_then(Result::ok).or_else(|| headers.get(HOST).cloned());
     let forwarded = [
-        (FORWARDED_FOR, Some(client.address.clone())),
-        (FORWARDED_PROTO, Some(client.scheme.clone())),
+        (FORWARDED_FOR, Some(origin.address.clone())),
+        (FORWARDED_PROTO, Some(origin.scheme.clone())),
         (FORWARDED_HOST, host),
     ];
     for (name, value) in forwarded {
@@ -162,7 +198,7 @@ pub(super) fn to_model(
 }
 
 /// Makes a model's headers ones for the client.
-pub(super) fn from_model(headers: &mut HeaderMap) {
+pub fn from_model(headers: &mut HeaderMap) {
     let notable = Notable::of(headers);
     strip_hop_by_hop(headers, &notable);
     if notable.transfer_encoding {
@@ -202,7 +238,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap, notable: &Notable) {
 }
 
 /// The client's own request id, fit to be echoed: letters, digits, `-` and `_`, cut at 40 characters.
-pub(super) fn client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+pub fn client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let value = headers.get(CLIENT_REQUEST_ID)?.as_bytes();
     let allowed = value.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
     let cut = &value[..value.len().min(CLIENT_REQUEST_ID_LENGTH)];

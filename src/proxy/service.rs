@@ -50,11 +50,12 @@ pub(super) async fn handle(client: Rc<Client>, request: Request<Incoming>) -> Re
             let mut response = Response::new(bytes::Bytes::new());
             *response.status_mut() = StatusCode::NO_CONTENT;
             *response.headers_mut() = headers;
-            own(response, record, None)
+            own(response, record, None, false)
         }
         Err(refusal) => {
             record.refused(refusal);
-            own(respond::refuse(refusal, codes, record.context()), record, origin.as_ref())
+            let response = respond::refuse(refusal, codes, record.context());
+            own(response, record, origin.as_ref(), matches!(refusal, Refusal::BadRequest(_)))
         }
     })
 }
@@ -95,7 +96,7 @@ async fn score(
         return Err(Refusal::PayloadTooLarge(limits.max_payload_bytes));
     }
     let path = model_path(&deployment, called.asked, head.uri.query())?;
-    headers::to_model(&mut head, notable, client, &record.request_id, record.client_request_id.as_ref());
+    headers::to_model(&mut head, notable, &client.origin, &record.request_id, record.client_request_id.as_ref());
     head.uri = Uri::from(path);
     if !deployment.spec.forward_authorization {
         head.headers.remove(AUTHORIZATION);
@@ -279,15 +280,20 @@ fn passed_on(
     Response::from_parts(parts, Body::model(exchange, record))
 }
 
-/// The router's own response.
-fn own(response: Response<bytes::Bytes>, mut record: Record, origin: Option<&HeaderValue>) -> Response<Body> {
+/// The router's own response; `last` on its connection when nobody can be sure where the next request begins.
+fn own(
+    response: Response<bytes::Bytes>,
+    mut record: Record,
+    origin: Option<&HeaderValue>,
+    last: bool,
+) -> Response<Body> {
     let fault = record.upload.as_ref().and_then(|upload| upload.fault());
     // A client that left in the middle of its body does not get the answer.
     record.status = (fault != Some(Refusal::BodyCutShort)).then(|| response.status());
     let (mut parts, body) = response.into_parts();
     record.describe(&mut parts.headers);
-    if fault.is_some() && record.version != Version::HTTP_2 {
-        // The rest of the body is not read, so no other request can follow it.
+    if (last || fault.is_some()) && record.version != Version::HTTP_2 {
+        // With a fault, the rest of the body is not read.
         parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let (Some(cors), Some(origin)) =

@@ -63,7 +63,7 @@ pub enum NoSlot {
     QueueFull(Duration),
     /// The longest wait was over; try again after this long.
     TimedOut(Duration),
-    /// The longest wait was over and no replica could take requests; try again after this long.
+    /// The same, and no replica could take requests; try again after this long.
     NoReplica(Duration),
 }
 
@@ -122,7 +122,7 @@ impl Slots {
     /// A slot now, or a place in the queue until `deadline`, or neither.
     ///
     /// # Errors
-    /// [`NoSlot::QueueFull`].
+    /// [`NoSlot::QueueFull`], or [`NoSlot::NoReplica`] where that is why the queue is full.
     pub fn acquire(self: &Arc<Self>, now: Instant, deadline: Instant, avoid: Avoid) -> Result<Acquired, NoSlot> {
         let mut inner = self.lock();
         let mut receiver = None;
@@ -138,7 +138,7 @@ impl Slots {
             (Arrival::Granted(id), _) => {
                 inner.slot(self, id, now).map(Acquired::Slot).ok_or(NoSlot::NoReplica(Duration::from_secs(1)))
             }
-            (Arrival::Full | Arrival::Queued(_), _) => Err(NoSlot::QueueFull(inner.admission.retry_after(now))),
+            (Arrival::Full | Arrival::Queued(_), _) => Err(inner.turned_away(now, NoSlot::QueueFull)),
         }
     }
 
@@ -174,10 +174,10 @@ impl Slots {
     fn give_up(&self, ticket: Ticket, now: Instant) -> NoSlot {
         let mut inner = self.lock();
         let left = inner.admission.leave(ticket);
-        let (after, any_ready) = (inner.admission.retry_after(now), inner.admission.any_ready());
+        let told = inner.turned_away(now, NoSlot::TimedOut);
         drop(inner);
         drop(left);
-        if any_ready { NoSlot::TimedOut(after) } else { NoSlot::NoReplica(after) }
+        told
     }
 
     /// Lets replicas be probed whose back-off is over.
@@ -221,6 +221,12 @@ impl Inner {
         }
         self.replicas[at.index()] = Some(Entry { replica: Arc::new(replica), drained: None });
         (at, grants)
+    }
+
+    /// What a request turned away now should be told: `why`, or that there is no replica.
+    fn turned_away(&self, now: Instant, why: fn(Duration) -> NoSlot) -> NoSlot {
+        let after = self.admission.retry_after(now);
+        if self.admission.any_ready() { why(after) } else { NoSlot::NoReplica(after) }
     }
 
     /// A replica at `address` that is on its way out.

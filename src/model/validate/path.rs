@@ -1,24 +1,41 @@
 //! Paths on a model: `/score`, `/v1/models/half_plus_two:predict`.
 
+/// Longest path, in bytes. Heads of requests are limited; a path must leave room for the query and the fields.
+const LONGEST: usize = 4096;
+
 /// Why a text is not the path of a URI.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum PathError {
+pub enum PathError {
+    /// It does not start with `/`.
     #[error("must start with `/`")]
     Start,
+    /// It has a `?`.
     #[error("has a query; the query of the client's request is what the model gets")]
     Query,
+    /// It has a `#`.
     #[error("has a `#`, which never reaches a server")]
     Fragment,
+    /// It has this character, which would be written as the text.
     #[error("has {0:?}, which a path cannot have; write it as `{1}`")]
     Character(char, String),
+    /// It has this many characters.
+    #[error("has {0} characters, but {LONGEST} is the most")]
+    Length(usize),
+    /// It has a `%` that is not followed by two hexadecimal digits.
     #[error("has a `%` without two hexadecimal digits after it; write `%25` for a percent sign")]
     Percent,
 }
 
 /// Checks `path` against RFC 3986, section 3.3.
-pub(super) fn path(path: &str) -> Result<(), PathError> {
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub fn path(path: &str) -> Result<(), PathError> {
     if !path.starts_with('/') {
         return Err(PathError::Start);
+    }
+    if path.len() > LONGEST {
+        return Err(PathError::Length(path.len()));
     }
     for (at, character) in path.char_indices() {
         match character {
@@ -70,6 +87,7 @@ mod tests {
             ("/a%2", PathError::Percent),
             ("/a%zz", PathError::Percent),
             ("/a%", PathError::Percent),
+            (&format!("/{}", "x".repeat(LONGEST)), PathError::Length(LONGEST + 1)),
         ] {
             assert_eq!(path(bad), Err(why), "{bad}");
         }

@@ -65,6 +65,9 @@ async fn the_longest_wait_ends_and_says_what_was_missing() {
     slots.remove(id, Some(sender));
     let waited = wait(&slots).slot().await;
     assert!(matches!(waited, Err(NoSlot::NoReplica(_))));
+    let _queue: Vec<Waiting> = (0..10).map(|_| wait(&slots)).collect();
+    let now = Instant::now();
+    assert!(matches!(slots.acquire(now, now, Avoid::default()), Err(NoSlot::NoReplica(_))), "a full queue");
     drop(slot);
     assert!(receiver.await.is_err(), "drained when the last slot came back");
     assert!(slots.replicas().is_empty());

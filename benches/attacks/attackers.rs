@@ -1,0 +1,150 @@
+//! The attacks: each opens a connection and sends pieces (frames, requests, heads) until it is cut off or has had enough.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::frames::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, H2, HEADERS, PING, POST, PRIORITY, RST_STREAM, WINDOW_UPDATE,
+    block, frame, head, settings,
+};
+
+/// One kind of attack.
+pub struct Attack {
+    pub name: &'static str,
+    /// Connections a second: a share of the machine that leaves the others theirs.
+    pub per_second: u32,
+    /// Whether the router cuts a connection off for it; where not, each piece is answered like anybody's.
+    pub cut_off: bool,
+    /// What one connection does. Returns how many pieces it got in.
+    pub run: fn(SocketAddr) -> Pin<Box<dyn Future<Output = u64>>>,
+}
+
+/// More than a flood gets in: the router closes, and what sockets buffer meanwhile is less.
+pub const ENDLESS: u64 = 2_000_000;
+
+/// Between two batches of one connection.
+const REST: Duration = Duration::from_millis(1);
+
+pub const ATTACKS: &[Attack] = &[
+    Attack { name: "rapid reset", per_second: 20, cut_off: true, run: |to| Box::pin(rapid_reset(to)) },
+    Attack { name: "CONTINUATION, empty", per_second: 20, cut_off: true, run: |to| Box::pin(continuation(to, 0)) },
+    Attack { name: "CONTINUATION, 4 KB", per_second: 20, cut_off: true, run: |to| Box::pin(continuation(to, 4_000)) },
+    Attack { name: "SETTINGS", per_second: 20, cut_off: true, run: |to| flood(to, vec![], settings(&[(3, 100)])) },
+    Attack { name: "PING", per_second: 20, cut_off: true, run: |to| flood(to, vec![], frame(PING, 0, 0, &[7; 8])) },
+    Attack {
+        name: "PRIORITY",
+        per_second: 20,
+        cut_off: true,
+        run: |to| flood(to, vec![], frame(PRIORITY, 0, 3, &[0; 5])),
+    },
+    Attack {
+        name: "WINDOW_UPDATE",
+        per_second: 20,
+        cut_off: true,
+        run: |to| flood(to, vec![], frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
+    },
+    Attack {
+        name: "DATA, empty",
+        per_second: 20,
+        cut_off: true,
+        run: |to| flood(to, head(1, 0, &[]), frame(DATA, 0, 1, &[])),
+    },
+    Attack {
+        name: "DATA, one byte",
+        per_second: 20,
+        cut_off: true,
+        run: |to| flood(to, head(1, 0, &[]), frame(DATA, 0, 1, b"x")),
+    },
+    Attack { name: "header flood", per_second: 50, cut_off: true, run: |to| Box::pin(shout(to, header_flood())) },
+    Attack { name: "garbage", per_second: 200, cut_off: true, run: |to| Box::pin(shout(to, vec![0x16; 500])) },
+    Attack { name: "nothing but a connection", per_second: 200, cut_off: true, run: |to| Box::pin(come_and_go(to)) },
+    Attack { name: "wrong keys", per_second: 5, cut_off: false, run: |to| Box::pin(wrong_keys(to)) },
+    Attack { name: "slow heads", per_second: 1_000, cut_off: true, run: |to| Box::pin(slow(to)) },
+];
+
+/// Writes `piece` over and over, in batches, and reads what comes, until the router closes.
+fn flood(to: SocketAddr, first: Vec<u8>, piece: Vec<u8>) -> Pin<Box<dyn Future<Output = u64>>> {
+    Box::pin(async move {
+        let mut client = H2::connect(to, &[]).await;
+        client.write(&first).await;
+        repeat(&mut client, 50, |_| piece.repeat(50)).await
+    })
+}
+
+/// Writes batches of `size` pieces until the router closes. Returns how many pieces were taken.
+async fn repeat(client: &mut H2, size: u64, batch: impl Fn(u64) -> Vec<u8>) -> u64 {
+    let mut sent = 0;
+    while sent < ENDLESS && client.stream.write_all(&batch(sent)).await.is_ok() {
+        sent += size;
+        if std::iter::from_fn(|| client.try_next()).any(|frame| frame.kind == GOAWAY) {
+            break;
+        }
+        // Some tens of thousands a second: a share of the machine that leaves the router and the others theirs.
+        tokio::time::sleep(REST).await;
+    }
+    sent
+}
+
+async fn rapid_reset(to: SocketAddr) -> u64 {
+    let mut client = H2::connect(to, &[]).await;
+    let reset = |stream: u32| [head(stream, END_STREAM, &[]), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat();
+    repeat(&mut client, 10, |sent| (0..10).flat_map(|n| reset(1 + 2 * (sent as u32 + n))).collect()).await
+}
+
+async fn continuation(to: SocketAddr, length: usize) -> u64 {
+    let mut client = H2::connect(to, &[]).await;
+    client.write(&frame(HEADERS, END_STREAM, 1, &block(&POST))).await;
+    let piece = if length == 0 { Vec::new() } else { block(&[("x", &"y".repeat(length))]) };
+    let bytes = frame(CONTINUATION, 0, 1, &piece);
+    debug_assert_eq!(bytes[4] & END_HEADERS, 0);
+    repeat(&mut client, 10, |_| bytes.repeat(10)).await
+}
+
+fn header_flood() -> Vec<u8> {
+    let fields: String = (0..5_000).map(|number| format!("x-{number}: y\r\n")).collect();
+    format!("GET / HTTP/1.1\r\nhost: router\r\n{fields}\r\n").into_bytes()
+}
+
+/// Says one thing, and waits for the end.
+async fn shout(to: SocketAddr, bytes: Vec<u8>) -> u64 {
+    let Ok(mut stream) = TcpStream::connect(to).await else { return 0 };
+    let _ = stream.write_all(&bytes).await;
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+    1
+}
+
+async fn come_and_go(to: SocketAddr) -> u64 {
+    u64::from(TcpStream::connect(to).await.is_ok())
+}
+
+/// A hundred requests with a key that is none, one after the other.
+async fn wrong_keys(to: SocketAddr) -> u64 {
+    let Ok(mut stream) = TcpStream::connect(to).await else { return 0 };
+    let request = "POST /api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nhost: router\r\nauthorization: Bearer \
+                   wrong-key-0123456789abcdef\r\ncontent-length: 2\r\n\r\n{}";
+    let mut answer = vec![0; 4096];
+    for _ in 0..100 {
+        let asked = stream.write_all(request.as_bytes()).await;
+        if asked.is_err() || !stream.read(&mut answer).await.is_ok_and(|read| read > 0) {
+            return 0;
+        }
+    }
+    100
+}
+
+/// A head of which a byte comes now and then, in a task of its own; held until the router ends it.
+async fn slow(to: SocketAddr) -> u64 {
+    tokio::task::spawn_local(async move {
+        let Ok(mut stream) = TcpStream::connect(to).await else { return };
+        let _ = stream.write_all(b"POST /api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nx: ").await;
+        while stream.write_all(b"y").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    1
+}

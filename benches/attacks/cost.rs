@@ -1,0 +1,175 @@
+//! The real program under attack: what it uses, and how long a good client beside it waits.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::attackers::{Attack, ENDLESS};
+use crate::harness::{KEY, Model, endpoint};
+
+/// Between two requests of the good client.
+const PACE: Duration = Duration::from_millis(5);
+
+/// The router with one worker, its model on a thread of its own. Killed when dropped.
+pub struct Program {
+    child: Child,
+    scoring: SocketAddr,
+    _folder: tempfile::TempDir,
+    _model: mpsc::Sender<()>,
+}
+
+impl Program {
+    pub fn start() -> Self {
+        let (model, held) = model();
+        let folder = tempfile::tempdir().unwrap();
+        let settings = "scoring: {address: \"127.0.0.1:0\"}\nadmin: {address: \"127.0.0.1:0\"}\nworkers: 1\n\
+                        endpoints: {files: [\"endpoint.yaml\"]}\nlog: {format: text, access: false}\n";
+        std::fs::write(folder.path().join("router.yaml"), settings).unwrap();
+        let document = endpoint(&[model], "{maxConcurrentRequestsPerInstance: 1000}");
+        std::fs::write(folder.path().join("endpoint.yaml"), document).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_inference-router"));
+        command.args(["serve", "--config"]).arg(folder.path().join("router.yaml"));
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let line = log.find(|line| line.contains("scoring listener")).expect("the router says where it listens");
+        let scoring = line.split_once("address=").unwrap().1.trim().parse().unwrap();
+        // Nobody reads on otherwise, and the router would wait.
+        std::thread::spawn(move || log.for_each(drop));
+        Self { child, scoring, _folder: folder, _model: held }
+    }
+
+    /// Processor time used so far, by all threads, in the system and out of it.
+    fn cpu(&self) -> Duration {
+        // The same as utime and stime of `/proc/PID/stat`, but in nanoseconds instead of hundredths of a second.
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let times = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap());
+        times.map(|times| Duration::from_nanos(times.split(' ').next().unwrap().parse().unwrap())).sum()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A model that answers at once, while the sender lives.
+fn model() -> (SocketAddr, mpsc::Sender<()>) {
+    let (held, ended) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let model = runtime.block_on(Model::named("ok"));
+        tell.send(model.address).unwrap();
+        runtime.block_on(async {
+            while ended.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+    });
+    (told.recv().unwrap(), held)
+}
+
+/// What an attack cost.
+#[derive(Default)]
+pub struct Cost {
+    pub connections: u64,
+    /// Frames, requests or heads, over all connections.
+    pub pieces: u64,
+    /// Processor time of the router, the good client's requests included.
+    pub cpu: Duration,
+    /// The good client's waits, ascending.
+    waits: Vec<Duration>,
+}
+
+impl Cost {
+    /// Adds what more of the same attack cost.
+    pub fn add(&mut self, more: Self) {
+        self.connections += more.connections;
+        self.pieces += more.pieces;
+        self.cpu += more.cpu;
+        self.waits.extend(more.waits);
+        self.waits.sort_unstable();
+    }
+
+    /// How many requests the good client made.
+    pub fn good(&self) -> u32 {
+        u32::try_from(self.waits.len()).unwrap()
+    }
+
+    /// How long the good client waited at most, in so many of a hundred cases.
+    pub fn percentile(&self, percent: usize) -> Duration {
+        self.waits[(self.waits.len() * percent / 100).min(self.waits.len() - 1)]
+    }
+}
+
+/// Attacks for `time`, or does not, with a good client beside; each has a thread of its own.
+///
+/// # Panics
+/// When the good client is not answered with 200, or a connection is not cut off that should be.
+pub fn measure(program: &Program, attack: Option<&Attack>, time: Duration) -> Cost {
+    let (scoring, over) = (program.scoring, AtomicBool::new(false));
+    let before = program.cpu();
+    std::thread::scope(|scope| {
+        let good = scope.spawn(|| good(scoring, &over));
+        let taken = match attack {
+            Some(attack) => attacked(attack, scoring, time),
+            None => {
+                std::thread::sleep(time);
+                Vec::new()
+            }
+        };
+        over.store(true, Ordering::Relaxed);
+        let mut waits = good.join().unwrap();
+        waits.sort_unstable();
+        let cut_off = taken.iter().all(|pieces| *pieces < ENDLESS);
+        assert!(cut_off || attack.is_none_or(|attack| !attack.cut_off), "{taken:?} pieces and never cut off");
+        Cost { connections: taken.len() as u64, pieces: taken.iter().sum(), cpu: program.cpu() - before, waits }
+    })
+}
+
+/// One connection of `attack` after the other, as many a second as it says. Returns how many pieces each got in.
+fn attacked(attack: &Attack, scoring: SocketAddr, time: Duration) -> Vec<u64> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let since = Instant::now();
+        let mut turns = tokio::time::interval(Duration::from_secs(1) / attack.per_second);
+        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut taken = Vec::new();
+        while taken.is_empty() || since.elapsed() < time {
+            turns.tick().await;
+            taken.push((attack.run)(scoring).await);
+        }
+        taken
+    })
+}
+
+/// A client that asks again and again over one connection, until it is `over`. Returns how long it waited each time.
+fn good(scoring: SocketAddr, over: &AtomicBool) -> Vec<Duration> {
+    let mut stream = TcpStream::connect(scoring).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    let request = format!(
+        "POST /api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nhost: router\r\nauthorization: Bearer {KEY}\r\n\
+         content-length: 2\r\n\r\n{{}}"
+    );
+    let (mut waits, mut answer) = (Vec::new(), [0; 4096]);
+    while waits.is_empty() || !over.load(Ordering::Relaxed) {
+        let since = Instant::now();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut read = 0;
+        while !answer[..read].ends_with(b"\r\n\r\nok") {
+            let more = stream.read(&mut answer[read..]).unwrap();
+            assert!(more > 0, "the good client was cut off: {}", String::from_utf8_lossy(&answer[..read]));
+            read += more;
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer[..read]));
+        waits.push(since.elapsed());
+        std::thread::sleep(PACE);
+    }
+    waits
+}
