@@ -19,15 +19,13 @@ use crate::control::index::{Desired, Index};
 use crate::control::processes::{self, Supervisor};
 use crate::model::problem::Problem;
 use crate::proxy::Shared;
-use crate::proxy::listen::DataPlane;
+use crate::proxy::listen::{BACKLOG, DataPlane};
 use crate::state::access_log::AccessLog;
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
 use crate::state::status::Status;
 use crate::state::table::Published;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 4096;
 /// How long a local model gets between SIGTERM and SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(10);
 /// Events of local processes that may wait for the control plane.

@@ -51,7 +51,7 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "limits.bodyIdleTimeout",
         |s| WrittenDuration(s.limits.body_idle_timeout).to_string(),
-        "longest silence inside a request body",
+        "longest silence inside a request body, and longest time that a client takes nothing of its response",
     ),
     key("limits.maxConnections", |s| s.limits.max_connections.to_string(), "most client connections at once"),
     key(

@@ -45,6 +45,9 @@ pub struct Files {
 struct Document {
     /// Of the file itself and of the key files it names.
     stamps: Vec<(PathBuf, Stamp)>,
+    /// The file, or a key file, could not be had, perhaps only for want of a file descriptor: what no stamp shows is
+    /// tried again at every look.
+    again: bool,
     endpoints: Vec<Desired>,
     problems: Vec<Problem>,
 }
@@ -118,13 +121,15 @@ impl Files {
             return false;
         }
         let document = self.read.entry(path.clone()).or_default();
-        if !document.stamps.is_empty() && document.stamps.iter().all(|(path, at)| stamp(path) == *at) {
+        let same = !document.stamps.is_empty() && document.stamps.iter().all(|(path, at)| stamp(path) == *at);
+        if same && !document.again {
             return false;
         }
         let before = std::mem::take(document);
         let now = self.read_file(Path::new(&path), before);
+        let changed = !same || !now.again;
         self.read.insert(path, now);
-        true
+        changed
     }
 
     /// Every file of every place, and the places that cannot be read: a mount that fails takes no endpoint away.
@@ -169,7 +174,7 @@ impl Files {
                 for (source, mut auth) in refused {
                     settle_keys(&mut auth, folder);
                     // What is wrong with its keys too is said in the same breath.
-                    let wrong = self.access(&auth, &mut now.stamps).err().into_iter().flatten();
+                    let wrong = self.access(&auth, &mut now).err().into_iter().flatten();
                     now.problems.extend(wrong.map(|problem| problem.from_source(&source)));
                 }
                 if endpoints.is_empty() && now.problems.is_empty() {
@@ -180,13 +185,14 @@ impl Files {
                 endpoints
             }
             Err(error) => {
+                now.again = true;
                 now.problems.push(Problem::new("", format!("cannot be read: {error}")).from_source(&source));
                 Vec::new()
             }
         };
         for mut endpoint in parsed {
             settle_paths(&mut endpoint, folder);
-            match self.access(&endpoint.auth, &mut now.stamps) {
+            match self.access(&endpoint.auth, &mut now) {
                 Ok(access) => now.endpoints.push(Desired { spec: Arc::new(endpoint), access }),
                 Err(problems) => now.problems.extend(problems.into_iter().map(|problem| problem.from_source(&source))),
             }
@@ -201,16 +207,19 @@ impl Files {
     }
 
     /// Resolves an endpoint's keys, and notes the files they come from.
-    fn access(&self, auth: &Auth, stamps: &mut Vec<(PathBuf, Stamp)>) -> Result<Access, Vec<Problem>> {
+    fn access(&self, auth: &Auth, document: &mut Document) -> Result<Access, Vec<Problem>> {
         let Auth::Key(sources) = auth else { return Ok(Access::Open) };
         let (mut digests, mut problems) = (Vec::new(), Vec::new());
         for (source, name) in sources.iter().zip(["primary", "secondary"]) {
             if let KeySource::File(path) = source {
-                stamps.push((path.clone(), stamp(path)));
+                document.stamps.push((path.clone(), stamp(path)));
             }
             match self.key(source) {
                 Ok(key) => digests.push(KeyDigest::of(&key)),
-                Err(what) => problems.push(Problem::new(format!("spec.keys.{name}"), what)),
+                Err(what) => {
+                    document.again |= matches!(source, KeySource::File(_));
+                    problems.push(Problem::new(format!("spec.keys.{name}"), what));
+                }
             }
         }
         if problems.is_empty() { Ok(Access::Keys(digests)) } else { Err(problems) }

@@ -1,6 +1,9 @@
 //! One client connection, from accept to close: which protocol, how patient, how it ends.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -42,19 +45,19 @@ const HTTP2_ERRORS: usize = 1024;
 const READ_BUFFER: usize = 64 * 1024;
 
 /// Serves a connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr) {
+pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     // Fails only on a socket that is closed already.
     let _ = stream.set_nodelay(true);
     let accepted = Instant::now();
     let _registered = poll_fn(|cx| Poll::Ready(worker.register(cx.waker().clone()))).await;
-    let Some((preface, begun)) = read_preface(&worker, &mut stream).await else { return };
+    let Some((preface, begun)) = read_preface(&worker, &stream).await else { return };
     let multiplexed = preface.starts_with(HTTP2_PREFACE);
     let pace = Pace::new(accepted, multiplexed);
     let client = Rc::new(Client {
         worker: worker.clone(),
         pace: pace.clone(),
         origin: Origin { address: text(peer.ip()), scheme: HeaderValue::from_static("http") },
-        reset_at_end: std::cell::Cell::new(false),
+        reset_at_end: Cell::new(false),
     });
     let io = ClientIo::new(stream, preface, begun, pace, worker.clone());
     if multiplexed { serve_http2(&client, io).await } else { serve_http1(&client, io).await }
@@ -62,12 +65,21 @@ pub(super) async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: Socke
 
 /// Reads until it is clear whether the client speaks HTTP/2; returns what was read, and when it began. `None`: the
 /// client left or said nothing for too long, or has not said enough and the worker drains.
-async fn read_preface(worker: &Worker, stream: &mut TcpStream) -> Option<(Bytes, Instant)> {
-    let mut start = BytesMut::with_capacity(8 * 1024);
-    let mut begun = None;
+async fn read_preface(worker: &Worker, stream: &TcpStream) -> Option<(Bytes, Instant)> {
+    let (mut start, mut begun) = (BytesMut::new(), None);
     let reading = async {
+        // Many connections are opened long before they are used: there is no buffer until something comes.
+        stream.readable().await.ok()?;
+        start.reserve(8 * 1024);
         loop {
-            let ended = stream.read_buf(&mut start).await.ok()? == 0;
+            let ended = match stream.try_read_buf(&mut start) {
+                Ok(read) => read == 0,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    stream.readable().await.ok()?;
+                    continue;
+                }
+                Err(_) => return None,
+            };
             begun.get_or_insert_with(Instant::now);
             let compared = start.len().min(HTTP2_PREFACE.len());
             if ended || compared == HTTP2_PREFACE.len() || start[..compared] != HTTP2_PREFACE[..compared] {
@@ -75,16 +87,24 @@ async fn read_preface(worker: &Worker, stream: &mut TcpStream) -> Option<(Bytes,
             }
         }
     };
-    let mut reading = pin!(tokio::time::timeout(worker.shared.limits.header_read_timeout, reading));
-    let read = poll_fn(|cx| match reading.as_mut().poll(cx) {
-        // Whoever began and was too slow is told so, as one with a slow head.
-        Poll::Ready(Err(_)) => Poll::Ready(Some(())),
-        Poll::Ready(Ok(read)) => Poll::Ready(read),
-        Poll::Pending if worker.draining.get() => Poll::Ready(None),
-        Poll::Pending => Poll::Pending,
-    });
-    read.await?;
+    let in_time = async {
+        let mut reading = pin!(tokio::time::timeout(worker.shared.limits.header_read_timeout, reading));
+        let read = poll_fn(|cx| match reading.as_mut().poll(cx) {
+            // Whoever began and was too slow is told so, as one with a slow head.
+            Poll::Ready(Err(_)) => Poll::Ready(Some(())),
+            Poll::Ready(Ok(read)) => Poll::Ready(read),
+            Poll::Pending if worker.draining.get() && nothing_came(stream) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        read.await
+    };
+    in_time.await?;
     Some((start.freeze(), begun?))
+}
+
+/// Asks the system itself: the runtime does not know yet what came on a connection that is new to it.
+fn nothing_came(stream: &TcpStream) -> bool {
+    SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]).is_err()
 }
 
 async fn serve_http1(client: &Rc<Client>, io: ClientIo) {
@@ -158,12 +178,14 @@ async fn drive<C: Graceful, E>(
     poll_fn(|cx| {
         let cx = &mut Context::from_waker(wakes.waker(cx.waker()));
         loop {
+            if poll(connection, cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            // Only now: a request that had come before is one in flight.
             if client.worker.draining.get() && finishing.is_none() {
                 finishing = Some(Instant::now());
                 connection.finish_and_close();
-            }
-            if poll(connection, cx).is_ready() {
-                return Poll::Ready(None);
+                continue;
             }
             let Some((deadline, why)) = client.pace.deadline(&client.worker.shared.limits) else {
                 return Poll::Pending;
@@ -205,7 +227,7 @@ async fn close(client: &Client, mut stream: TcpStream, impatience: Option<Impati
         while stream.read_buf(&mut unread).await? > 0 {
             unread.clear();
         }
-        std::io::Result::Ok(())
+        io::Result::Ok(())
     };
     let mut ending = pin!(tokio::time::timeout(LINGER, last_words));
     // The client is gone, or has had its time.

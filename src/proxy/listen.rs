@@ -20,6 +20,8 @@ use super::{connection, request_id, respond};
 use crate::model::refusal::Refusal;
 use crate::state::lifecycle::Phase;
 
+/// Connections that may wait to be accepted.
+pub const BACKLOG: i32 = 4096;
 /// Connections that may wait for their worker.
 const HAND_OVER: usize = 1024;
 /// Rest after an accept that failed: without file descriptors, trying again at once only burns time.
@@ -139,7 +141,7 @@ async fn accept(listener: TcpListener, seats: Vec<Seat>, shared: Arc<Shared>) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = &mut draining => return,
+            () = &mut draining => break,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -153,6 +155,15 @@ async fn accept(listener: TcpListener, seats: Vec<Seat>, shared: Arc<Shared>) {
                 }
                 tokio::time::sleep(ACCEPT_REST).await;
             }
+        }
+    }
+    // The system accepts for us: who connected before the end must not find a reset instead of an answer. No more than
+    // can have waited: others may come without end.
+    let Ok(listener) = listener.into_std() else { return };
+    for _ in 0..BACKLOG {
+        let Ok((stream, peer)) = listener.accept() else { return };
+        if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream)) {
+            seat(stream, peer, &seats, &gauge, &shared).await;
         }
     }
 }
@@ -188,15 +199,16 @@ async fn work(shared: Arc<Shared>, mut accepted: mpsc::Receiver<Accepted>) {
     let sweeper = tokio::task::spawn_local(sweep(worker.clone()));
     // Ends when the accepting thread does, after handing over everything it accepted.
     while let Some(Accepted { stream, peer, open }) = accepted.recv().await {
-        let worker = worker.clone();
+        let (worker, alive) = (worker.clone(), worker.alive());
         tokio::task::spawn_local(async move {
-            let alive = worker.alive();
             if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
                 connection::serve(worker, stream, peer).await;
             }
             drop((open, alive));
         });
     }
+    // Requests that have come by now are seen first: the runtime looks at the sockets before this goes on.
+    tokio::task::yield_now().await;
     worker.drain();
     tokio::select! {
         _ = ended.recv() => {}

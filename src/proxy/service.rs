@@ -273,6 +273,7 @@ fn passed_on(
     if let Some(cors) = record.endpoint.as_ref().and_then(|endpoint| endpoint.spec.cors.as_ref()) {
         cors::decorate(cors, origin, &mut parts.headers);
     }
+    announce_end(&record, &mut parts.headers, false);
     (record.status, record.model_status) = (Some(status), Some(model));
     (parts.status, parts.version) = (status, Version::HTTP_11);
     // A reason phrase of the model's own would stand beside another status.
@@ -292,16 +293,22 @@ fn own(
     record.status = (fault != Some(Refusal::BodyCutShort)).then(|| response.status());
     let (mut parts, body) = response.into_parts();
     record.describe(&mut parts.headers);
-    if (last || fault.is_some()) && record.version != Version::HTTP_2 {
-        // With a fault, the rest of the body is not read.
-        parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
+    announce_end(&record, &mut parts.headers, last);
     if let (Some(cors), Some(origin)) =
         (record.endpoint.as_ref().and_then(|endpoint| endpoint.spec.cors.as_ref()), origin)
     {
         cors::decorate(cors, Some(origin), &mut parts.headers);
     }
     Response::from_parts(parts, Body::Own(body, Box::new(record)))
+}
+
+/// Says that no other request can follow: it is the `last`, or an answer before the end of the request's body, whose
+/// rest may never be read.
+fn announce_end(record: &Record, answer: &mut HeaderMap, last: bool) {
+    let unread = record.upload.as_ref().is_some_and(|upload| upload.ended().is_none());
+    if (last || unread) && record.version != Version::HTTP_2 {
+        answer.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
 }
 
 impl From<Unidentified> for Refusal {

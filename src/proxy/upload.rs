@@ -117,7 +117,7 @@ impl Upload {
                 if received > self.limit {
                     return self.fail(Refusal::PayloadTooLarge(self.limit));
                 }
-                if incoming.is_end_stream() {
+                if incoming.is_end_stream() || frame.is_trailers() {
                     self.progress.ended.set(Some(Instant::now()));
                 }
                 Poll::Ready(Some(frame))

@@ -115,7 +115,8 @@ fn check(folder: &std::path::Path, document: &Value) -> Vec<inference_router::mo
     // Keys are read with the file.
     let file = folder.join("one.yaml");
     std::fs::write(&file, text).unwrap();
-    let loaded = Files::new(vec![file.clone()], std::sync::Arc::new(|_| None)).load(&inference_router::control::files::Scope::Everything, std::time::Instant::now());
+    let loaded = Files::new(vec![file.clone()], std::sync::Arc::new(|_| None))
+        .load(&inference_router::control::files::Scope::Everything, std::time::Instant::now());
     std::fs::remove_file(file).unwrap();
     loaded.unwrap().problems
 }

@@ -1,0 +1,36 @@
+//! Faults under load: the real program as a process of its own, so that its memory, file descriptors, threads and
+//! processor time can be read from outside, while clients score through it and check every answer.
+//!
+//! The tests take turns (see [`program`]): each measures a process, and what it measures is not to be the others' work.
+
+#![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
+#![allow(unreachable_pub, reason = "a test is no library: nobody is outside")]
+
+mod client;
+mod clients;
+mod crowd;
+mod descriptors;
+mod load;
+mod message;
+mod model;
+mod processes;
+mod program;
+mod reload;
+mod replicas;
+mod signals;
+mod slow;
+mod soak;
+mod vitals;
+
+use std::future::Future;
+use std::time::Duration;
+
+/// Longest wait for anything in a test: only a broken router takes it.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a condition that is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// `future`, or a panic that says what did not come.
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("timed out: {what}"))
+}
