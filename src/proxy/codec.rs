@@ -15,7 +15,7 @@ const FIELDS: usize = 256;
 
 /// A replica does not speak HTTP/1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Garbage;
+pub struct Garbage;
 
 /// How the body of a request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,11 +102,13 @@ fn may_trail(name: &HeaderName) -> bool {
 
 /// A response head.
 #[derive(Debug)]
-pub(super) struct Head {
-    pub(super) parts: response::Parts,
-    pub(super) body: Receiving,
+pub struct Head {
+    /// Status and fields.
+    pub parts: response::Parts,
+    /// How to read its body.
+    pub body: Receiving,
     /// Whether the connection can be used again after the body.
-    pub(super) keeps_alive: bool,
+    pub keeps_alive: bool,
 }
 
 /// Takes a response head, that answers a request with `method`, from the front of `input`. `None`: it is not complete.
@@ -114,7 +116,7 @@ pub(super) struct Head {
 ///
 /// # Errors
 /// [`Garbage`].
-pub(super) fn read_head(input: &mut BytesMut, method: &Method) -> Result<Option<Head>, Garbage> {
+pub fn read_head(input: &mut BytesMut, method: &Method) -> Result<Option<Head>, Garbage> {
     loop {
         let Some((length, head)) = parse_head(input, method)? else {
             return bounded(input).map(|()| None);
@@ -170,7 +172,7 @@ fn keeps_alive(head: &response::Parts) -> bool {
 
 /// How much of a response's body is still to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Receiving {
+pub enum Receiving {
     /// So many bytes.
     Length(u64),
     /// In chunks.
@@ -181,7 +183,7 @@ pub(super) enum Receiving {
 
 /// What comes next in a body in chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chunk {
+pub enum Chunk {
     /// The line with the chunk's size.
     Size,
     /// So many bytes of the chunk.
@@ -196,8 +198,10 @@ pub(super) enum Chunk {
 
 /// A piece of a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Piece {
+pub enum Piece {
+    /// A part of it.
     Data(Bytes),
+    /// The fields after it.
     Trailers(HeaderMap),
     /// Nothing comes any more.
     End,
@@ -234,7 +238,7 @@ impl Receiving {
     ///
     /// # Errors
     /// [`Garbage`].
-    pub(super) fn next(&mut self, input: &mut BytesMut) -> Result<Piece, Garbage> {
+    pub fn next(&mut self, input: &mut BytesMut) -> Result<Piece, Garbage> {
         match self {
             Self::Length(0) | Self::Chunked(Chunk::Over) => Ok(Piece::End),
             Self::Length(rest) => Ok(take(input, rest)),
@@ -244,7 +248,7 @@ impl Receiving {
     }
 
     /// Whether nothing comes any more.
-    pub(super) fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         matches!(self, Self::Length(0) | Self::Chunked(Chunk::Over))
     }
 }

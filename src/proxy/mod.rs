@@ -4,7 +4,7 @@
 
 mod body;
 mod client_io;
-mod codec;
+pub mod codec;
 mod connection;
 mod cors;
 mod exchange;

@@ -41,3 +41,8 @@ fn settings() {
 fn endpoints() {
     all("endpoints", parsers::endpoints);
 }
+
+#[test]
+fn responses() {
+    all("responses", parsers::responses);
+}

@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, Uri, Version};
+use http::{HeaderMap, Method, Request, Uri, Version};
 use inference_router::config::{self, Workers};
 use inference_router::control::documents;
 use inference_router::control::index::{Desired, Index};
@@ -17,6 +18,7 @@ use inference_router::model::problem::Problem;
 use inference_router::model::validate::path::path as scoring_path;
 use inference_router::policy::access::{Access, KeyDigest};
 use inference_router::policy::identify::{Asked, Called, Unidentified, identify, lookup_key};
+use inference_router::proxy::codec::{self, Garbage, Head, Piece};
 use inference_router::proxy::headers::{self, Notable, Origin};
 use inference_router::state::gauges;
 use inference_router::state::metrics::Metrics;
@@ -154,9 +156,11 @@ fn request_fields(version: Version, target: Uri, fields: HeaderMap) {
     let client_id = headers::client_request_id(&fields);
     headers::to_model(&mut head, &notable, &origin, &id, client_id.as_ref());
     let sent = &head.headers;
-    for name in HOP_BY_HOP.into_iter().chain(["host", "expect"]) {
+    for name in HOP_BY_HOP.into_iter().chain(["expect"]) {
         assert!(!sent.contains_key(name), "{name} reaches the model: {sent:?}");
     }
+    // It is replaced when it is known which replica gets the request.
+    assert!(sent.get_all(HOST).iter().count() <= 1, "{sent:?}");
     assert!(sent.get_all(TE).iter().all(|te| te == "trailers"), "{sent:?}");
     assert!(!(fields.contains_key(TRANSFER_ENCODING) && sent.contains_key(CONTENT_LENGTH)), "two lengths: {sent:?}");
     assert!(!fields.contains_key(EXPECT) || !sent.contains_key(EXPECT));
@@ -305,6 +309,47 @@ fn keeps_secrets(text: &str, documents: impl Iterator<Item = Value>, problems: &
             }
             let told = problems.iter().find(|problem| problem.to_string().contains(key));
             assert!(told.is_none(), "a key is told: {told:?}");
+        }
+    }
+}
+
+/// What a replica says: understood alike however it is cut, and nothing is made up.
+pub fn responses(data: &[u8]) {
+    let Some((choice, data)) = data.split_first() else { return };
+    let method = if choice % 8 == 0 { Method::HEAD } else { Method::POST };
+    let at_once = read_response(&method, [data].into_iter());
+    assert_eq!(at_once, read_response(&method, data.chunks(1)), "byte by byte");
+    assert_eq!(at_once, read_response(&method, data.chunks(usize::from(*choice) + 2)), "in pieces");
+    if let Ok(Some((head, body, over))) = at_once {
+        assert!(body.len() <= data.len() && head.contains("HTTP/1."), "{head}");
+        assert!(method != Method::HEAD || over && body.is_empty());
+    }
+}
+
+/// Head with trailers, body, and whether it is complete. `None`: not even the head is.
+type Understood = Option<(String, Vec<u8>, bool)>;
+
+fn read_response<'a>(method: &Method, mut pieces: impl Iterator<Item = &'a [u8]>) -> Result<Understood, Garbage> {
+    let mut input = BytesMut::new();
+    let Head { parts, body: mut receiving, keeps_alive } = loop {
+        match codec::read_head(&mut input, method)? {
+            Some(head) => break head,
+            None => match pieces.next() {
+                Some(piece) => input.extend_from_slice(piece),
+                None => return Ok(None),
+            },
+        }
+    };
+    let (mut head, mut body) = (format!("{parts:?} {keeps_alive}"), Vec::new());
+    loop {
+        match receiving.next(&mut input)? {
+            Piece::Data(data) => body.extend_from_slice(&data),
+            Piece::Trailers(trailers) => head += &format!("{trailers:?}"),
+            Piece::End => return Ok(Some((head, body, true))),
+            Piece::Incomplete => match pieces.next() {
+                Some(piece) => input.extend_from_slice(piece),
+                None => return Ok(Some((head, body, receiving.is_over()))),
+            },
         }
     }
 }
