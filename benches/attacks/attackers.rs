@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,7 +32,7 @@ pub const ENDLESS: u64 = 2_000_000;
 const REST: Duration = Duration::from_millis(1);
 
 pub const ATTACKS: &[Attack] = &[
-    Attack { name: "rapid reset", per_second: 20, cut_off: true, run: |to| Box::pin(rapid_reset(to)) },
+    Attack { name: "rapid reset", per_second: 2, cut_off: true, run: |to| Box::pin(rapid_reset(to)) },
     Attack { name: "CONTINUATION, empty", per_second: 20, cut_off: true, run: |to| Box::pin(continuation(to, 0)) },
     Attack { name: "CONTINUATION, 4 KB", per_second: 20, cut_off: true, run: |to| Box::pin(continuation(to, 4_000)) },
     Attack { name: "SETTINGS", per_second: 20, cut_off: true, run: |to| flood(to, vec![], settings(&[(3, 100)])) },
@@ -60,11 +61,11 @@ pub const ATTACKS: &[Attack] = &[
         cut_off: true,
         run: |to| flood(to, head(1, 0, &[]), frame(DATA, 0, 1, b"x")),
     },
-    Attack { name: "header flood", per_second: 50, cut_off: true, run: |to| Box::pin(shout(to, header_flood())) },
-    Attack { name: "garbage", per_second: 200, cut_off: true, run: |to| Box::pin(shout(to, vec![0x16; 500])) },
+    Attack { name: "header flood", per_second: 50, cut_off: true, run: |to| Box::pin(shout(to, &HEADER_FLOOD)) },
+    Attack { name: "garbage", per_second: 200, cut_off: true, run: |to| Box::pin(shout(to, &[0x16; 500])) },
     Attack { name: "nothing but a connection", per_second: 200, cut_off: true, run: |to| Box::pin(come_and_go(to)) },
     Attack { name: "wrong keys", per_second: 5, cut_off: false, run: |to| Box::pin(wrong_keys(to)) },
-    Attack { name: "slow heads", per_second: 1_000, cut_off: true, run: |to| Box::pin(slow(to)) },
+    Attack { name: "slow heads", per_second: 250, cut_off: true, run: |to| Box::pin(slow(to)) },
 ];
 
 /// Writes `piece` over and over, in batches, and reads what comes, until the router closes.
@@ -93,7 +94,8 @@ async fn repeat(client: &mut H2, size: u64, batch: impl Fn(u64) -> Vec<u8>) -> u
 async fn rapid_reset(to: SocketAddr) -> u64 {
     let mut client = H2::connect(to, &[]).await;
     let reset = |stream: u32| [head(stream, END_STREAM, &[]), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat();
-    repeat(&mut client, 10, |sent| (0..10).flat_map(|n| reset(1 + 2 * (sent as u32 + n))).collect()).await
+    // Few at once, so that each is looked at: that is dearer for the router than being cut off at the twenty-first.
+    repeat(&mut client, 2, |sent| (0..2).flat_map(|n| reset(1 + 2 * (sent as u32 + n))).collect()).await
 }
 
 async fn continuation(to: SocketAddr, length: usize) -> u64 {
@@ -105,15 +107,16 @@ async fn continuation(to: SocketAddr, length: usize) -> u64 {
     repeat(&mut client, 10, |_| bytes.repeat(10)).await
 }
 
-fn header_flood() -> Vec<u8> {
+/// Made once: what it costs the attacker is not to be measured.
+static HEADER_FLOOD: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let fields: String = (0..5_000).map(|number| format!("x-{number}: y\r\n")).collect();
     format!("GET / HTTP/1.1\r\nhost: router\r\n{fields}\r\n").into_bytes()
-}
+});
 
 /// Says one thing, and waits for the end.
-async fn shout(to: SocketAddr, bytes: Vec<u8>) -> u64 {
+async fn shout(to: SocketAddr, bytes: &[u8]) -> u64 {
     let Ok(mut stream) = TcpStream::connect(to).await else { return 0 };
-    let _ = stream.write_all(&bytes).await;
+    let _ = stream.write_all(bytes).await;
     let _ = stream.read_to_end(&mut Vec::new()).await;
     1
 }

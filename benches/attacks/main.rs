@@ -32,7 +32,7 @@ const COLUMNS: [&str; 9] = [
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--test");
     let only = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    let (slices, slice) = if quick { (1, Duration::from_millis(100)) } else { (6, Duration::from_secs(1)) };
+    let (slices, slice) = if quick { (1, Duration::from_millis(100)) } else { (2, Duration::from_secs(4)) };
     let program = Program::start();
     // The first requests open connections and warm caches.
     measure(&program, None, slice);
