@@ -41,8 +41,11 @@ const HTTP2_STREAMS: u32 = 256;
 const HTTP2_RESETS: usize = 20;
 /// HTTP/2 streams that a client may make the library reset, over the life of a connection.
 const HTTP2_ERRORS: usize = 1024;
-/// The largest piece of a body that is read at once.
-const READ_BUFFER: usize = 64 * 1024;
+/// The largest piece of a body that is read at once. Room for it is made step by step, for clients that fill it; from
+/// 64 to 256 KiB saves a large upload a sixth of its CPU, more saves nothing.
+const READ_BUFFER: usize = 256 * 1024;
+/// Of what is read only to be thrown away.
+const UNREAD_BUFFER: usize = 64 * 1024;
 
 /// Serves a connection to its end.
 pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
@@ -223,7 +226,7 @@ async fn close(client: &Client, mut stream: TcpStream, impatience: Option<Impati
             return Ok(());
         }
         // A close with unread bytes resets the connection, and the client may lose what we said last.
-        let mut unread = BytesMut::with_capacity(READ_BUFFER);
+        let mut unread = BytesMut::with_capacity(UNREAD_BUFFER);
         while stream.read_buf(&mut unread).await? > 0 {
             unread.clear();
         }

@@ -142,7 +142,7 @@ impl Connection {
                 self.output = Output::default();
                 break;
             }
-            match ready!(write_together(&mut self.stream, cx, &self.output.slices())) {
+            match ready!(self.output.poll_write(&mut self.stream, cx)) {
                 Ok(length) => {
                     self.written += length as u64;
                     self.output.advance(length);
@@ -192,8 +192,11 @@ impl Connection {
 }
 
 impl Output {
-    fn slices(&self) -> [IoSlice<'_>; 3] {
-        [&self.framing[..], &self.data[..], self.end].map(IoSlice::new)
+    fn poll_write(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.framing.is_empty() && self.end.is_empty() {
+            return Pin::new(stream).poll_write(cx, &self.data);
+        }
+        write_together(stream, cx, &[&self.framing[..], &self.data[..], self.end].map(IoSlice::new))
     }
 
     fn is_empty(&self) -> bool {
