@@ -253,9 +253,11 @@ def own_bars(options, load, run):
     memory = many.memory()
     pairs = worker_costs(options, load, one, many)
     ratios = [sum(with_many) / sum(with_one) for (with_one, _), (with_many, _) in pairs]
+    # Long enough for several looks at every file, which are rarer the longer one takes.
+    watched = 2 if options.quick else 15
     before = many.cpu()
-    time.sleep(options.seconds)
-    idle = (many.cpu() - before) / options.seconds
+    time.sleep(watched)
+    idle = (many.cpu() - before) / watched
     # The first does not count: before it blue answers too.
     changes = [seen_after(many, ("blue", "green")[number % 2]) for number in range(6 if options.quick else 21)][1:]
     stop(many.process)

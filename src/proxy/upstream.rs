@@ -32,8 +32,8 @@ pub(super) struct Connection {
     output: Output,
     /// Room for the next read: more for a replica that fills it.
     room: usize,
-    /// Bytes written, to know whether a replica can have seen anything of a request.
-    written: u64,
+    /// Whether the replica can have seen anything of the request.
+    has_sent: bool,
     /// The replica takes nothing more: what is to go vanishes, so that an answer it gave before is still read.
     deaf: bool,
     /// The replica sends nothing more.
@@ -74,7 +74,7 @@ impl Connection {
             input: BytesMut::new(),
             output: Output::default(),
             room: SMALL_READ,
-            written: 0,
+            has_sent: false,
             deaf: false,
             ended: false,
             timer: LazyTimer::default(),
@@ -114,7 +114,7 @@ impl Connection {
 
     /// Buffers the head of a request, and the first of its body if that is there already: they go out together.
     pub(super) fn send_head<B>(&mut self, request: &Request<B>, body: Sending, first: Option<Bytes>) {
-        self.written = 0;
+        self.has_sent = false;
         codec::write_head(&mut self.output.framing, request, body);
         if let Some(first) = first {
             self.send(first, body);
@@ -144,7 +144,7 @@ impl Connection {
             }
             match ready!(self.output.poll_write(&mut self.stream, cx)) {
                 Ok(length) => {
-                    self.written += length as u64;
+                    self.has_sent = true;
                     self.output.advance(length);
                 }
                 Err(_) => self.deaf = true,
@@ -155,7 +155,7 @@ impl Connection {
 
     /// Whether nothing of the request can have reached the replica.
     pub(super) fn has_sent_nothing(&self) -> bool {
-        self.written == 0
+        !self.has_sent
     }
 
     /// Whether the replica takes nothing more.
