@@ -264,7 +264,7 @@ def own_bars(options, load, run):
     # Both where two have room: on the same cores, with the same neighbours.
     one, two = (run(f"workers-{count}", cores=options.two_cores, workers=count) for count in (1, 2))
     pairs = worker_costs(options, load, one, two)
-    capacity = statistics.median(alone / max(both) for ([alone], _), (both, _) in pairs)
+    capacity = statistics.median(len(both) * alone / sum(both) for ([alone], _), (both, _) in pairs)
     busier = statistics.median(max(both) / sum(both) for _, (both, _) in pairs)
     seen = statistics.median(answered / before for (_, before), (_, answered) in pairs)
     count = f"{options.endpoints:,} endpoints"
