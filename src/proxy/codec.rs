@@ -62,10 +62,10 @@ pub(super) fn write_chunk_size(out: &mut BytesMut, length: usize) {
 /// What ends a line, and a chunk.
 pub(super) const CRLF: &[u8] = b"\r\n";
 
-/// Writes the end of a body in chunks. Trailers that would frame, route or authenticate a message are left out.
+/// Writes the end of a body in chunks.
 pub(super) fn write_last_chunk(out: &mut BytesMut, trailers: Option<&HeaderMap>) {
     out.put_slice(b"0\r\n");
-    for (name, value) in trailers.into_iter().flatten().filter(|(name, _)| may_trail(name)) {
+    for (name, value) in trailers.into_iter().flatten() {
         write_field(out, name, value);
     }
     out.put_slice(CRLF);
@@ -76,28 +76,6 @@ fn write_field(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
     out.put_slice(b": ");
     out.put_slice(value.as_bytes());
     out.put_slice(CRLF);
-}
-
-/// Whether a field may come after a body (RFC 9110 section 6.5.1).
-fn may_trail(name: &HeaderName) -> bool {
-    let never = [
-        "authorization",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-range",
-        "content-type",
-        "cookie",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "set-cookie",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    !never.contains(&name.as_str())
 }
 
 /// A response head.

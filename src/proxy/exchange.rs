@@ -14,6 +14,7 @@ use http::response::Parts;
 use http_body::{Frame, SizeHint};
 
 use super::codec::{self, Garbage, Head, Piece, Receiving, Sending};
+use super::headers;
 use super::upload::{Progress, Upload};
 use super::upstream::Connection;
 use super::worker::Worker;
@@ -121,10 +122,14 @@ impl Exchange {
             return Poll::Ready(Err(NoHead::Refused(fault)));
         }
         ready!(running.connection.timer.poll(cx, self.dispatched + self.timeout));
+        // A client is to blame only if it was waited for.
+        let refusal = if self.upload.ended().is_some() || running.connection.is_behind() {
+            Refusal::ModelTimeout(self.timeout)
+        } else {
+            Refusal::BodyTimeout
+        };
         // The replica has had its time: the slot is free, whatever it still does.
         self.running = None;
-        let refusal =
-            if self.upload.ended().is_some() { Refusal::ModelTimeout(self.timeout) } else { Refusal::BodyTimeout };
         Poll::Ready(Err(NoHead::Refused(refusal)))
     }
 
@@ -135,6 +140,11 @@ impl Exchange {
         if connection.has_sent_nothing() {
             request.body_mut().put_first_back(first);
             return NoHead::NotSent(slot, request);
+        }
+        if !connection.ended() && !connection.is_deaf() && self.worker.may_complain() {
+            // Nobody else learns of it: to a client it is as if the replica had closed.
+            let replica = slot.replica().address.as_str();
+            tracing::warn!(replica, "a model answered what is not HTTP/1.1, or has over 256 fields or 256 KiB of head");
         }
         slot.failed(Instant::now());
         NoHead::Refused(Refusal::ReplicaClosed)
@@ -167,7 +177,10 @@ impl Exchange {
         }
         Poll::Ready(match piece {
             Ok(Piece::Data(data)) => Some(Ok(Frame::data(data))),
-            Ok(Piece::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
+            Ok(Piece::Trailers(mut trailers)) => {
+                headers::keep_what_may_trail(&mut trailers);
+                (!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers)))
+            }
             _ => None,
         })
     }
@@ -263,7 +276,9 @@ impl Running {
         loop {
             match receiving.next(&mut self.connection.input)? {
                 Piece::Incomplete if !self.connection.ended() => ready!(self.connection.poll_read(cx)),
-                Piece::Incomplete if *receiving == Receiving::ToTheEnd => return Poll::Ready(Ok(Piece::End)),
+                Piece::Incomplete if *receiving == Receiving::ToTheEnd && !self.connection.is_broken() => {
+                    return Poll::Ready(Ok(Piece::End));
+                }
                 Piece::Incomplete => return Poll::Ready(Err(Closed)),
                 piece => return Poll::Ready(Ok(piece)),
             }
@@ -289,7 +304,8 @@ impl Running {
                 end => {
                     self.is_sent = true;
                     if self.sending == Sending::Chunked {
-                        let trailers = end.and_then(Result::err).and_then(|frame| frame.into_trailers().ok());
+                        let mut trailers = end.and_then(Result::err).and_then(|frame| frame.into_trailers().ok());
+                        trailers.iter_mut().for_each(headers::keep_what_may_trail);
                         self.connection.send_end(trailers.as_ref());
                     }
                 }
@@ -301,7 +317,7 @@ impl Running {
     fn is_answered(&self) -> bool {
         match self.stage {
             Stage::Body { receiving: Receiving::ToTheEnd, .. } => {
-                self.connection.ended() && self.connection.input.is_empty()
+                self.connection.ended() && !self.connection.is_broken() && self.connection.input.is_empty()
             }
             Stage::Body { receiving, .. } => receiving.is_over(),
             Stage::Head => false,

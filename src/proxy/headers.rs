@@ -7,7 +7,7 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
     UPGRADE,
 };
-use http::{Version, request};
+use http::{StatusCode, Version, request};
 
 use crate::model::limits::Limits;
 
@@ -197,12 +197,53 @@ pub fn to_model(
     head.version = Version::HTTP_11;
 }
 
-/// Makes a model's headers ones for the client.
-pub fn from_model(headers: &mut HeaderMap) {
+/// Makes the headers of a model's response with `status` ones for the client.
+pub fn from_model(headers: &mut HeaderMap, status: StatusCode) {
     let notable = Notable::of(headers);
     strip_hop_by_hop(headers, &notable);
-    if notable.transfer_encoding {
+    // A length that is none: RFC 9110 section 8.6.
+    if notable.transfer_encoding || status == StatusCode::NO_CONTENT {
         headers.remove(CONTENT_LENGTH);
+    }
+}
+
+/// Removes the trailers that would frame, route or authenticate a message (RFC 9110 section 6.5.1), or say again what
+/// only the router says: who merges trailers into headers must not be misled.
+pub(super) fn keep_what_may_trail(trailers: &mut HeaderMap) {
+    const NEVER: [&str; 30] = [
+        "authorization",
+        "azureml-model-deployment",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-range",
+        "content-type",
+        "cookie",
+        "expect",
+        "host",
+        "keep-alive",
+        "max-forwards",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "range",
+        "set-cookie",
+        "te",
+        "traceparent",
+        "tracestate",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "www-authenticate",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+        "x-ms-client-request-id",
+        "x-request-id",
+        "ms-azureml-model-time",
+    ];
+    for name in NEVER {
+        trailers.remove(name);
     }
 }
 

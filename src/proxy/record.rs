@@ -30,7 +30,8 @@ pub(super) struct Record {
     pub(super) client_request_id: Option<HeaderValue>,
     pub(super) endpoint: Option<Arc<Endpoint>>,
     pub(super) deployment: Option<Arc<Deployment>>,
-    pub(super) upload: Option<Rc<Progress>>,
+    /// How far its body has come.
+    pub(super) upload: Rc<Progress>,
     pub(super) proof: Option<Proof>,
     /// Time in the queue, of a request that waited.
     pub(super) queued: Option<Duration>,
@@ -46,7 +47,6 @@ pub(super) struct Record {
     /// Body bytes sent to the client.
     pub(super) sent: u64,
     pub(super) version: Version,
-    has_body: bool,
     start: Instant,
     /// What only the access log wants to know.
     log: Option<Box<Logged>>,
@@ -59,7 +59,8 @@ struct Logged {
 }
 
 impl Record {
-    pub(super) fn begin(client: &Rc<Client>, head: &request::Parts, notable: &Notable, has_body: bool) -> Self {
+    /// Begins with a request's head.
+    pub(super) fn begin(client: &Rc<Client>, head: &request::Parts, notable: &Notable, upload: Rc<Progress>) -> Self {
         let log = client.worker.shared.access_log.is_some().then(|| {
             Box::new(Logged {
                 method: head.method.clone(),
@@ -74,7 +75,7 @@ impl Record {
             client_request_id: if notable.client_request_id { headers::client_request_id(&head.headers) } else { None },
             endpoint: None,
             deployment: None,
-            upload: None,
+            upload,
             proof: None,
             queued: None,
             dispatched: None,
@@ -84,7 +85,6 @@ impl Record {
             status: None,
             sent: 0,
             version: head.version,
-            has_body,
             log,
         }
     }
@@ -160,7 +160,7 @@ impl Record {
         };
         let metrics = &deployment.metrics;
         metrics.answered(code, self.model_status.map(|status| status.as_u16()));
-        metrics.request_bytes.inc_by(self.upload.as_ref().map_or(0, |upload| upload.received()));
+        metrics.request_bytes.inc_by(self.upload.received());
         metrics.response_bytes.inc_by(self.sent);
         let total = now.duration_since(self.start);
         let with_model = self.dispatched.map(|at| self.ended.unwrap_or(now).duration_since(at)).unwrap_or_default();
@@ -172,7 +172,6 @@ impl Record {
         let (Some(log), Some(logged)) = (&self.client.worker.shared.access_log, &self.log) else { return };
         let since_start = |at: Instant| milliseconds(at.saturating_duration_since(self.start));
         let Context { request_id, endpoint, deployment } = self.context();
-        let progress = self.upload.as_deref();
         log.write(&Line {
             time_generated: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             operation_name: "Score",
@@ -185,7 +184,7 @@ impl Record {
             response_code_reason: self.status.map_or("Client Closed Request", reason),
             model_status_code: self.model_status.map(|status| status.as_u16()),
             model_status_reason: self.model_status.map(reason),
-            request_payload_size: progress.map_or(0, Progress::received),
+            request_payload_size: self.upload.received(),
             response_payload_size: self.sent,
             user_agent: &logged.user_agent,
             x_request_id: request_id,
@@ -197,7 +196,7 @@ impl Record {
             },
             identity_data: "",
             total_duration_ms: milliseconds(now.duration_since(self.start)),
-            request_duration_ms: progress.and_then(Progress::ended).map(since_start),
+            request_duration_ms: self.upload.ended().map(since_start),
             response_duration_ms: self.head.map(since_start),
             request_throttling_delay_ms: 0.0,
             response_throttling_delay_ms: 0.0,
@@ -208,8 +207,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let now = Instant::now();
-        let read = self.upload.as_ref().is_some_and(|upload| upload.ended().is_some());
-        self.client.pace.end(now, self.has_body && !read);
+        self.client.pace.end(now, self.upload.ended().is_none());
         let code = self.status.map_or(CLIENT_LEFT, |status| status.as_u16());
         self.count(code, now);
         self.write(code, now);

@@ -8,7 +8,6 @@ use std::time::Instant;
 use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderMap, ORIGIN};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request, response};
-use http_body::Body as _;
 use hyper::body::Incoming;
 
 use super::body::Body;
@@ -40,9 +39,17 @@ enum Answer {
 pub(super) async fn handle(client: Rc<Client>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let (head, incoming) = request.into_parts();
     let notable = Notable::of(&head.headers);
-    let mut record = Record::begin(&client, &head, &notable, !incoming.is_end_stream());
+    let upload = Upload::new(incoming, &client.worker.shared.limits);
+    let mut record = Record::begin(&client, &head, &notable, upload.progress());
+    let mut upload = Some(upload);
     let origin = if notable.origin { head.headers.get(ORIGIN).cloned() } else { None };
-    let answer = score(&client, &mut record, head, &notable, incoming).await;
+    let answer = score(&client, &mut record, head, &notable, &mut upload).await;
+    // What comes only when it is asked for would come late.
+    if let Some(unread) = &mut upload
+        && !notable.expect
+    {
+        unread.skim().await;
+    }
     let codes = client.worker.shared.status_codes;
     Ok(match answer {
         Ok(Answer::Model(parts, exchange)) => passed_on(parts, exchange, record, codes, origin.as_ref()),
@@ -66,7 +73,7 @@ async fn score(
     record: &mut Record,
     mut head: request::Parts,
     notable: &Notable,
-    incoming: Incoming,
+    upload: &mut Option<Upload>,
 ) -> Result<Answer, Refusal> {
     let worker = &client.worker;
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
@@ -92,7 +99,7 @@ async fn score(
     let deployment = choose(client, endpoint, named)?.clone();
     record.deployment = Some(deployment.clone());
     let limits = &worker.shared.limits;
-    if incoming.size_hint().lower() > limits.max_payload_bytes {
+    if upload.as_ref().is_some_and(|upload| upload.announced() > limits.max_payload_bytes) {
         return Err(Refusal::PayloadTooLarge(limits.max_payload_bytes));
     }
     let path = model_path(&deployment, called.asked, head.uri.query())?;
@@ -101,8 +108,7 @@ async fn score(
     if !deployment.spec.forward_authorization {
         head.headers.remove(AUTHORIZATION);
     }
-    let mut upload = Upload::new(incoming, limits);
-    record.upload = Some(upload.progress());
+    let Some(mut upload) = upload.take() else { return Err(Refusal::BodyCutShort) };
     if !notable.expect {
         upload.first_part().await?;
     }
@@ -263,7 +269,7 @@ fn passed_on(
         StatusCodes::Kubernetes if model == StatusCode::INTERNAL_SERVER_ERROR => StatusCode::BAD_GATEWAY,
         StatusCodes::Kubernetes => model,
     };
-    headers::from_model(&mut parts.headers);
+    headers::from_model(&mut parts.headers, model);
     record.describe(&mut parts.headers);
     if !model.is_success() {
         parts.headers.insert(headers::MODEL_STATUS, HeaderValue::from(model.as_u16()));
@@ -288,7 +294,7 @@ fn own(
     origin: Option<&HeaderValue>,
     last: bool,
 ) -> Response<Body> {
-    let fault = record.upload.as_ref().and_then(|upload| upload.fault());
+    let fault = record.upload.fault();
     // A client that left in the middle of its body does not get the answer.
     record.status = (fault != Some(Refusal::BodyCutShort)).then(|| response.status());
     let (mut parts, body) = response.into_parts();
@@ -305,7 +311,7 @@ fn own(
 /// Says that no other request can follow: it is the `last`, or an answer before the end of the request's body, whose
 /// rest may never be read.
 fn announce_end(record: &Record, answer: &mut HeaderMap, last: bool) {
-    let unread = record.upload.as_ref().is_some_and(|upload| upload.ended().is_none());
+    let unread = record.upload.ended().is_none();
     if (last || unread) && record.version != Version::HTTP_2 {
         answer.insert(CONNECTION, HeaderValue::from_static("close"));
     }

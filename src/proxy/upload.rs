@@ -101,6 +101,35 @@ impl Upload {
         .await
     }
 
+    /// Reads what has come already of the small body of a request that is refused: with all of it read, the connection can
+    /// be used again.
+    pub(super) async fn skim(&mut self) {
+        if self.announced() > SMALL {
+            return;
+        }
+        let mut asked = false;
+        std::future::poll_fn(|cx| {
+            while let Poll::Ready(Some(_)) = self.poll_next(cx) {
+                if self.progress.received() > SMALL {
+                    return Poll::Ready(());
+                }
+            }
+            if asked || self.is_over() || self.progress.fault().is_some() {
+                return Poll::Ready(());
+            }
+            // The connection hands on what it has only when it is asked, and then it is its turn.
+            asked = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// At least so many bytes are to come.
+    pub(super) fn announced(&self) -> u64 {
+        self.incoming.as_ref().map_or(0, |incoming| incoming.size_hint().lower())
+    }
+
     /// The next frame after the first part. Pending, for good, when something is wrong.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
         let Some(incoming) = &mut self.incoming else { return Poll::Pending };

@@ -38,6 +38,8 @@ pub(super) struct Connection {
     deaf: bool,
     /// The replica sends nothing more.
     ended: bool,
+    /// It has not ended what it sent: the connection broke.
+    broken: bool,
     pub(super) timer: LazyTimer,
     /// When it was put to rest.
     used: Instant,
@@ -77,6 +79,7 @@ impl Connection {
             has_sent: false,
             deaf: false,
             ended: false,
+            broken: false,
             timer: LazyTimer::default(),
             used: Instant::now(),
         }))
@@ -100,9 +103,9 @@ impl Connection {
         }
         let room = self.input.capacity() - self.input.len();
         let read = ready!(pin!(self.stream.read_buf(&mut self.input)).poll(cx));
+        self.broken = read.is_err();
         let length = read.unwrap_or_default();
         self.room = if length == room { LARGE_READ.min(2 * self.room) } else { SMALL_READ };
-        // A connection that broke has ended: what it means depends on what has come.
         self.ended = length == 0;
         Poll::Ready(())
     }
@@ -110,6 +113,16 @@ impl Connection {
     /// Whether the replica sends nothing more.
     pub(super) fn ended(&self) -> bool {
         self.ended
+    }
+
+    /// Whether the end was no end, but a break.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Whether the replica is slow to take what is to go.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.output.is_empty()
     }
 
     /// Buffers the head of a request, and the first of its body if that is there already: they go out together.

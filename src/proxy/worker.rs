@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::{Duration, Instant};
 
 use arc_swap::Cache;
 use bytes::Bytes;
@@ -46,6 +47,8 @@ pub(super) struct Worker {
     pub(super) pool: Pool,
     /// Connections finish what they do and close.
     pub(super) draining: Cell<bool>,
+    /// When something was last logged that could be said of every request.
+    complained: Cell<Option<Instant>>,
     table: RefCell<Cache<Published, Arc<Table>>>,
     rng: RefCell<SmallRng>,
     connections: RefCell<HashMap<u64, Waker>>,
@@ -64,6 +67,7 @@ impl Worker {
             nowhere: shared.metrics.no_endpoint(),
             pool: Pool::default(),
             draining: Cell::new(false),
+            complained: Cell::default(),
             table: RefCell::new(Cache::new(shared.table.clone())),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             connections: RefCell::default(),
@@ -90,6 +94,16 @@ impl Worker {
         self.nowhere.rejected(respond::code(refusal));
         self.nowhere.answered(respond::status(refusal, self.shared.status_codes).as_u16());
         respond::raw(refusal, &self.with_rng(request_id::fresh))
+    }
+
+    /// Whether to log what could be said of every request: at most once a second.
+    pub(super) fn may_complain(&self) -> bool {
+        let now = Instant::now();
+        let may = self.complained.get().is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1));
+        if may {
+            self.complained.set(Some(now));
+        }
+        may
     }
 
     /// A token whose life delays the end of the worker. `None` when that has come.

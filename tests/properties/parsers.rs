@@ -189,7 +189,7 @@ fn request_fields(version: Version, target: Uri, fields: HeaderMap) {
 
 fn response_fields(mut fields: HeaderMap) {
     let (before, named) = (fields.clone(), named_by_connection(&fields));
-    headers::from_model(&mut fields);
+    headers::from_model(&mut fields, http::StatusCode::OK);
     for name in before.keys().map(HeaderName::as_str) {
         let must_go = HOP_BY_HOP.contains(&name) || name == "te" || named.contains(name);
         let may_go = must_go || name == "content-length";
@@ -199,7 +199,7 @@ fn response_fields(mut fields: HeaderMap) {
         assert!(!must_go || protected && name != "te" || !fields.contains_key(name), "{name} stays: {fields:?}");
     }
     let once = fields.clone();
-    headers::from_model(&mut fields);
+    headers::from_model(&mut fields, http::StatusCode::OK);
     assert_eq!(fields, once, "done twice it is another");
 }
 

@@ -549,6 +549,112 @@ async fn a_response_that_ends_with_the_models_connection_is_whole() {
     assert_eq!(asked.await.unwrap().text(), "until the end");
 }
 
+/// What nobody announced can end only with the connection; a connection that breaks ends nothing.
+#[tokio::test]
+async fn a_response_whose_connection_breaks_is_not_whole() {
+    let (model, mut wires) = wire::model().await;
+    let router = start(&endpoint(&[model.address], PATIENT));
+    let mut client = Wire::connect(router.scoring).await;
+    client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
+    let mut upstream = next("a connection", &mut wires).await;
+    upstream.message().await;
+    upstream.write("HTTP/1.1 200 OK\r\n\r\nfirst half").await;
+    assert_eq!(client.head().await.status(), 200);
+    client.chunks("first half").await;
+    let stream = upstream.stream.into_inner();
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+    assert_eq!(client.rest().await, "", "the last chunk would say that it is whole");
+    let broken =
+        r#"inference_router_rejected_total{deployment="blue",endpoint="my-endpoint",reason="response_broke_off"}"#;
+    assert_eq!(router.metric(broken).await, Some(1.0));
+}
+
+#[tokio::test]
+async fn a_model_that_takes_no_body_is_late_not_its_client() {
+    let (model, mut wires) = wire::model().await;
+    let settings = "{requestTimeoutMs: 300, maxConcurrentRequestsPerInstance: 8}";
+    let router = start(&endpoint(&[model.address], settings));
+    let mut client = Wire::connect(router.scoring).await;
+    client.write(format!("{POST}{}content-length: 50000000\r\n\r\n", fields())).await;
+    let piece = vec![b'x'; 1 << 20];
+    // Ends when the router gives up and closes.
+    let (mut from, mut to) = client.stream.into_inner().into_split();
+    let sent = tokio::spawn(async move { while to.write_all(&piece).await.is_ok() {} });
+    let _upstream = next("a connection", &mut wires).await;
+    let mut answer = String::new();
+    soon("an answer", from.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("model_timeout"), "{answer}");
+    soon("the end", sent).await.unwrap();
+}
+
+#[tokio::test]
+async fn trailers_cannot_pass_for_headers_of_the_router() {
+    let (model, mut wires) = wire::model().await;
+    let router = start(&endpoint(&[model.address], PATIENT));
+    let mut client = Wire::connect(router.scoring).await;
+    let head = "transfer-encoding: chunked\r\nte: trailers\r\nconnection: te\r\n";
+    let trailers = "x-ok: 1\r\nconnection: close\r\nkeep-alive: 5\r\nx-request-id: evil\r\nx-forwarded-for: evil\r\n";
+    client.write(format!("{POST}{}{head}\r\n0\r\n{trailers}\r\n", fields())).await;
+    let mut upstream = next("a connection", &mut wires).await;
+    upstream.head().await;
+    let kept = [("x-ok".to_owned(), "1".to_owned())];
+    assert_eq!(upstream.last_chunk().await, kept);
+    let announced = "trailer: x-ok, connection, keep-alive, x-request-id, x-forwarded-for\r\n";
+    upstream
+        .write(format!(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n{announced}\r\n2\r\nok\r\n0\r\n{trailers}\r\n"
+        ))
+        .await;
+    assert_eq!(client.head().await.status(), 200);
+    client.chunks("ok").await;
+    assert_eq!(client.last_chunk().await, kept);
+}
+
+/// HTTP/2 forbids fields of a connection: among trailers they would cost the client the whole answer.
+#[tokio::test]
+async fn trailers_of_a_connection_do_not_cost_http2_clients_their_answer() {
+    let (model, mut wires) = wire::model().await;
+    let router = start(&endpoint(&[model.address], PATIENT));
+    let mut sender = http2(&router).await;
+    for (answer, text) in [
+        ("200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nconnection: close\r\nx-ok: 1\r\n\r\n", "ok"),
+        ("200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nte: x\r\n\r\n", "ok"),
+        ("204 No Content\r\ncontent-length: 5\r\n\r\n", ""),
+    ] {
+        let asked = tokio::spawn(sender.send_request(score2(full(""))));
+        let mut upstream = next("a connection", &mut wires).await;
+        upstream.message().await;
+        upstream.write(format!("HTTP/1.1 {answer}")).await;
+        drop(upstream);
+        let response = soon("a response", asked).await.unwrap().unwrap();
+        assert!(!response.headers().contains_key("content-length"), "{answer}");
+        let body = soon("a body", response.into_body().collect()).await.unwrap();
+        assert_eq!(body.to_bytes(), text, "{answer}");
+    }
+}
+
+/// A client must know whether its connection can be used again: the body of a request that is refused is read where it
+/// is there, and where it is not, the answer says that the connection ends.
+#[tokio::test]
+async fn a_refusal_says_whether_the_connection_goes_on() {
+    let model = Model::named("never").await;
+    let router = start(&endpoint(&[model.address], PATIENT));
+    let wrong = "POST /api/v1/endpoint/nobody/score HTTP/1.1\r\nhost: x\r\n";
+    let mut client = Wire::connect(router.scoring).await;
+    for body in
+        ["content-length: 0\r\n\r\n", "content-length: 5\r\n\r\nhello", "transfer-encoding: chunked\r\n\r\n0\r\n\r\n"]
+    {
+        client.write(format!("{wrong}{body}")).await;
+        let (head, _) = client.message().await;
+        assert_eq!((head.status(), head.get("connection")), (404, None), "{body:?}");
+    }
+    client.write(format!("{wrong}content-length: 5\r\n\r\n")).await;
+    let (head, _) = client.message().await;
+    assert_eq!((head.status(), head.get("connection").as_deref()), (404, Some("close")));
+    assert_eq!(client.rest().await, "");
+}
+
 #[tokio::test]
 async fn trailers_of_a_response_pass() {
     let (model, mut wires) = wire::model().await;
