@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 
+import https
 from contenders import KEY, PATH, envoy, haproxy, nginx, router, write_endpoint
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -163,11 +164,11 @@ wrk.headers["authorization"], wrk.headers["content-type"] = "Bearer {KEY}", "app
         target = [f"127.0.0.1:{port}", PATH, KEY, BODY, connections]
         return json.loads(self.run([self.program, mode, *target, *further], **limit))
 
-    def saturate(self, port, seconds):
+    def saturate(self, port, seconds, scheme="http"):
         if not self.wrk:
             return self.own("saturate", port, self.connections, seconds, seconds=seconds)
         text = self.run([self.wrk, "-t1", f"-c{self.connections}", f"-d{seconds}", "--latency", "-s", self.script,
-                         f"http://127.0.0.1:{port}"], seconds)
+                         f"{scheme}://127.0.0.1:{port}"], seconds)
         units = {"us": 1e-3, "ms": 1, "s": 1e3, "m": 6e4}
         quantiles = {q: float(n) * units[u] for q, n, u in re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s|m)\b", text)}
         refused = sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", text)))
@@ -385,6 +386,7 @@ def main():
         if "inference-router" in contenders:
             for contender in contenders.values():
                 stop(contender.process)
+            show(https.compare(options, load, run, programs, wanted, scratch, progress))
             progress("the router alone")
             own_bars(options, load, run)
         answered = all(figures["ok"] for figures in sum(rounds.values(), []))

@@ -2,7 +2,8 @@
 and returns the arguments of the program.
 
 The duty: POST of a path on kept connections; 401 without the right authorization header; a fresh x-request-id; 90 % to
-one model and 10 % to another, as /score, on kept connections; bodies as they come, both ways; one core; no log.
+one model and 10 % to another, as /score, on kept connections; bodies as they come, both ways; one core; no log. With
+`tls`, a folder with tls.crt and tls.key, the same over HTTPS.
 """
 import json
 import os
@@ -11,12 +12,13 @@ KEY = "bench-key-0123456789abcdef0123456789abcdef"
 PATH = "/api/v1/endpoint/my-endpoint/score"
 
 
-def router(folder, ports, workers=1, endpoints=1):
+def router(folder, ports, workers=1, endpoints=1, tls=None):
     (folder / "endpoints").mkdir(parents=True)
     for number in range(endpoints):
         write_endpoint(folder, ports, number)
+    certificate = f", tls: {{certFolder: {tls}}}" if tls else ""
     (folder / "router.yaml").write_text(f"""\
-scoring: {{address: "127.0.0.1:{ports.listen}"}}
+scoring: {{address: "127.0.0.1:{ports.listen}"{certificate}}}
 admin: {{address: "127.0.0.1:{ports.admin}"}}
 workers: {workers}
 shutdown: {{unreadyDelay: 0s, drainTimeout: 1s}}
@@ -48,7 +50,10 @@ spec:
     file.with_suffix(".new").replace(file)
 
 
-def nginx(folder, ports):
+def nginx(folder, ports, tls=None):
+    # TLS 1.3 was off by default for long.
+    files = f"ssl_certificate {tls}/tls.crt; ssl_certificate_key {tls}/tls.key;"
+    certificate = f"{files} ssl_protocols TLSv1.2 TLSv1.3;" if tls else ""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "\n".join(f"  {kind}_temp_path {folder};" for kind in kinds)
     user = "user root;" if os.geteuid() == 0 else ""
@@ -67,7 +72,8 @@ http {{
   upstream blue {{ server 127.0.0.1:{ports.blue}; keepalive 512; keepalive_requests 1000000000; }}
   upstream green {{ server 127.0.0.1:{ports.green}; keepalive 512; keepalive_requests 1000000000; }}
   server {{
-    listen 127.0.0.1:{ports.listen};
+    listen 127.0.0.1:{ports.listen}{" ssl" if tls else ""};
+    {certificate}
     location = {PATH} {{
       if ($allowed = 0) {{ return 401; }}
       proxy_pass http://$deployment/score;
@@ -83,7 +89,10 @@ http {{
     return ["-p", folder, "-e", "stderr", "-c", folder / "nginx.conf"]
 
 
-def haproxy(folder, ports):
+def haproxy(folder, ports, tls=None):
+    if tls:
+        pem = "".join((tls / name).read_text() for name in ("tls.crt", "tls.key"))
+        (folder / "tls.pem").write_text(pem)
     (folder / "haproxy.cfg").write_text(f"""\
 global
   nbthread 1
@@ -93,7 +102,7 @@ defaults
   timeout client 60s
   timeout server 60s
 frontend scoring
-  bind 127.0.0.1:{ports.listen}
+  bind 127.0.0.1:{ports.listen}{f" ssl crt {folder}/tls.pem" if tls else ""}
   http-request return status 404 unless {{ path {PATH} }}
   http-request return status 401 unless {{ req.hdr(authorization) -m str "Bearer {KEY}" }}
   http-request set-header x-request-id %[uuid()]

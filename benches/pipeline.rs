@@ -111,7 +111,7 @@ spec:
     let parsed = documents::parse(&document, "the benchmark's document");
     assert!(parsed.problems.is_empty(), "{:?}", parsed.problems);
     let spec = parsed.endpoints.into_iter().next().expect("there is one document");
-    Desired { spec: Arc::new(spec), access: Access::Keys(vec![KeyDigest::of(KEY)]) }
+    Desired { spec: Arc::new(spec), access: Access::Keys(vec![KeyDigest::of(KEY)]), tls: Vec::new() }
 }
 
 /// A request as bytes: with further header lines.

@@ -53,7 +53,7 @@ fn table(endpoints: usize) -> Arc<Table> {
     let any = parsed.endpoints.into_iter().next().expect("the document is in order");
     let desired = (0..endpoints).map(|number| {
         let name = Name::new(&format!("endpoint-{number}")).expect("it is a name");
-        Desired { spec: Arc::new(Endpoint { name, ..any.clone() }), access: Access::Open }
+        Desired { spec: Arc::new(Endpoint { name, ..any.clone() }), access: Access::Open, tls: Vec::new() }
     });
     let published = Published::default();
     let metrics = Metrics::new().expect("its families are in order");

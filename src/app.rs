@@ -8,23 +8,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::config::{Settings, Workers};
+use crate::config::{SCORING, SCORING_TLS, Settings, Workers};
+use crate::control::certificates::Certificates;
 use crate::control::files::{Environment, Files, Loaded, Scope, Watch};
 use crate::control::index::{Desired, Index};
 use crate::control::processes::{self, Supervisor};
 use crate::model::problem::Problem;
 use crate::proxy::Shared;
-use crate::proxy::listen::{BACKLOG, DataPlane};
+use crate::proxy::listen::{DataPlane, Listener};
 use crate::state::access_log::AccessLog;
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
 use crate::state::status::Status;
 use crate::state::table::Published;
+
+mod listeners;
+use listeners::bind;
 
 /// How long a local model gets between SIGTERM and SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -91,7 +94,8 @@ pub enum RunError {
 /// A router whose listeners are bound and whose endpoints are known, not yet serving.
 pub struct App {
     settings: Settings,
-    scoring: TcpListener,
+    listeners: Vec<Listener>,
+    certificates: Certificates,
     admin: TcpListener,
     shared: Arc<Shared>,
     status: Arc<Status>,
@@ -108,21 +112,18 @@ impl App {
     /// # Errors
     /// [`BuildError`]; nothing is left behind.
     pub fn build(settings: Settings, surroundings: Surroundings) -> Result<Self, BuildError> {
-        let (endpoints, files) = match surroundings.source {
-            Source::Fixed(endpoints) => (endpoints, None),
+        let (endpoints, files, problems) = match surroundings.source {
+            Source::Fixed(endpoints) => (endpoints, None, Vec::new()),
             Source::Files(places) => {
                 let mut files = Files::new(places.clone(), surroundings.environment);
                 let loaded = files.load(&Scope::Everything, Instant::now());
                 let Loaded { endpoints, problems } = loaded.unwrap_or_default();
-                if !problems.is_empty() {
-                    return Err(BuildError::Configuration(problems));
-                }
-                (endpoints, Some((files, places)))
+                (endpoints, Some((files, places)), problems)
             }
         };
-        let scoring = bind("scoring", settings.scoring)?;
-        let admin = bind("admin", settings.admin)?;
         let metrics = Arc::new(Metrics::new().map_err(io::Error::other)?);
+        let (listeners, certificates) = listeners::bind_all(&settings, &metrics, problems)?;
+        let admin = bind("admin", settings.admin)?;
         let (access_log, log_writer) = if settings.log.access {
             let (log, writer) = AccessLog::start(surroundings.access_log, metrics.access_log_dropped.clone())?;
             (Some(log), Some(writer))
@@ -139,7 +140,8 @@ impl App {
         };
         Ok(Self {
             settings,
-            scoring,
+            listeners,
+            certificates,
             admin,
             shared: Arc::new(shared),
             status: Arc::default(),
@@ -161,7 +163,15 @@ impl App {
     /// # Errors
     /// When the system does not know.
     pub fn scoring_address(&self) -> io::Result<SocketAddr> {
-        self.scoring.local_addr()
+        listeners::address(&self.listeners, SCORING)
+    }
+
+    /// Where clients connect with TLS, beside the plain listener.
+    ///
+    /// # Errors
+    /// When there is no such listener, or the system does not know.
+    pub fn scoring_tls_address(&self) -> io::Result<SocketAddr> {
+        listeners::address(&self.listeners, SCORING_TLS)
     }
 
     /// Where operators connect.
@@ -191,7 +201,7 @@ impl App {
         // The table is there before the first connection is accepted.
         let mut index = Index::new(self.shared.table.clone(), self.shared.metrics.clone(), self.status.clone());
         index.apply(self.endpoints);
-        let mut data_plane = DataPlane::start(self.scoring, workers, &self.shared)?;
+        let mut data_plane = DataPlane::start(self.listeners, workers, &self.shared)?;
         tracing::info!(workers, "serving");
         let admin = Admin {
             table: self.shared.table.clone(),
@@ -208,7 +218,15 @@ impl App {
             drain_timeout: self.settings.shutdown.drain_timeout,
             when_ready: self.when_ready,
         };
-        let ended = runtime.block_on(supervise(admin, self.admin, control, &self.settings, &mut data_plane, stop));
+        let ended = runtime.block_on(supervise(
+            admin,
+            self.admin,
+            self.certificates,
+            control,
+            &self.settings,
+            &mut data_plane,
+            stop,
+        ));
         // Whatever ended it, the workers end too.
         self.shared.lifecycle.enter(Phase::Forced);
         let joined = data_plane.join();
@@ -226,6 +244,7 @@ impl App {
 async fn supervise(
     admin: Admin,
     listener: TcpListener,
+    certificates: Certificates,
     control: Control,
     settings: &Settings,
     data_plane: &mut DataPlane,
@@ -238,6 +257,10 @@ async fn supervise(
     tasks.spawn(async move {
         let _ = admin.serve(listener).await;
         "the admin listener"
+    });
+    tasks.spawn(async move {
+        certificates.run().await;
+        "the watch of certificates"
     });
     let (finish, finished) = oneshot::channel();
     tasks.spawn(async move {
@@ -371,16 +394,4 @@ impl Control {
         }
         supervisor.apply(processes);
     }
-}
-
-fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
-    let listen = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // A restarted router must get its address back although old connections linger.
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        io::Result::Ok(TcpListener::from(socket))
-    };
-    listen().map_err(|error| BuildError::Listen { what, address, error })
 }

@@ -13,7 +13,8 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{App, BuildError, Source, Surroundings};
-use crate::config::{self, Log, LogFormat, LogLevel, Settings};
+use crate::config::{self, ClientListener, Log, LogFormat, LogLevel, Settings};
+use crate::control::certificates;
 use crate::control::files::{Files, Scope};
 use crate::model::problem::Problem;
 use crate::{guard, model_server};
@@ -143,7 +144,12 @@ fn build(settings: Settings, source: Source) -> Result<App, ExitCode> {
 
 /// Runs an app until SIGTERM or SIGINT; a second one ends the process where it stands.
 fn run(app: App) -> ExitCode {
-    for (what, address) in [("scoring", app.scoring_address()), ("admin", app.admin_address())] {
+    let listeners = [
+        ("scoring", app.scoring_address()),
+        ("scoring (TLS)", app.scoring_tls_address()),
+        ("admin", app.admin_address()),
+    ];
+    for (what, address) in listeners {
         if let Ok(address) = address {
             tracing::info!(%address, "{what} listener");
         }
@@ -170,7 +176,11 @@ fn check(files: &[PathBuf]) -> ExitCode {
     for file in files {
         if is_settings(file) {
             match config::load(file, std::iter::empty()) {
-                Ok(settings) => places.extend(settings.endpoint_files),
+                Ok(settings) => {
+                    let source = file.display().to_string();
+                    problems.extend(certificates_of(&settings).map(|problem| problem.from_source(&source)));
+                    places.extend(settings.endpoint_files.iter().cloned());
+                }
                 Err(rejected) => {
                     problems.extend(rejected.problems);
                     places.extend(rejected.endpoint_files);
@@ -194,6 +204,12 @@ fn check(files: &[PathBuf]) -> ExitCode {
     // A reader that has seen enough is no failure.
     let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
     ExitCode::from(code)
+}
+
+/// What is wrong with the files that TLS of listeners names.
+fn certificates_of(settings: &Settings) -> impl Iterator<Item = Problem> {
+    let check = |ClientListener { path, tls, .. }: ClientListener<'_>| tls.map(|tls| certificates::check(path, tls));
+    settings.listeners().filter_map(check).flatten()
 }
 
 /// How many endpoints there are in `places`, and what is wrong with them.

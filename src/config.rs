@@ -1,8 +1,10 @@
 //! Settings of the router process: a YAML file, variables over it, checked once, all problems at once.
 
 mod environment;
+mod listeners;
 mod raw;
 mod reference;
+mod tls;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,6 +22,8 @@ use crate::model::duration::WrittenDuration;
 use crate::model::limits::{Limits, Shutdown, StatusCodes};
 use crate::model::problem::{Problem, field, item, quoted, together};
 use crate::model::resource::KIND;
+use crate::model::tls::ServerTls;
+pub use listeners::{ClientListener, SCORING, SCORING_TLS, TlsListener};
 pub use reference::reference;
 
 use raw::{NOT_YET, RawLimits, RawLog, RawSettings, RawShutdown};
@@ -29,6 +33,10 @@ use raw::{NOT_YET, RawLimits, RawLog, RawSettings, RawShutdown};
 pub struct Settings {
     /// Where clients connect; port 0 lets the system choose.
     pub scoring: SocketAddr,
+    /// TLS there; `None`: plain HTTP.
+    pub tls: Option<ServerTls>,
+    /// Where else clients connect, with TLS.
+    pub scoring_tls: Option<TlsListener>,
     /// Where operators and Prometheus connect.
     pub admin: SocketAddr,
     /// Threads of the data plane.
@@ -108,6 +116,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             scoring: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
+            tls: None,
+            scoring_tls: None,
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
             workers: Workers::Auto,
             status_codes: StatusCodes::default(),
@@ -207,14 +217,16 @@ fn settings(check: &mut Check, raw: &RawSettings, folder: &Path) -> Settings {
     let default = Settings::default();
     let scoring = raw.scoring.as_ref().and_then(|scoring| scoring.address.as_deref());
     let scoring = address(check, "scoring.address", scoring, default.scoring);
+    let tls = raw.scoring.as_ref().and_then(|scoring| scoring.tls.as_ref());
+    let tls = tls.map(|raw| tls::of_scoring(check, raw, folder));
+    let scoring_tls = raw.scoring_tls.as_ref().map(|raw| tls::listener(check, raw, folder));
     let admin = raw.admin.as_ref().and_then(|admin| admin.address.as_deref());
     let admin = address(check, "admin.address", admin, default.admin);
-    if same_port(scoring, admin) {
-        let what = format!("is {admin}, which is taken by scoring.address ({scoring}); choose another port");
-        check.problem("admin.address", what);
-    }
+    listeners::apart(check, scoring, scoring_tls.as_ref(), admin);
     Settings {
         scoring,
+        tls,
+        scoring_tls,
         admin,
         workers: workers(check, raw.workers.as_ref(), default.workers),
         status_codes: check
@@ -232,12 +244,6 @@ fn address(check: &mut Check, path: &str, given: Option<&str>, default: SocketAd
     let what =
         |_| format!("is {}, which is not an IP address and a port, such as `{default}` or `[::]:8080`", quoted(given));
     check.ok(path, given.parse().map_err(what)).unwrap_or(default)
-}
-
-/// Whether a socket at one address stands in the way of one at the other.
-fn same_port(a: SocketAddr, b: SocketAddr) -> bool {
-    let overlap = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
-    a.port() == b.port() && a.port() != 0 && overlap
 }
 
 fn workers(check: &mut Check, given: Option<&Value>, default: Workers) -> Workers {

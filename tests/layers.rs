@@ -32,7 +32,7 @@ const SIDEWAYS: [(&str, &str); 2] = [("app", "config"), ("main", "cli")];
 /// Floors up to this one decide without doing anything.
 const PURE: u8 = 1;
 /// Crates that decisions must not know.
-const IMPURE_CRATES: [&str; 16] = [
+const IMPURE_CRATES: [&str; 18] = [
     "arc_swap",
     "axum",
     "http",
@@ -44,8 +44,10 @@ const IMPURE_CRATES: [&str; 16] = [
     "notify",
     "prometheus",
     "rustix",
+    "rustls",
     "socket2",
     "tokio",
+    "tokio_rustls",
     "tower",
     "tracing",
     "tracing_subscriber",

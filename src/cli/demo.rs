@@ -51,7 +51,7 @@ impl Options {
         start_log(&settings.log);
         let name = endpoint.name.to_string();
         let access = Access::Keys(vec![KeyDigest::of(&key)]);
-        let desired = Desired { spec: Arc::new(endpoint), access };
+        let desired = Desired { spec: Arc::new(endpoint), access, tls: Vec::new() };
         match build(settings, Source::Fixed(vec![desired])) {
             Ok(mut app) => {
                 introduce(&mut app, &name, &key);

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::model::decode::mapping;
+use crate::model::decode::{mapping, mappings};
 use crate::model::duration::WrittenDuration;
 use crate::model::resource::written;
 
@@ -12,8 +12,9 @@ written! {
         /// For clients.
         #[serde(deserialize_with = "mapping")]
         scoring: RawScoring,
-        /// A later feature.
-        scoring_tls: Value,
+        /// A TLS listener beside the plain one.
+        #[serde(deserialize_with = "mapping")]
+        scoring_tls: RawTls,
         /// For operators.
         #[serde(deserialize_with = "mapping")]
         admin: RawAdmin,
@@ -43,8 +44,40 @@ written! {
     pub(super) struct RawScoring {
         /// `IP:port`.
         address: String,
-        /// A later feature.
-        tls: Value,
+        /// TLS on this listener.
+        #[serde(deserialize_with = "mapping")]
+        tls: RawTls,
+    }
+
+    /// `scoringTls`, and `scoring.tls`, which has no address of its own.
+    pub(super) struct RawTls {
+        /// `IP:port`.
+        address: String,
+        /// The certificate, with the chain to its root.
+        cert_file: String,
+        /// Its key.
+        key_file: String,
+        /// A folder with both.
+        cert_folder: String,
+        /// Several of them.
+        #[serde(deserialize_with = "mappings")]
+        certificates: Vec<Option<RawCertificate>>,
+        /// `1.2` or `1.3`.
+        min_version: Value,
+        /// From accept to the end of the handshake.
+        handshake_timeout: WrittenDuration,
+        /// Who may have signed clients' certificates.
+        client_ca_file: String,
+    }
+
+    /// One of `certificates`.
+    pub(super) struct RawCertificate {
+        /// The certificate, with the chain to its root.
+        cert_file: String,
+        /// Its key.
+        key_file: String,
+        /// A folder with both.
+        cert_folder: String,
     }
 
     /// `admin`.
@@ -103,16 +136,6 @@ written! {
 pub(super) type NotYet = (&'static str, fn(&RawSettings) -> bool, &'static str);
 
 pub(super) const NOT_YET: &[NotYet] = &[
-    (
-        "scoring.tls",
-        |raw| raw.scoring.as_ref().is_some_and(|scoring| scoring.tls.is_some()),
-        "is not supported by this version; remove it, and end TLS in front of the router",
-    ),
-    (
-        "scoringTls",
-        |raw| raw.scoring_tls.is_some(),
-        "is not supported by this version; remove it, and end TLS in front of the router",
-    ),
     (
         "endpoints.kubernetes",
         |raw| raw.endpoints.as_ref().is_some_and(|endpoints| endpoints.kubernetes.is_some()),

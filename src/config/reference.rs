@@ -2,8 +2,9 @@
 
 use crate::model::duration::WrittenDuration;
 use crate::model::limits::StatusCodes;
+use crate::model::tls::ServerTls;
 
-use super::{Settings, environment};
+use super::{Settings, environment, tls};
 
 /// One key of the settings file.
 pub(super) struct Key {
@@ -12,15 +13,40 @@ pub(super) struct Key {
     /// Its value in some settings, as YAML.
     value: fn(&Settings) -> String,
     about: &'static str,
+    optional: bool,
+}
+
+/// Keys of sections that are off unless they are written; shown as comments, with an example.
+const fn optional(path: &'static str, example: fn(&Settings) -> String, about: &'static str) -> Key {
+    Key { path, value: example, about, optional: true }
 }
 
 const fn key(path: &'static str, value: fn(&Settings) -> String, about: &'static str) -> Key {
-    Key { path, value, about }
+    Key { path, value, about, optional: false }
 }
 
 /// In the order of the reference; keys of a section stand together.
 pub(super) const KEYS: &[Key] = &[
     key("scoring.address", |s| format!("{:?}", s.scoring.to_string()), "IP address and port for clients"),
+    optional("scoring.tls.certFile", |_| "tls.crt".to_owned(), CERT_FILE),
+    optional("scoring.tls.keyFile", |_| "tls.key".to_owned(), KEY_FILE),
+    optional("scoring.tls.certFolder", |_| "/etc/tls/".to_owned(), CERT_FOLDER),
+    optional("scoring.tls.certificates", |_| CERTIFICATES_EXAMPLE.to_owned(), CERTIFICATES),
+    optional("scoring.tls.minVersion", min_version, MIN_VERSION),
+    optional("scoring.tls.handshakeTimeout", handshake_timeout, HANDSHAKE_TIMEOUT),
+    optional("scoring.tls.clientCaFile", |_| "clients-ca.crt".to_owned(), CLIENT_CA_FILE),
+    optional(
+        "scoringTls.address",
+        |_| format!("{:?}", tls::DEFAULT_ADDRESS.to_string()),
+        "IP address and port for clients with TLS, beside scoring.address",
+    ),
+    optional("scoringTls.certFile", |_| "tls.crt".to_owned(), CERT_FILE),
+    optional("scoringTls.keyFile", |_| "tls.key".to_owned(), KEY_FILE),
+    optional("scoringTls.certFolder", |_| "/etc/tls/".to_owned(), CERT_FOLDER),
+    optional("scoringTls.certificates", |_| CERTIFICATES_EXAMPLE.to_owned(), CERTIFICATES),
+    optional("scoringTls.minVersion", min_version, MIN_VERSION),
+    optional("scoringTls.handshakeTimeout", handshake_timeout, HANDSHAKE_TIMEOUT),
+    optional("scoringTls.clientCaFile", |_| "clients-ca.crt".to_owned(), CLIENT_CA_FILE),
     key(
         "admin.address",
         |s| format!("{:?}", s.admin.to_string()),
@@ -83,6 +109,23 @@ pub(super) const KEYS: &[Key] = &[
     key("log.access", |s| s.log.access.to_string(), "one line for each request"),
 ];
 
+const CERT_FILE: &str = "PEM: the certificate, then its chain; files are watched, a change counts within a second";
+const KEY_FILE: &str = "PEM: its private key, without a passphrase";
+const CERT_FOLDER: &str = "instead of the two: a folder with tls.crt and tls.key, or cert.pem and key.pem";
+const CERTIFICATES: &str = "instead of those: several, chosen by the names in them; the first is for all other names";
+const CERTIFICATES_EXAMPLE: &str = "[{certFile: a.crt, keyFile: a.key}, {certFolder: b/}]";
+const MIN_VERSION: &str = "oldest version of TLS: \"1.2\" | \"1.3\"";
+const HANDSHAKE_TIMEOUT: &str = "longest time from the accept to the end of the handshake";
+const CLIENT_CA_FILE: &str = "PEM: clients must show a certificate that one of these has signed";
+
+fn min_version(_: &Settings) -> String {
+    format!("{:?}", word(&tls::VERSIONS, ServerTls::default().min_version))
+}
+
+fn handshake_timeout(_: &Settings) -> String {
+    WrittenDuration(ServerTls::default().handshake_timeout).to_string()
+}
+
 /// As written, and what it means.
 pub(super) const STATUS_CODES: [(&str, StatusCodes); 2] =
     [("kubernetes", StatusCodes::Kubernetes), ("managed", StatusCodes::Managed)];
@@ -102,18 +145,23 @@ pub fn reference() -> String {
         environment::variable("limits.maxHeaders")
     );
     let mut section = "";
-    for Key { path, value, about } in KEYS {
+    for Key { path, value, about, optional } in KEYS {
         let value = value(&settings);
-        let Some((of, name)) = path.split_once('.') else {
+        let Some((of, name)) = path.rsplit_once('.') else {
             section = "";
             text.push_str(&format!("\n# {about}\n{path}: {value}\n"));
             continue;
         };
+        // What is off stands as a comment, with two spaces a level.
+        let (outer, inner) = of.rsplit_once('.').map_or(("", of), |(outer, inner)| (outer, inner));
+        let indent = if outer.is_empty() { "" } else { "  " };
+        let mark = if *optional { "# " } else { "" };
         if of != section {
+            let gap = if outer.is_empty() { "\n" } else { "" };
             section = of;
-            text.push_str(&format!("\n{section}:\n"));
+            text.push_str(&format!("{gap}{indent}{mark}{inner}:\n"));
         }
-        text.push_str(&format!("  # {about}\n  {name}: {value}\n"));
+        text.push_str(&format!("{indent}{mark}  # {about}\n{indent}{mark}  {name}: {value}\n"));
     }
     text
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::control::documents;
 use crate::model::endpoint::{Auth, ScaleSettings, Target};
+use crate::model::tls::{CertificateFiles, TlsVersion};
 
 /// Settings from a file with this text, in a folder of its own, and these variables.
 fn loaded(text: &str, env: &[(&str, &str)]) -> (Result<Settings, Rejected>, PathBuf) {
@@ -122,19 +123,54 @@ fn each_rule_names_the_key_and_what_would_be_right() {
 #[test]
 fn what_this_version_cannot_do_is_refused() {
     for (text, path) in [
-        ("scoring: {tls: {certFile: a}}", "scoring.tls"),
-        ("scoringTls: {address: a}", "scoringTls"),
         ("tokens: {issuer: a}", "tokens"),
         ("fleet: {mode: strict}", "fleet"),
         ("endpoints: {kubernetes: {namespaces: []}}", "endpoints.kubernetes"),
     ] {
         refused(text, path, "not supported by this version");
     }
-    for name in
-        ["INFERENCE_ROUTER__FLEET__MODE", "INFERENCE_ROUTER__SCORING__TLS", "INFERENCE_ROUTER__SCORING_TLS__KEY_FILE"]
-    {
-        variable_refused(name, "x", "not supported by this version");
-    }
+    variable_refused("INFERENCE_ROUTER__FLEET__MODE", "x", "not supported by this version");
+}
+
+#[test]
+fn tls_says_where_its_certificates_are() {
+    let pair = |cert: &str, key: &str| CertificateFiles::Pair { cert: cert.into(), key: key.into() };
+    let text = "scoring: {tls: {certFile: a.crt, keyFile: /b.key, minVersion: '1.3', handshakeTimeout: 2s}}
+scoringTls: {certificates: [{certFolder: c}, {certFile: d, keyFile: e}], clientCaFile: f, minVersion: 1.3}";
+    let settings = parse(text, "file", Path::new("/w"), std::iter::empty()).unwrap();
+    let tls = settings.tls.unwrap();
+    assert_eq!(tls.certificates, [pair("/w/a.crt", "/b.key")]);
+    assert_eq!((tls.min_version, tls.handshake_timeout), (TlsVersion::V1_3, Duration::from_secs(2)));
+    let TlsListener { address, tls } = settings.scoring_tls.unwrap();
+    assert_eq!(address.to_string(), "0.0.0.0:8443");
+    assert_eq!(tls.certificates, [CertificateFiles::Folder("/w/c".into()), pair("/w/d", "/w/e")]);
+    assert_eq!((tls.client_ca_file, tls.min_version), (Some("/w/f".into()), TlsVersion::V1_3));
+}
+
+#[test]
+fn tls_that_cannot_be_meant_is_refused() {
+    refused("scoringTls: {address: a, certFile: a, keyFile: b}", "scoringTls.address", "not an IP address");
+    refused("scoringTls: {address: '0.0.0.0:9090', certFile: a, keyFile: b}", "admin.address", "taken by scoringTls");
+    refused(
+        "scoringTls: {address: '0.0.0.0:8080', certFile: a, keyFile: b}",
+        "scoringTls.address",
+        "taken by scoring.",
+    );
+    refused("scoring: {tls: {}}", "scoring.tls", "`certFile` and `keyFile`, or `certFolder`");
+    refused("scoring: {tls: {certFile: a}}", "scoring.tls.keyFile", "is missing");
+    refused("scoring: {tls: {keyFile: a}}", "scoring.tls.certFile", "is missing");
+    refused("scoring: {tls: {certFile: a, certFolder: b}}", "scoring.tls.certFolder", "write one or the other");
+    refused("scoring: {tls: {certFile: '', keyFile: b}}", "scoring.tls.certFile", "is empty");
+    refused("scoring: {tls: {certificates: []}}", "scoring.tls.certificates", "is empty");
+    refused("scoring: {tls: {certificates: [{keyFile: b}]}}", "scoring.tls.certificates[0].certFile", "is missing");
+    refused("scoring: {tls: {certFolder: a, certificates: [{certFolder: b}]}}", "scoring.tls.certificates", "beside");
+    refused("scoring: {tls: {certFolder: a, address: b}}", "scoring.tls.address", "scoring.address");
+    refused("scoring: {tls: {certFolder: a, minVersion: '1.1'}}", "scoring.tls.minVersion", "`1.2`");
+    refused("scoring: {tls: {certFolder: a, handshakeTimeout: 0s}}", "scoring.tls.handshakeTimeout", "between 1ms");
+    refused("scoring: {tls: {certFolder: a, clientCaFile: ''}}", "scoring.tls.clientCaFile", "is empty");
+    refused("scoring: {tls: {certFolder: a, minversion: 1.3}}", "scoring.tls.minversion", "did you mean `minVersion`?");
+    let said = wrong("scoringTls: {certFolder: a}", &[("INFERENCE_ROUTER__SCORING_TLS__MIN_VERSION", "1.4")]);
+    assert!(said[0].0 == "environment" && said[0].2.contains("`1.3`"), "{said:?}");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::model::name::Name;
 use crate::model::problem::Problem;
 use crate::policy::access::{Access, KeyDigest};
 
+mod tls;
 mod watch;
 pub use watch::{Scope, Watch};
 
@@ -192,8 +193,8 @@ impl Files {
         };
         for mut endpoint in parsed {
             settle_paths(&mut endpoint, folder);
-            match self.access(&endpoint.auth, &mut now) {
-                Ok(access) => now.endpoints.push(Desired { spec: Arc::new(endpoint), access }),
+            match both(self.access(&endpoint.auth, &mut now), tls::connectors(&endpoint, &mut now)) {
+                Ok((access, tls)) => now.endpoints.push(Desired { spec: Arc::new(endpoint), access, tls }),
                 Err(problems) => now.problems.extend(problems.into_iter().map(|problem| problem.from_source(&source))),
             }
         }
@@ -289,6 +290,9 @@ impl Files {
 fn settle_paths(endpoint: &mut Endpoint, folder: &Path) {
     settle_keys(&mut endpoint.auth, folder);
     for deployment in &mut endpoint.deployments {
+        if let Some(tls) = &mut deployment.upstream_tls {
+            tls.settle(folder);
+        }
         if let Target::Process(process) = &mut deployment.target
             && let Some(working) = &mut process.working_dir
         {
@@ -304,6 +308,15 @@ fn settle_keys(auth: &mut Auth, folder: &Path) {
                 *path = folder.join(&*path);
             }
         }
+    }
+}
+
+/// Both, or what is wrong with either.
+fn both<A, B>(a: Result<A, Vec<Problem>>, b: Result<B, Vec<Problem>>) -> Result<(A, B), Vec<Problem>> {
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok((a, b)),
+        (Err(a), Err(b)) => Err([a, b].concat()),
+        (Err(wrong), _) | (_, Err(wrong)) => Err(wrong),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::state::metrics::{DeploymentMetrics, Metrics};
 use crate::state::slots::Slots;
 use crate::state::status::Status;
 use crate::state::table::{Deployment, Endpoint, Published, Table};
+use crate::state::tls::Connector;
 
 /// An endpoint that is wanted, its keys resolved.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +27,8 @@ pub struct Desired {
     pub spec: Arc<endpoint::Endpoint>,
     /// Who may call.
     pub access: Access,
+    /// TLS towards replicas, by the names of deployments.
+    pub tls: Vec<(Name, Connector)>,
 }
 
 /// Keeps the published table equal to what is wanted, and the replicas of each deployment to what is there.
@@ -73,7 +76,8 @@ impl Index {
             // What was not read again is the same object, and most was not.
             let is_wanted = |spec: &Arc<endpoint::Endpoint>| Arc::ptr_eq(spec, &wanted.spec) || *spec == wanted.spec;
             let now = self.endpoints.remove(&name);
-            let same = now.filter(|now| is_wanted(&now.spec) && now.access == wanted.access);
+            let same =
+                now.filter(|now| is_wanted(&now.spec) && now.access == wanted.access && now.has_tls(&wanted.tls));
             changed |= same.is_none();
             endpoints.insert(name, same.unwrap_or_else(|| Arc::new(self.build(wanted))));
         }
@@ -152,7 +156,10 @@ impl Index {
 
     fn build(&mut self, wanted: Desired) -> Endpoint {
         let name = wanted.spec.name.clone();
-        let deployments = wanted.spec.deployments.iter().map(|spec| Arc::new(self.build_deployment(&name, spec)));
+        let deployments = wanted.spec.deployments.iter().map(|spec| {
+            let tls = wanted.tls.iter().find(|(of, _)| *of == spec.name).map(|(_, connector)| connector.clone());
+            Arc::new(self.build_deployment(&name, spec, tls))
+        });
         Endpoint {
             deployments: deployments.collect(),
             split: Split::new(&wanted.spec.traffic),
@@ -162,7 +169,7 @@ impl Index {
         }
     }
 
-    fn build_deployment(&mut self, endpoint: &Name, spec: &endpoint::Deployment) -> Deployment {
+    fn build_deployment(&mut self, endpoint: &Name, spec: &endpoint::Deployment, tls: Option<Connector>) -> Deployment {
         let metrics = &self.metrics;
         let live = self.live.entry((endpoint.clone(), spec.name.clone())).or_insert_with(|| Live {
             slots: Slots::new(&spec.requests),
@@ -176,6 +183,7 @@ impl Index {
             slots: live.slots.clone(),
             metrics: live.metrics.clone(),
             header: header(spec.name.as_str()),
+            tls,
             host: spec.host.as_deref().map(header),
             scoring_path: path(&spec.scoring_path),
             swagger_path: path(&spec.swagger_path),

@@ -1,5 +1,6 @@
 //! Floor 3: desired state, from files and local processes, made into the table the data plane reads.
 
+pub mod certificates;
 pub mod documents;
 pub mod files;
 pub mod index;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::name::Name;
+use super::tls::UpstreamTls;
 
 /// What a field is worth when its document does not say; the only place these are written down.
 pub mod defaults {
@@ -128,6 +129,8 @@ pub struct Deployment {
     pub forward_authorization: bool,
     /// `host` sent to the model instead of the instance's address.
     pub host: Option<String>,
+    /// TLS towards the replicas; `None`: plain HTTP.
+    pub upstream_tls: Option<UpstreamTls>,
     /// Limits of one request.
     pub requests: RequestSettings,
     /// How many replicas.

@@ -12,4 +12,5 @@ pub mod problem;
 pub mod refusal;
 pub mod resource;
 pub mod suggest;
+pub mod tls;
 pub mod validate;

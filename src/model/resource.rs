@@ -193,6 +193,9 @@ written! {
         forward_authorization: bool,
         /// `host` header sent to the model.
         host: String,
+        /// TLS towards the replicas.
+        #[serde(deserialize_with = "mapping")]
+        upstream_tls: RawUpstreamTls,
         /// Limits of one request.
         #[serde(deserialize_with = "mapping")]
         request_settings: RawRequestSettings,
@@ -224,6 +227,20 @@ written! {
         env: BTreeMap<String, String>,
         /// Folder to start in.
         working_dir: String,
+    }
+
+    /// `upstreamTls`.
+    pub struct RawUpstreamTls {
+        /// Who may have signed the replicas' certificates.
+        ca_file: String,
+        /// The name in the replicas' certificates.
+        server_name: String,
+        /// Whether certificates are taken unseen.
+        skip_verify: bool,
+        /// The router's own certificate.
+        cert_file: String,
+        /// The key of the router's own certificate.
+        key_file: String,
     }
 
     /// `requestSettings`.

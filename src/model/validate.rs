@@ -9,6 +9,7 @@ mod deployment;
 pub mod path;
 mod traffic;
 mod unsupported;
+mod upstream_tls;
 
 use serde_json::Value;
 

@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::headers::Origin;
 use super::talk::Talk;
+use super::tls::Socket;
 use super::upstream;
 use super::worker::Worker;
 use crate::model::limits::Limits;
@@ -141,7 +141,7 @@ impl Pace {
 
 /// A client's socket.
 pub(super) struct ClientIo {
-    stream: TcpStream,
+    stream: Socket,
     /// Read to learn the protocol; comes before what the socket still has.
     preface: Bytes,
     pace: Rc<Pace>,
@@ -154,7 +154,7 @@ pub(super) struct ClientIo {
 
 impl ClientIo {
     /// `preface` was read from `stream` already, since `begun`.
-    pub(super) fn new(stream: TcpStream, preface: Bytes, begun: Instant, pace: Rc<Pace>, worker: Rc<Worker>) -> Self {
+    pub(super) fn new(stream: Socket, preface: Bytes, begun: Instant, pace: Rc<Pace>, worker: Rc<Worker>) -> Self {
         if !preface.is_empty() {
             pace.received(|| begun);
         }
@@ -163,7 +163,7 @@ impl ClientIo {
     }
 
     /// The socket itself, when HTTP is done with it.
-    pub(super) fn into_stream(self) -> TcpStream {
+    pub(super) fn into_stream(self) -> Socket {
         self.stream
     }
 
@@ -252,7 +252,15 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().poll_outgoing(cx)
+        let this = self.get_mut();
+        ready!(this.poll_outgoing(cx))?;
+        if !this.stream.is_tls() {
+            return Poll::Ready(Ok(()));
+        }
+        // TLS takes more than the socket has room for: who takes nothing shows only here.
+        let flushed = Pin::new(&mut this.stream).poll_flush(cx);
+        this.pace.wrote(&flushed);
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

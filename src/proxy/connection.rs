@@ -3,11 +3,11 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -27,12 +27,12 @@ use super::headers::Origin;
 use super::service;
 use super::stream;
 use super::timer::LazyTimer;
+use super::tls::{self, Agreed, LINGER, Socket};
 use super::wakes::Holdable;
 use super::worker::Worker;
 use crate::model::refusal::Refusal;
+use crate::state::tls::Acceptor;
 
-/// How long a closed connection is still read, so that the client gets to see our last answer before a reset.
-const LINGER: Duration = Duration::from_secs(2);
 /// What HTTP/2 with prior knowledge begins with.
 pub(super) const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Requests one HTTP/2 connection may have at once.
@@ -44,22 +44,34 @@ const HTTP2_ERRORS: usize = 1024;
 /// The largest piece of a body that is read at once. Room for it is made step by step, for clients that fill it; from
 /// 64 to 256 KiB saves a large upload a sixth of its CPU, more saves nothing.
 const READ_BUFFER: usize = 256 * 1024;
-/// Of what is read only to be thrown away.
-const UNREAD_BUFFER: usize = 64 * 1024;
 
-/// Serves a connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
+/// Serves a connection to its end; with TLS if there is an `acceptor`.
+pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, acceptor: Option<Arc<Acceptor>>) {
     // Fails only on a socket that is closed already.
     let _ = stream.set_nodelay(true);
     let accepted = Instant::now();
     let _registered = poll_fn(|cx| Poll::Ready(worker.register(cx.waker().clone()))).await;
-    let Some((preface, begun)) = read_preface(&worker, &stream).await else { return };
-    let multiplexed = preface.starts_with(HTTP2_PREFACE);
+    let mut stream = match &acceptor {
+        None => Socket::Plain(stream),
+        // Large, and soon over.
+        Some(acceptor) => match Box::pin(tls::accept(&worker, stream, acceptor, accepted.into())).await {
+            Some(stream) => stream,
+            None => return,
+        },
+    };
+    let Some((preface, begun)) = read_preface(&worker, &mut stream, accepted).await else {
+        return stream.end_writing();
+    };
+    let multiplexed = match stream.agreed() {
+        Agreed::Nothing => preface.starts_with(HTTP2_PREFACE),
+        agreed => agreed == Agreed::Http2,
+    };
+    let scheme = if stream.is_tls() { "https" } else { "http" };
     let pace = Pace::new(accepted, multiplexed);
     let client = Rc::new(Client {
         worker: worker.clone(),
         pace: pace.clone(),
-        origin: Origin { address: text(peer.ip()), scheme: HeaderValue::from_static("http") },
+        origin: Origin { address: text(peer.ip()), scheme: HeaderValue::from_static(scheme) },
         reset_at_end: Cell::new(false),
     });
     let io = ClientIo::new(stream, preface, begun, pace, worker.clone());
@@ -68,46 +80,43 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAdd
 
 /// Reads until it is clear whether the client speaks HTTP/2; returns what was read, and when it began. `None`: the
 /// client left or said nothing for too long, or has not said enough and the worker drains.
-async fn read_preface(worker: &Worker, stream: &TcpStream) -> Option<(Bytes, Instant)> {
+async fn read_preface(worker: &Worker, stream: &mut Socket, accepted: Instant) -> Option<(Bytes, Instant)> {
     let (mut start, mut begun) = (BytesMut::new(), None);
-    let reading = async {
-        // Many connections are opened long before they are used: there is no buffer until something comes.
-        stream.readable().await.ok()?;
-        start.reserve(8 * 1024);
+    let mut patience = pin!(tokio::time::sleep_until((accepted + worker.shared.limits.header_read_timeout).into()));
+    poll_fn(|cx| {
         loop {
-            let ended = match stream.try_read_buf(&mut start) {
-                Ok(read) => read == 0,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    stream.readable().await.ok()?;
-                    continue;
-                }
-                Err(_) => return None,
+            let read = match poll_start(stream, &mut start, cx) {
+                Poll::Ready(Ok(read)) => read,
+                Poll::Ready(Err(_)) => return Poll::Ready(None),
+                Poll::Pending => break,
             };
             begun.get_or_insert_with(Instant::now);
             let compared = start.len().min(HTTP2_PREFACE.len());
-            if ended || compared == HTTP2_PREFACE.len() || start[..compared] != HTTP2_PREFACE[..compared] {
-                return Some(());
+            if read == 0 || compared == HTTP2_PREFACE.len() || start[..compared] != HTTP2_PREFACE[..compared] {
+                return Poll::Ready(Some(()));
             }
         }
-    };
-    let in_time = async {
-        let mut reading = pin!(tokio::time::timeout(worker.shared.limits.header_read_timeout, reading));
-        let read = poll_fn(|cx| match reading.as_mut().poll(cx) {
-            // Whoever began and was too slow is told so, as one with a slow head.
-            Poll::Ready(Err(_)) => Poll::Ready(Some(())),
-            Poll::Ready(Ok(read)) => Poll::Ready(read),
-            Poll::Pending if worker.draining.get() && nothing_came(stream) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        });
-        read.await
-    };
-    in_time.await?;
+        // Whoever began and was too slow is told so, as one with a slow head.
+        if patience.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(()));
+        }
+        if worker.draining.get() && start.is_empty() && tls::nothing_came(stream.tcp()) {
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    })
+    .await?;
     Some((start.freeze(), begun?))
 }
 
-/// Asks the system itself: the runtime does not know yet what came on a connection that is new to it.
-fn nothing_came(stream: &TcpStream) -> bool {
-    SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]).is_err()
+/// Reads more of what a connection begins with.
+fn poll_start(stream: &mut Socket, start: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    if start.capacity() == 0 {
+        // Many connections are opened long before they are used: there is no buffer until something comes.
+        ready!(stream.poll_readable(cx))?;
+        start.reserve(8 * 1024);
+    }
+    pin!(stream.read_buf(start)).poll(cx)
 }
 
 async fn serve_http1(client: &Rc<Client>, io: ClientIo) {
@@ -212,9 +221,9 @@ async fn drive<C: Graceful, E>(
 }
 
 /// Ends an HTTP/1 connection so that the client can tell how.
-async fn close(client: &Client, mut stream: TcpStream, impatience: Option<Impatience>) {
+async fn close(client: &Client, mut stream: Socket, impatience: Option<Impatience>) {
     if impatience == Some(Impatience::Blocked) || client.reset_at_end.get() {
-        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(stream.tcp()).set_linger(Some(Duration::ZERO));
         return;
     }
     let last_words = async {
@@ -225,12 +234,7 @@ async fn close(client: &Client, mut stream: TcpStream, impatience: Option<Impati
         if !client.pace.may_send() {
             return Ok(());
         }
-        // A close with unread bytes resets the connection, and the client may lose what we said last.
-        let mut unread = BytesMut::with_capacity(UNREAD_BUFFER);
-        while stream.read_buf(&mut unread).await? > 0 {
-            unread.clear();
-        }
-        io::Result::Ok(())
+        tls::read_rest(stream.tcp_mut()).await
     };
     let mut ending = pin!(tokio::time::timeout(LINGER, last_words));
     // The client is gone, or has had its time.

@@ -19,6 +19,7 @@ use super::worker::{Shared, Worker};
 use super::{connection, request_id, respond};
 use crate::model::refusal::Refusal;
 use crate::state::lifecycle::Phase;
+use crate::state::tls::Acceptor;
 
 /// Connections that may wait to be accepted.
 pub const BACKLOG: i32 = 4096;
@@ -38,7 +39,18 @@ struct Seat {
 struct Accepted {
     stream: std::net::TcpStream,
     peer: SocketAddr,
+    tls: Option<Arc<Acceptor>>,
     open: Counted,
+}
+
+/// A socket that clients connect to.
+pub struct Listener {
+    /// What it is called in metrics.
+    pub name: &'static str,
+    /// Bound already.
+    pub socket: TcpListener,
+    /// TLS on it, or plain HTTP.
+    pub tls: Option<Arc<Acceptor>>,
 }
 
 /// One open connection, counted until dropped.
@@ -74,8 +86,10 @@ impl DataPlane {
     ///
     /// # Errors
     /// When a thread or its runtime cannot be started.
-    pub fn start(listener: TcpListener, workers: usize, shared: &Arc<Shared>) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
+    pub fn start(listeners: Vec<Listener>, workers: usize, shared: &Arc<Shared>) -> io::Result<Self> {
+        for listener in &listeners {
+            listener.socket.set_nonblocking(true)?;
+        }
         let mut threads = Vec::with_capacity(workers + 1);
         let mut seats = Vec::with_capacity(workers);
         let (alive, running) = mpsc::channel(1);
@@ -87,7 +101,7 @@ impl DataPlane {
             threads.push(spawn(&name, &alive, move |runtime| runtime.block_on(work(shared, accepted)))?);
         }
         let shared = shared.clone();
-        threads.push(spawn("accept", &alive, move |runtime| runtime.block_on(accept(listener, seats, shared)))?);
+        threads.push(spawn("accept", &alive, move |runtime| runtime.block_on(accept_all(listeners, seats, shared)))?);
         Ok(Self { threads, running })
     }
 
@@ -132,9 +146,25 @@ fn spawn(
     })
 }
 
-async fn accept(listener: TcpListener, seats: Vec<Seat>, shared: Arc<Shared>) {
-    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
-    let gauge = shared.metrics.connections.with_label_values(&["scoring"]);
+async fn accept_all(listeners: Vec<Listener>, seats: Vec<Seat>, shared: Arc<Shared>) {
+    let seats: Rc<[Seat]> = seats.into();
+    let mut tasks = tokio::task::JoinSet::new();
+    for listener in listeners {
+        tasks.spawn_local(accept(listener, seats.clone(), shared.clone()));
+    }
+    drop(seats);
+    // One that panics ends the thread, which is looked after.
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
+}
+
+async fn accept(listener: Listener, seats: Rc<[Seat]>, shared: Arc<Shared>) {
+    let Listener { name, socket, tls } = listener;
+    let Ok(listener) = tokio::net::TcpListener::from_std(socket) else { return };
+    let gauge = shared.metrics.connections.with_label_values(&[name]);
     let draining = shared.lifecycle.reached(Phase::Draining);
     tokio::pin!(draining);
     let mut failing = false;
@@ -146,7 +176,7 @@ async fn accept(listener: TcpListener, seats: Vec<Seat>, shared: Arc<Shared>) {
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
-                seat(stream, peer, &seats, &gauge, &shared).await;
+                seat(stream, peer, tls.as_ref(), &seats, &gauge, &shared).await;
             }
             Err(error) => {
                 shared.metrics.accept_errors.inc();
@@ -163,7 +193,7 @@ async fn accept(listener: TcpListener, seats: Vec<Seat>, shared: Arc<Shared>) {
     for _ in 0..BACKLOG {
         let Ok((stream, peer)) = listener.accept() else { return };
         if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream)) {
-            seat(stream, peer, &seats, &gauge, &shared).await;
+            seat(stream, peer, tls.as_ref(), &seats, &gauge, &shared).await;
         }
     }
 }
@@ -172,6 +202,7 @@ async fn accept(listener: TcpListener, seats: Vec<Seat>, shared: Arc<Shared>) {
 async fn seat(
     mut stream: tokio::net::TcpStream,
     peer: SocketAddr,
+    tls: Option<&Arc<Acceptor>>,
     seats: &[Seat],
     gauge: &prometheus::IntGauge,
     shared: &Shared,
@@ -180,6 +211,10 @@ async fn seat(
     if open >= shared.limits.max_connections {
         let refusal = Refusal::TooManyConnections;
         shared.metrics.no_endpoint().rejected(respond::code(refusal));
+        if tls.is_some() {
+            // A handshake to say so would be the dearest refusal.
+            return;
+        }
         // One write into an empty socket buffer; nobody is waited for.
         let _ = stream.write_all(&respond::raw(refusal, &request_id::fresh(&mut rand::rng()))).await;
         return;
@@ -188,7 +223,7 @@ async fn seat(
     let open = Counted::new(&seat.open, gauge);
     if let Ok(stream) = stream.into_std() {
         // Fails only when the worker has ended, and then the whole process does.
-        let _ = seat.connections.send(Accepted { stream, peer, open }).await;
+        let _ = seat.connections.send(Accepted { stream, peer, tls: tls.cloned(), open }).await;
     }
 }
 
@@ -198,11 +233,11 @@ async fn work(shared: Arc<Shared>, mut accepted: mpsc::Receiver<Accepted>) {
     let (worker, mut ended) = Worker::new(shared);
     let sweeper = tokio::task::spawn_local(sweep(worker.clone()));
     // Ends when the accepting thread does, after handing over everything it accepted.
-    while let Some(Accepted { stream, peer, open }) = accepted.recv().await {
+    while let Some(Accepted { stream, peer, tls, open }) = accepted.recv().await {
         let (worker, alive) = (worker.clone(), worker.alive());
         tokio::task::spawn_local(async move {
             if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
-                connection::serve(worker, stream, peer).await;
+                connection::serve(worker, stream, peer, tls).await;
             }
             drop((open, alive));
         });

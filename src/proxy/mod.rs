@@ -18,6 +18,7 @@ mod service;
 mod stream;
 mod talk;
 mod timer;
+mod tls;
 mod upload;
 mod upstream;
 mod wakes;

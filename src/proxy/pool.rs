@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::upstream::Connection;
 use crate::state::slots::Replica;
+use crate::state::tls::Connector;
 
 /// How long a connection stays warm without use.
 const KEEP_IDLE: Duration = Duration::from_secs(55);
@@ -29,9 +30,16 @@ struct Idle {
 }
 
 impl Pool {
-    /// The warmest connection to a replica, if there is one.
-    pub(super) fn take(&self, replica: &Replica) -> Option<Box<Connection>> {
-        self.idle.borrow_mut().get_mut(&replica.id)?.connections.pop()
+    /// The warmest connection to a replica, if there is one that has TLS as it is asked for now, or none if none is.
+    pub(super) fn take(&self, replica: &Replica, tls: Option<&Connector>) -> Option<Box<Connection>> {
+        let mut idle = self.idle.borrow_mut();
+        let connections = &mut idle.get_mut(&replica.id)?.connections;
+        loop {
+            let connection = connections.pop()?;
+            if connection.has_tls(tls) {
+                return Some(connection);
+            }
+        }
     }
 
     /// Keeps a connection for the next request.

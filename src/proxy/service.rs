@@ -210,14 +210,17 @@ async fn attempt(
     let host = deployment.host.as_ref().unwrap_or(&slot.replica().host).clone();
     request.headers_mut().insert(HOST, host);
     loop {
-        let warm = worker.pool.take(slot.replica());
+        let warm = worker.pool.take(slot.replica(), deployment.tls.as_ref());
         let was_warm = warm.is_some();
         let connection = match warm {
             Some(connection) => connection,
-            None => match Box::pin(Connection::open(&slot.replica().address)).await {
+            None => match Box::pin(Connection::open(&slot.replica().address, deployment.tls.as_ref())).await {
                 Ok(connection) => connection,
                 Err(error) => {
                     tracing::debug!(%error, replica = slot.replica().address, "no connection");
+                    if deployment.tls.is_some() && worker.may_complain() {
+                        tracing::warn!(%error, replica = slot.replica().address, "no connection with TLS");
+                    }
                     if !is_our_own_shortage(&error) {
                         slot.failed(Instant::now());
                     }

@@ -1,19 +1,20 @@
 //! A connection to a replica: the socket, what has come and is not understood yet, what is to go.
 
 use std::io::{self, IoSlice};
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Request};
-use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::codec::{self, Sending};
 use super::timer::LazyTimer;
+use super::tls::{self, Socket};
+use crate::state::tls::Connector;
 
 /// Longest time to make a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,7 +27,9 @@ const SMALL_WRITE: usize = 2048;
 
 /// A connection to a replica, ready for a request or busy with one. Large, and handed around: always in a box.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Socket,
+    /// What TLS on it was made from.
+    tls: Option<[u8; 32]>,
     /// What has come, and is not understood yet.
     pub(super) input: BytesMut,
     output: Output,
@@ -38,8 +41,10 @@ pub(super) struct Connection {
     deaf: bool,
     /// The replica sends nothing more.
     ended: bool,
-    /// It has not ended what it sent: the connection broke.
+    /// It has not ended what it sent: the connection broke, or TLS did not see its end.
     broken: bool,
+    /// TLS holds some of what is to go.
+    is_held: bool,
     pub(super) timer: LazyTimer,
     /// When it was put to rest.
     used: Instant,
@@ -57,11 +62,11 @@ struct Output {
 }
 
 impl Connection {
-    /// Connects to a replica.
+    /// Connects to a replica, with TLS if there is a `connector`.
     ///
     /// # Errors
-    /// When that fails or takes longer than [`CONNECT_TIMEOUT`].
-    pub(super) async fn open(address: &str) -> io::Result<Box<Self>> {
+    /// When that, or the handshake, fails or takes longer than [`CONNECT_TIMEOUT`].
+    pub(super) async fn open(address: &str, connector: Option<&Connector>) -> io::Result<Box<Self>> {
         let connecting = async {
             // Names are resolved anew for each connection; addresses, the common case, need no resolver.
             match address.parse::<SocketAddr>() {
@@ -71,8 +76,17 @@ impl Connection {
         };
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await??;
         stream.set_nodelay(true)?;
+        let stream = match connector {
+            None => Socket::Plain(stream),
+            Some(connector) => {
+                // Rare beside the other case, and large.
+                let handshake = Box::pin(tls::connect(connector, address, stream));
+                tokio::time::timeout(CONNECT_TIMEOUT, handshake).await??
+            }
+        };
         Ok(Box::new(Self {
             stream,
+            tls: connector.map(|connector| connector.digest),
             input: BytesMut::new(),
             output: Output::default(),
             room: SMALL_READ,
@@ -80,9 +94,19 @@ impl Connection {
             deaf: false,
             ended: false,
             broken: false,
+            is_held: false,
             timer: LazyTimer::default(),
             used: Instant::now(),
         }))
+    }
+
+    /// Whether TLS on it is as a `connector` would make it now.
+    pub(super) fn has_tls(&self, connector: Option<&Connector>) -> bool {
+        match (&self.tls, connector) {
+            (None, None) => true,
+            (Some(made_from), Some(connector)) => *made_from == connector.digest,
+            _ => false,
+        }
     }
 
     /// Ready when the connection is of no use for a request: the replica has closed it, or said something unasked.
@@ -122,12 +146,13 @@ impl Connection {
 
     /// Whether the replica is slow to take what is to go.
     pub(super) fn is_behind(&self) -> bool {
-        !self.output.is_empty()
+        !self.output.is_empty() || self.is_held
     }
 
     /// Buffers the head of a request, and the first of its body if that is there already: they go out together.
     pub(super) fn send_head<B>(&mut self, request: &Request<B>, body: Sending, first: Option<Bytes>) {
         self.has_sent = false;
+        self.stream.forget_writes();
         codec::write_head(&mut self.output.framing, request, body);
         if let Some(first) = first {
             self.send(first, body);
@@ -160,8 +185,16 @@ impl Connection {
                     self.has_sent = true;
                     self.output.advance(length);
                 }
-                Err(_) => self.deaf = true,
+                Err(_) => {
+                    self.has_sent |= self.stream.has_written();
+                    self.deaf = true;
+                }
             }
+        }
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.is_held = flushed.is_pending();
+        if ready!(flushed).is_err() {
+            self.deaf = true;
         }
         Poll::Ready(())
     }
@@ -180,8 +213,7 @@ impl Connection {
     pub(super) fn half_close(&mut self) {
         self.deaf = true;
         self.output = Output::default();
-        // Fails only when the connection is gone already.
-        let _ = SockRef::from(&self.stream).shutdown(Shutdown::Write);
+        self.stream.end_writing();
     }
 
     /// Keeps the connection for a later request, perhaps of another task.
@@ -205,7 +237,7 @@ impl Connection {
 }
 
 impl Output {
-    fn poll_write(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn poll_write(&self, stream: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.framing.is_empty() && self.end.is_empty() {
             return Pin::new(stream).poll_write(cx, &self.data);
         }
@@ -232,10 +264,15 @@ impl Output {
 /// Writes several pieces at once. Small ones are put together first: one short copy costs less than what the kernel
 /// does to gather them.
 pub(super) fn write_together(
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     cx: &mut Context<'_>,
     bufs: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>> {
+    let stream = match stream {
+        Socket::Plain(tcp) => tcp,
+        // Puts them together anyhow.
+        Socket::Tls(tls) => return Pin::new(tls).poll_write_vectored(cx, bufs),
+    };
     let mut together = [0; SMALL_WRITE];
     let mut length = 0;
     for buf in bufs {

@@ -37,6 +37,13 @@ pub struct Metrics {
     pub reloads: IntCounterVec,
     /// Endpoint documents that are refused now; their last good version serves, if there was one.
     pub refused_documents: IntGauge,
+    /// Changes of TLS files: `ok` or `error`.
+    pub tls_reloads: IntCounterVec,
+    /// TLS files that are refused now; their last good version serves.
+    pub tls_refused_files: IntGauge,
+    /// When each certificate expires, as a Unix time.
+    pub tls_certificate_expiry: IntGaugeVec,
+    tls_handshakes: IntCounterVec,
     /// Access log lines lost because the log could not be written as fast.
     pub access_log_dropped: IntCounter,
 }
@@ -48,6 +55,21 @@ pub struct EndpointMetrics {
     auth_failures: IntCounterVec,
     rejected: IntCounterVec,
     endpoint: String,
+}
+
+/// TLS handshakes of one listener, by how they ended.
+#[derive(Debug)]
+pub struct Handshakes {
+    /// With everything.
+    pub full: IntCounter,
+    /// By going on with an earlier session.
+    pub resumed: IntCounter,
+    /// The client went, or spoke no TLS that is spoken here.
+    pub failed: IntCounter,
+    /// Not in time.
+    pub timed_out: IntCounter,
+    /// It was plain HTTP.
+    pub plain_http: IntCounter,
 }
 
 /// Counters of one deployment.
@@ -102,6 +124,12 @@ impl Metrics {
         let refused =
             IntGauge::new("refused_documents", "Endpoint documents refused now; their last good version serves.")?;
         registry.register(Box::new(refused.clone()))?;
+        let expiry = Opts::new("tls_certificate_expiry_seconds", "When the certificate expires, as a Unix time.");
+        let expiry = IntGaugeVec::new(expiry, &["certificate"])?;
+        registry.register(Box::new(expiry.clone()))?;
+        let refused_files =
+            IntGauge::new("tls_refused_files", "TLS files refused now; their last good version serves.")?;
+        registry.register(Box::new(refused_files.clone()))?;
         let build = IntGaugeVec::new(Opts::new("build_info", "Always 1; the version is in the label."), &["version"])?;
         registry.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -134,11 +162,27 @@ impl Metrics {
             auth_failures: counter("auth_failures_total", "Requests without a right.", &["endpoint", "reason"])?,
             accept_errors: single("accept_errors_total", "Connections that could not be accepted.")?,
             reloads: counter("config_reloads_total", "Reloads of endpoint documents.", &["result"])?,
+            tls_reloads: counter("tls_reloads_total", "Changes of certificates and authorities.", &["result"])?,
+            tls_handshakes: counter("tls_handshakes_total", "TLS handshakes of clients.", &["listener", "result"])?,
+            tls_refused_files: refused_files,
+            tls_certificate_expiry: expiry,
             access_log_dropped: single("access_log_dropped_total", "Access log lines lost: the log was too slow.")?,
             connections,
             refused_documents: refused,
             registry,
         })
+    }
+
+    /// The handles of a listener with TLS.
+    pub fn handshakes(&self, listener: &str) -> Handshakes {
+        let of = |result| self.tls_handshakes.with_label_values(&[listener, result]);
+        Handshakes {
+            full: of("full"),
+            resumed: of("resumed"),
+            failed: of("failed"),
+            timed_out: of("timed_out"),
+            plain_http: of("plain_http"),
+        }
     }
 
     /// The handles of one endpoint.

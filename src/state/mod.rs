@@ -8,3 +8,4 @@ pub mod metrics;
 pub mod slots;
 pub mod status;
 pub mod table;
+pub mod tls;

@@ -12,6 +12,7 @@ use http::uri::PathAndQuery;
 
 use super::metrics::{DeploymentMetrics, EndpointMetrics};
 use super::slots::Slots;
+use super::tls::Connector;
 use crate::model::endpoint;
 use crate::model::name::Name;
 use crate::policy::access::Access;
@@ -52,6 +53,8 @@ pub struct Deployment {
     pub metrics: Arc<DeploymentMetrics>,
     /// The name, as sent in `azureml-model-deployment`.
     pub header: HeaderValue,
+    /// TLS towards its replicas, where that is configured.
+    pub tls: Option<Connector>,
     /// `host` sent to the model, where one is configured.
     pub host: Option<HeaderValue>,
     /// `scoringPath`, ready to be sent.
@@ -78,6 +81,12 @@ impl Table {
 }
 
 impl Endpoint {
+    /// Whether TLS towards its replicas is made from the same as this.
+    pub fn has_tls(&self, tls: &[(Name, Connector)]) -> bool {
+        let now = self.deployments.iter().filter_map(|of| Some((&of.spec.name, of.tls.as_ref()?)));
+        now.eq(tls.iter().map(|(name, connector)| (name, connector)))
+    }
+
     /// The deployment of that name, in any case.
     pub fn deployment(&self, name: &str) -> Option<&Arc<Deployment>> {
         self.deployments.iter().find(|deployment| deployment.spec.name.matches(name))

@@ -257,7 +257,11 @@ pub fn endpoints(data: &[u8]) {
     keeps_secrets(text, documents.into_iter().flatten(), &parsed.problems);
     let (table, status, metrics) = (Published::default(), Arc::<Status>::default(), Arc::new(Metrics::new().unwrap()));
     let mut index = Index::new(table.clone(), metrics.clone(), status.clone());
-    let desired = parsed.endpoints.iter().map(|spec| Desired { spec: Arc::new(spec.clone()), access: Access::Open });
+    let desired = parsed.endpoints.iter().map(|spec| Desired {
+        spec: Arc::new(spec.clone()),
+        access: Access::Open,
+        tls: Vec::new(),
+    });
     index.apply(desired.collect());
     let table = table.load();
     for spec in &parsed.endpoints {

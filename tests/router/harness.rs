@@ -35,6 +35,8 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 /// A router on a thread of its own, with its endpoint files in a temporary folder.
 pub struct Router {
     pub scoring: SocketAddr,
+    /// Where clients connect with TLS, if they can.
+    pub scoring_tls: Option<SocketAddr>,
     pub admin: SocketAddr,
     pub folder: tempfile::TempDir,
     pub lifecycle: Lifecycle,
@@ -80,6 +82,7 @@ impl Router {
         };
         let app = App::build(settings, surroundings).unwrap_or_else(|error| panic!("{error:?}"));
         let (scoring, admin) = (app.scoring_address().unwrap(), app.admin_address().unwrap());
+        let scoring_tls = app.scoring_tls_address().ok();
         let lifecycle = app.lifecycle();
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
@@ -87,7 +90,7 @@ impl Router {
                 let _ = stopped.await;
             })
         });
-        Self { scoring, admin, folder, lifecycle, stop: Some(stop), thread: Some(thread) }
+        Self { scoring, scoring_tls, admin, folder, lifecycle, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Tells the router to stop; [`Router::join`] waits for it.

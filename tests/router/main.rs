@@ -16,4 +16,5 @@ mod peers;
 mod processes;
 mod reload;
 mod smoke;
+mod tls;
 mod wire;

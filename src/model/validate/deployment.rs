@@ -10,7 +10,7 @@ use super::super::check::Check;
 use super::super::endpoint::{Deployment, Process, RequestSettings, ScaleSettings, Target, defaults};
 use super::super::problem::{field, item, quoted};
 use super::super::resource::{RawDataCollector, RawDeployment, RawProcess, RawRequestSettings, RawScaleSettings};
-use super::{address, path::path as valid_path};
+use super::{address, path::path as valid_path, upstream_tls};
 
 const PORT: RangeInclusive<i64> = 1..=65_535;
 const REQUEST_TIMEOUT_MS: RangeInclusive<i64> = 1..=300_000;
@@ -37,6 +37,11 @@ pub(super) fn deployment(check: &mut Check, path: &str, raw: &RawDeployment) -> 
         let what = |error: address::AddressError| format!("is {}, which {error}", quoted(host));
         check.ok(&at("host"), address::host(host).map_err(what));
     }
+    let upstream_tls = raw.upstream_tls.as_ref().map(|raw| upstream_tls::read(check, &at("upstreamTls"), raw));
+    if raw.process.is_some() && upstream_tls.is_some() {
+        let what = "is only for `instances`: the router speaks to the processes it starts without TLS; remove it";
+        check.problem(&at("upstreamTls"), what);
+    }
     let nothing = RawRequestSettings::default();
     let requests = requests(check, &at("requestSettings"), raw.request_settings.as_ref().unwrap_or(&nothing));
     let nothing = RawScaleSettings::default();
@@ -51,6 +56,7 @@ pub(super) fn deployment(check: &mut Check, path: &str, raw: &RawDeployment) -> 
         swagger_path,
         forward_authorization: raw.forward_authorization.unwrap_or(false),
         host: raw.host.clone(),
+        upstream_tls,
         requests,
         scale,
     })

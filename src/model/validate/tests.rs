@@ -299,6 +299,25 @@ fn paths_and_host_are_legal() {
 }
 
 #[test]
+fn tls_towards_replicas_that_cannot_be_meant_is_refused() {
+    let at = |rules: Value| with("/spec/deployments/0/upstreamTls", rules);
+    for (rules, name, gist) in [
+        (json!({"serverName": "a:1"}), "serverName", "host name"),
+        (json!({"serverName": "https://a"}), "serverName", "host name"),
+        (json!({"skipVerify": true, "caFile": "a"}), "skipVerify", "beside `caFile`"),
+        (json!({"certFile": "a"}), "certFile", "without `keyFile`"),
+        (json!({"keyFile": "a"}), "keyFile", "without `certFile`"),
+        (json!({"caFile": ""}), "caFile", "is empty"),
+        (json!({"cafile": "a"}), "cafile", "did you mean `caFile`?"),
+    ] {
+        refused(at(rules), &format!("spec.deployments[0].upstreamTls.{name}"), &[gist]);
+    }
+    for rules in [json!({}), json!({"serverName": "::1"}), json!({"serverName": "a.example", "skipVerify": true})] {
+        assert!(read(at(rules)).is_ok());
+    }
+}
+
+#[test]
 fn request_settings_are_in_range() {
     for (name, wrong, gist) in [
         ("requestTimeoutMs", 0, "between 1 and 300000 milliseconds"),

@@ -1,0 +1,115 @@
+//! TLS on a listener: `scoring.tls` and `scoringTls`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use super::raw::{RawCertificate, RawTls};
+use super::{TIMEOUT, TlsListener, address, time};
+use crate::model::check::Check;
+use crate::model::problem::{field, item};
+use crate::model::tls::{CertificateFiles, ServerTls, TlsVersion};
+
+/// As written, and what it means.
+pub(super) const VERSIONS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+/// Where a listener for TLS is when its address is not given.
+pub(super) const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8443);
+
+/// `scoring.tls`: TLS on the listener that has its address already.
+pub(super) fn of_scoring(check: &mut Check, raw: &RawTls, folder: &Path) -> ServerTls {
+    const PATH: &str = "scoring.tls";
+    if raw.address.is_some() {
+        check.problem(&field(PATH, "address"), "is written one level too deep; write it as `scoring.address`");
+    }
+    tls(check, PATH, raw, folder)
+}
+
+/// `scoringTls`: a listener of its own.
+pub(super) fn listener(check: &mut Check, raw: &RawTls, folder: &Path) -> TlsListener {
+    const PATH: &str = "scoringTls";
+    let address = address(check, &field(PATH, "address"), raw.address.as_deref(), DEFAULT_ADDRESS);
+    TlsListener { address, tls: tls(check, PATH, raw, folder) }
+}
+
+fn tls(check: &mut Check, path: &str, raw: &RawTls, folder: &Path) -> ServerTls {
+    let at = |name| field(path, name);
+    let default = ServerTls::default();
+    let own = RawCertificate {
+        cert_file: raw.cert_file.clone(),
+        key_file: raw.key_file.clone(),
+        cert_folder: raw.cert_folder.clone(),
+    };
+    let certificates = match &raw.certificates {
+        None => certificate(check, path, &own, folder).into_iter().collect(),
+        Some(several) => {
+            if own != RawCertificate::default() {
+                let what = "is given beside `certFile`, `keyFile` or `certFolder`; list every certificate here, the \
+                            default first";
+                check.problem(&at("certificates"), what);
+            }
+            if several.is_empty() {
+                check.problem(&at("certificates"), "is empty; write at least one `{certFile: …, keyFile: …}`");
+            }
+            let several = several.iter().enumerate().map(|(index, raw)| {
+                let nothing = RawCertificate::default();
+                certificate(check, &item(&at("certificates"), index), raw.as_ref().unwrap_or(&nothing), folder)
+            });
+            several.collect::<Vec<_>>().into_iter().flatten().collect()
+        }
+    };
+    if raw.client_ca_file.as_deref() == Some("") {
+        check.problem(&at("clientCaFile"), "is empty; name a PEM file, or remove it to ask clients for no certificate");
+    }
+    // A variable cannot well have the quotes that make a text of a number.
+    let min_version =
+        raw.min_version.as_ref().map(|version| version.as_str().map_or(version.to_string(), str::to_owned));
+    let min_version = check.word(&at("minVersion"), min_version.as_deref(), &VERSIONS).unwrap_or(default.min_version);
+    ServerTls {
+        certificates,
+        min_version,
+        handshake_timeout: time(
+            check,
+            &at("handshakeTimeout"),
+            raw.handshake_timeout,
+            TIMEOUT,
+            default.handshake_timeout,
+        ),
+        client_ca_file: raw.client_ca_file.as_ref().map(|file| folder.join(file)),
+    }
+}
+
+/// One certificate; relative to the settings file's folder, as everything is.
+fn certificate(check: &mut Check, path: &str, raw: &RawCertificate, folder: &Path) -> Option<CertificateFiles> {
+    let given = [("certFile", &raw.cert_file), ("keyFile", &raw.key_file), ("certFolder", &raw.cert_folder)];
+    let mut complete = true;
+    for (name, _) in given.iter().filter(|(_, file)| file.as_deref() == Some("")) {
+        check.problem(&field(path, name), "is empty; name a file or a folder");
+        complete = false;
+    }
+    if !complete {
+        return None;
+    }
+    match (&raw.cert_file, &raw.key_file, &raw.cert_folder) {
+        (Some(cert), Some(key), None) => {
+            Some(CertificateFiles::Pair { cert: folder.join(cert), key: folder.join(key) })
+        }
+        (None, None, Some(mount)) => Some(CertificateFiles::Folder(folder.join(mount))),
+        (None, None, None) => {
+            let how = "write `certFile` and `keyFile`, or `certFolder` for a folder with tls.crt and tls.key";
+            check.problem(path, format!("does not say where its certificate is; {how}"));
+            None
+        }
+        (_, _, Some(_)) => {
+            check
+                .problem(&field(path, "certFolder"), "is given beside `certFile` or `keyFile`; write one or the other");
+            None
+        }
+        (None, ..) => {
+            check.problem(&field(path, "certFile"), "is missing; `keyFile` alone is not enough");
+            None
+        }
+        (Some(_), None, None) => {
+            check.problem(&field(path, "keyFile"), "is missing; `certFile` alone is not enough");
+            None
+        }
+    }
+}

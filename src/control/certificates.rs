@@ -1,0 +1,325 @@
+//! Certificates of listeners: read, checked, watched.
+//!
+//! Files are compared by what they hold: they are few, and a mount may give a new file the stamp of the old one. What is
+//! broken leaves the last good version of it in place, be it one certificate of several or the authorities of clients.
+
+use std::future::pending;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions, WebPkiClientVerifier};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ServerConfig, SupportedProtocolVersion};
+use tokio::time::Instant;
+
+use super::files::Watch;
+use crate::model::problem::Problem;
+use crate::model::tls::{CertificateFiles, ServerTls, TlsVersion};
+use crate::state::metrics::Metrics;
+use crate::state::tls::Acceptor;
+
+mod names;
+mod pem;
+pub(super) mod upstream;
+
+use names::Names;
+use pem::{Bad, Certificate, Material, provider};
+
+/// A certificate is warned of this long before it expires.
+const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+/// How often it is warned of.
+const REMIND: Duration = Duration::from_secs(24 * 3600);
+/// Sessions that clients without tickets may resume.
+const SESSIONS: usize = 4096;
+/// A file may be replaced while the one beside it is read: what does not fit is read again so often.
+const READS: usize = 3;
+/// What clients are offered, the better first.
+const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// The certificates of every listener that speaks TLS.
+pub struct Certificates {
+    listeners: Vec<Listener>,
+    metrics: Arc<Metrics>,
+}
+
+/// TLS of one listener.
+struct Listener {
+    /// Where it is in the settings.
+    path: &'static str,
+    settings: ServerTls,
+    certificates: Vec<Part<Certificate>>,
+    client_ca: Option<Part<Arc<dyn ClientCertVerifier>>>,
+    sessions: Sessions,
+    acceptor: Option<Arc<Acceptor>>,
+}
+
+/// Something made from files.
+struct Part<T> {
+    /// The files as they were last seen, good or not.
+    seen: Material,
+    /// The last good version.
+    good: T,
+    is_broken: bool,
+}
+
+/// What lets clients resume: kept over a change of certificates, but not of those that clients must show, because a
+/// session resumed is a client not asked again.
+#[derive(Clone)]
+struct Sessions {
+    tickets: Arc<dyn ProducesTickets>,
+    stored: Arc<dyn StoresServerSessions>,
+}
+
+impl Sessions {
+    fn new() -> Result<Self, rustls::Error> {
+        Ok(Self { tickets: Ticketer::new()?, stored: ServerSessionMemoryCache::new(SESSIONS) })
+    }
+}
+
+/// What is wrong with the files that the TLS settings at `path` name.
+pub fn check(path: &'static str, settings: &ServerTls) -> Vec<Problem> {
+    Listener::load(path, settings.clone()).err().unwrap_or_default()
+}
+
+impl Certificates {
+    /// No listener speaks TLS yet.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { listeners: Vec::new(), metrics }
+    }
+
+    /// Reads what the TLS `settings` at `path` name, for the listener called `name` in metrics.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the files.
+    pub fn add(
+        &mut self,
+        path: &'static str,
+        name: &'static str,
+        settings: ServerTls,
+    ) -> Result<Arc<Acceptor>, Vec<Problem>> {
+        let mut listener = Listener::load(path, settings)?;
+        let config = listener.config().map_err(|error| vec![Problem::new(path, error.to_string())])?;
+        let acceptor =
+            Arc::new(Acceptor::new(name, Arc::new(config), listener.settings.handshake_timeout, &self.metrics));
+        listener.acceptor = Some(acceptor.clone());
+        listener.tell_expiry(&self.metrics);
+        listener.warn_of_expiry();
+        self.listeners.push(listener);
+        Ok(acceptor)
+    }
+
+    /// Follows the files for good.
+    pub async fn run(mut self) {
+        if self.listeners.is_empty() {
+            return pending().await;
+        }
+        let mut watch = Watch::new(&self.places());
+        let mut reminded = Instant::now();
+        loop {
+            // Whatever gave the sign, all are looked at: they are few.
+            let _ = watch.changed().await;
+            self.look();
+            watch.looked(Duration::ZERO);
+            if reminded.elapsed() >= REMIND {
+                reminded = Instant::now();
+                self.listeners.iter().for_each(Listener::warn_of_expiry);
+            }
+        }
+    }
+
+    fn places(&self) -> Vec<PathBuf> {
+        self.listeners.iter().flat_map(|listener| places(&listener.settings)).collect()
+    }
+
+    /// Reads what has changed.
+    fn look(&mut self) {
+        for listener in &mut self.listeners {
+            listener.look(&self.metrics);
+        }
+        let broken: usize = self.listeners.iter().map(Listener::broken).sum();
+        self.metrics.tls_refused_files.set(i64::try_from(broken).unwrap_or(i64::MAX));
+    }
+}
+
+impl Listener {
+    fn load(path: &'static str, settings: ServerTls) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut note = |bad: Bad| problems.push(Problem::new(path, bad.to_string()));
+        let certificates: Vec<_> = settings
+            .certificates
+            .iter()
+            .filter_map(|files| {
+                Part::load(|| pem::read_pair(files), |read| pem::certificate(files, read)).map_err(&mut note).ok()
+            })
+            .collect();
+        let client_ca = settings
+            .client_ca_file
+            .as_ref()
+            .and_then(|file| Part::load(|| Material::read([file.clone()]), verifier).map_err(&mut note).ok());
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let sessions = Sessions::new().map_err(|error| vec![Problem::new(path, error.to_string())])?;
+        Ok(Self { path, settings, certificates, client_ca, sessions, acceptor: None })
+    }
+
+    /// What new connections get, of the last good versions.
+    fn config(&self) -> Result<ServerConfig, rustls::Error> {
+        let builder = ServerConfig::builder_with_provider(provider());
+        let builder = builder.with_protocol_versions(&versions(self.settings.min_version))?;
+        let builder = match &self.client_ca {
+            Some(part) => builder.with_client_cert_verifier(part.good.clone()),
+            None => builder.with_no_client_auth(),
+        };
+        let names = Names::new(self.certificates.iter().map(|part| &part.good));
+        let mut config = builder.with_cert_resolver(Arc::new(names));
+        config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
+        config.ticketer = self.sessions.tickets.clone();
+        config.session_storage = self.sessions.stored.clone();
+        Ok(config)
+    }
+
+    fn look(&mut self, metrics: &Metrics) {
+        let mut outcomes = Vec::new();
+        for (part, files) in self.certificates.iter_mut().zip(&self.settings.certificates) {
+            outcomes.extend(part.look(|| pem::read_pair(files), |read| pem::certificate(files, read)));
+        }
+        if let (Some(part), Some(file)) = (&mut self.client_ca, &self.settings.client_ca_file) {
+            let outcome = part.look(|| Material::read([file.clone()]), verifier);
+            if let Some(Ok(())) = outcome {
+                match Sessions::new() {
+                    Ok(sessions) => self.sessions = sessions,
+                    Err(error) => tracing::error!(%error, "no new keys for session tickets; the old ones stay"),
+                }
+            }
+            outcomes.extend(outcome);
+        }
+        let mut changed = false;
+        for outcome in outcomes {
+            metrics.tls_reloads.with_label_values(&[if outcome.is_ok() { "ok" } else { "error" }]).inc();
+            match outcome {
+                Ok(()) => changed = true,
+                Err(bad) => {
+                    tracing::warn!(listener = self.path, problem = %bad, "TLS files have a problem; the last good ones serve");
+                }
+            }
+        }
+        if changed {
+            self.publish(metrics);
+        }
+    }
+
+    fn publish(&self, metrics: &Metrics) {
+        match (self.config(), &self.acceptor) {
+            (Ok(config), Some(acceptor)) => {
+                acceptor.replace(Arc::new(config));
+                self.tell_expiry(metrics);
+                tracing::info!(listener = self.path, "TLS files reloaded");
+                self.warn_of_expiry();
+            }
+            (Err(error), _) => {
+                tracing::error!(listener = self.path, %error, "TLS cannot be set up; the last one serves")
+            }
+            (Ok(_), None) => {}
+        }
+    }
+
+    fn broken(&self) -> usize {
+        let certificates = self.certificates.iter().filter(|part| part.is_broken).count();
+        certificates + usize::from(self.client_ca.as_ref().is_some_and(|part| part.is_broken))
+    }
+
+    fn tell_expiry(&self, metrics: &Metrics) {
+        for certificate in self.certificates.iter().map(|part| &part.good) {
+            let seconds = i64::try_from(certificate.expires.as_secs()).unwrap_or(i64::MAX);
+            metrics.tls_certificate_expiry.with_label_values(&[&certificate.name]).set(seconds);
+        }
+    }
+
+    fn warn_of_expiry(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        for certificate in self.certificates.iter().map(|part| &part.good) {
+            let Certificate { name, expires, .. } = certificate;
+            match expires.checked_sub(now) {
+                None => tracing::warn!(certificate = name, "the certificate has expired; replace it"),
+                Some(left) if left < EXPIRES_SOON => {
+                    let days = left.as_secs() / (24 * 3600);
+                    tracing::warn!(certificate = name, days, "the certificate expires soon; replace it");
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+impl<T> Part<T> {
+    fn load(read: impl Fn() -> Material, make: impl Fn(&Material) -> Result<T, Bad>) -> Result<Self, Bad> {
+        let (seen, made) = settled(read(), read, make);
+        made.map(|good| Self { seen, good, is_broken: false })
+    }
+
+    /// Makes it anew if its files have changed; `None`: they have not.
+    fn look(
+        &mut self,
+        read: impl Fn() -> Material,
+        make: impl Fn(&Material) -> Result<T, Bad>,
+    ) -> Option<Result<(), Bad>> {
+        let now = read();
+        if now == self.seen {
+            return None;
+        }
+        let (seen, made) = settled(now, read, make);
+        self.seen = seen;
+        self.is_broken = made.is_err();
+        Some(made.map(|good| self.good = good))
+    }
+}
+
+/// Makes something of files, which are read again while they change.
+fn settled<T>(
+    mut seen: Material,
+    read: impl Fn() -> Material,
+    make: impl Fn(&Material) -> Result<T, Bad>,
+) -> (Material, Result<T, Bad>) {
+    let mut made = make(&seen);
+    for _ in 1..READS {
+        if made.is_ok() {
+            break;
+        }
+        let again = read();
+        if again == seen {
+            break;
+        }
+        made = make(&again);
+        seen = again;
+    }
+    (seen, made)
+}
+
+fn verifier(read: &Material) -> Result<Arc<dyn ClientCertVerifier>, Bad> {
+    let (file, roots) = pem::roots(read)?;
+    let built = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+    built.map(|verifier| verifier as Arc<dyn ClientCertVerifier>).map_err(|error| Bad::new(&file, error.to_string()))
+}
+
+fn versions(least: TlsVersion) -> Vec<&'static SupportedProtocolVersion> {
+    match least {
+        TlsVersion::V1_2 => vec![&TLS13, &TLS12],
+        TlsVersion::V1_3 => vec![&TLS13],
+    }
+}
+
+/// What to watch.
+fn places(settings: &ServerTls) -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = settings.client_ca_file.iter().cloned().collect();
+    for files in &settings.certificates {
+        match files {
+            CertificateFiles::Pair { cert, key } => places.extend([cert.clone(), key.clone()]),
+            CertificateFiles::Folder(folder) => places.push(folder.clone()),
+        }
+    }
+    places
+}

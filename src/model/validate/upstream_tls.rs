@@ -1,0 +1,49 @@
+//! TLS towards the replicas of a deployment.
+
+use std::net::IpAddr;
+
+use super::super::check::Check;
+use super::super::problem::{field, quoted};
+use super::super::resource::RawUpstreamTls;
+use super::super::tls::{CertificateFiles, UpstreamTls};
+use super::address;
+
+/// What is asked for; whatever is wrong is noted.
+pub(super) fn read(check: &mut Check, path: &str, raw: &RawUpstreamTls) -> UpstreamTls {
+    let at = |name| field(path, name);
+    for (name, file) in [("caFile", &raw.ca_file), ("certFile", &raw.cert_file), ("keyFile", &raw.key_file)] {
+        if file.as_deref() == Some("") {
+            check.problem(&at(name), "is empty; name a PEM file, relative to the document's folder");
+        }
+    }
+    if let Some(name) = &raw.server_name {
+        let is_name = name.parse::<IpAddr>().is_ok() || !name.contains(':') && address::host(name).is_ok();
+        if !is_name {
+            let what = "which is not a host name or an IP address alone, such as `models.example`";
+            check.problem(&at("serverName"), format!("is {}, {what}", quoted(name)));
+        }
+    }
+    let skip_verify = raw.skip_verify.unwrap_or(false);
+    if skip_verify && raw.ca_file.is_some() {
+        let what = "is true beside `caFile`, which would then not be looked at; remove one of the two";
+        check.problem(&at("skipVerify"), what);
+    }
+    let certificate = match (&raw.cert_file, &raw.key_file) {
+        (Some(cert), Some(key)) => Some(CertificateFiles::Pair { cert: cert.into(), key: key.into() }),
+        (Some(_), None) => {
+            check.problem(&at("certFile"), "is given without `keyFile`; a certificate is of no use without its key");
+            None
+        }
+        (None, Some(_)) => {
+            check.problem(&at("keyFile"), "is given without `certFile`; a key is of no use without its certificate");
+            None
+        }
+        (None, None) => None,
+    };
+    UpstreamTls {
+        ca_file: raw.ca_file.as_ref().map(Into::into),
+        server_name: raw.server_name.clone(),
+        skip_verify,
+        certificate,
+    }
+}

@@ -1,0 +1,232 @@
+//! Clients that speak TLS, and some that do not.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use inference_router::model::tls::{CertificateFiles, TlsVersion};
+use rustls::version::{TLS12, TLS13};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{Authority, Tls, VERSIONS, connect, http1, http2, shown};
+use crate::harness::{KEY, Model, endpoint, full, raw, score, soon};
+
+#[tokio::test]
+async fn both_versions_of_tls_carry_both_versions_of_http() {
+    let model = Model::http(|request| async move {
+        let proto = request.headers()["x-forwarded-proto"].to_str().unwrap().to_owned();
+        http::Response::new(full(proto))
+    })
+    .await;
+    let tls = Tls::start(&[&endpoint(&[model.address], "{}")]);
+    for version in VERSIONS {
+        for (alpn, expected) in [(&["h2", "http/1.1"][..], Some("h2")), (&["http/1.1"], Some("http/1.1")), (&[], None)]
+        {
+            let mut config = tls.authority.client_of(&[version], None);
+            config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+            let stream = tls.connect(&Arc::new(config)).await.unwrap();
+            assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
+            assert_eq!(stream.get_ref().1.alpn_protocol(), expected.map(str::as_bytes));
+            let answer = match expected {
+                Some("h2") => http2(stream, score("{}")).await,
+                _ => http1(stream, score("{}")).await,
+            };
+            assert_eq!(answer.unwrap().text(), "https", "{version:?} {alpn:?}");
+        }
+    }
+    // Who settles nothing may still begin with HTTP/2.
+    let stream = tls.connect(&Arc::new(tls.authority.client())).await.unwrap();
+    assert_eq!(http2(stream, score("{}")).await.unwrap().text(), "https");
+}
+
+#[tokio::test]
+async fn who_settled_on_http1_does_not_get_http2() {
+    let tls = Tls::start(&[]);
+    let mut config = tls.authority.client();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let stream = tls.connect(&Arc::new(config)).await.unwrap();
+    assert!(http2(stream, score("{}")).await.is_err());
+}
+
+#[tokio::test]
+async fn versions_below_the_least_are_refused() {
+    let tls = Tls::start_with(&[], |tls, _| tls.min_version = TlsVersion::V1_3);
+    let error = tls.connect(&Arc::new(tls.authority.client_of(&[&TLS12], None))).await.unwrap_err();
+    assert!(error.to_string().contains("ProtocolVersion"), "{error}");
+    tls.connect(&Arc::new(tls.authority.client_of(&[&TLS13], None))).await.unwrap();
+    tls.metric_is("inference_router_tls_handshakes_total{listener=\"scoring_tls\",result=\"failed\"}", 1.0).await;
+}
+
+/// A ClientHello of a version that nobody should speak any more, with a cipher suite of its time.
+fn old_hello(version: u8) -> Vec<u8> {
+    let mut body = vec![3, version];
+    body.extend([7; 32]);
+    // No session; TLS_RSA_WITH_AES_128_CBC_SHA; no compression.
+    body.extend([0, 0, 2, 0, 0x2f, 1, 0]);
+    let mut message = vec![1, 0, 0, u8::try_from(body.len()).unwrap()];
+    message.extend(body);
+    let mut record = vec![22, 3, version, 0, u8::try_from(message.len()).unwrap()];
+    record.extend(message);
+    record
+}
+
+#[tokio::test]
+async fn tls_1_0_and_1_1_are_refused_with_an_alert() {
+    let tls = Tls::start(&[]);
+    for version in [1, 2] {
+        let mut stream = TcpStream::connect(tls.address()).await.unwrap();
+        stream.write_all(&old_hello(version)).await.unwrap();
+        let mut answer = Vec::new();
+        soon("the end", stream.read_to_end(&mut answer)).await.unwrap();
+        assert_eq!((answer[0], answer[5]), (21, 2), "a fatal alert: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_certificate_follows_the_name_that_is_asked_for() {
+    let other = Authority::new();
+    let (exact, wildcard) = (other.sign(&["a.example.com", "Upper.example.org"]), other.sign(&["*.example.com"]));
+    let (exact_cert, wildcard_cert) = (exact.chain().remove(0), wildcard.chain().remove(0));
+    let tls = Tls::start_with(&[], |tls, folder| {
+        for (name, pair) in [("exact", exact), ("wildcard", wildcard)] {
+            let folder = folder.join(name);
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::write(folder.join("cert.pem"), pair.cert).unwrap();
+            std::fs::write(folder.join("key.pem"), pair.key).unwrap();
+            tls.certificates.push(CertificateFiles::Folder(folder));
+        }
+    });
+    let config = Arc::new(other.client());
+    for (name, expected) in [
+        ("a.example.com", &exact_cert),
+        ("upper.example.org", &exact_cert),
+        ("b.example.com", &wildcard_cert),
+        ("B.EXAMPLE.com", &wildcard_cert),
+    ] {
+        let stream = connect(tls.address(), name, &config).await.unwrap();
+        assert_eq!(shown(&stream), *expected, "{name}");
+    }
+    // Unknown names, one label too many, and no name at all get the first.
+    let config = Arc::new(tls.authority.client());
+    connect(tls.address(), "127.0.0.1", &config).await.unwrap();
+    connect(tls.address(), "localhost", &config).await.unwrap();
+    for name in ["a.b.example.com", "example.com", "elsewhere"] {
+        let error = connect(tls.address(), name, &config).await.unwrap_err();
+        assert!(error.to_string().contains("not valid for name"), "{name}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_takes_too_long_is_given_up() {
+    let tls = Tls::start_with(&[], |tls, _| tls.handshake_timeout = Duration::from_millis(100));
+    for said in [&[][..], &[22, 3, 1]] {
+        let began = Instant::now();
+        let mut stream = TcpStream::connect(tls.address()).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = soon("the end", stream.read_to_end(&mut answer)).await;
+        assert!(began.elapsed() >= Duration::from_millis(100));
+    }
+    tls.metric_is("inference_router_tls_handshakes_total{listener=\"scoring_tls\",result=\"timed_out\"}", 2.0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_after_its_handshake_is_not_waited_for() {
+    let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
+    authority.sign(&["localhost"]).replace(folder.path());
+    let router = crate::harness::Router::start_with(&[], |settings| {
+        settings.limits.header_read_timeout = Duration::from_millis(100);
+        let certificates = vec![CertificateFiles::Folder(folder.path().to_owned())];
+        // TLS alone: on the one listener there is.
+        settings.tls = Some(inference_router::model::tls::ServerTls { certificates, ..Default::default() });
+    });
+    let mut stream = connect(router.scoring, "localhost", &Arc::new(authority.client())).await.unwrap();
+    let mut answer = Vec::new();
+    soon("the end", stream.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer, b"", "closed, and said so");
+    let mut stream = connect(router.scoring, "localhost", &Arc::new(authority.client())).await.unwrap();
+    stream.write_all(b"POST /api").await.unwrap();
+    soon("the end", stream.read_to_end(&mut answer)).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&answer));
+}
+
+#[tokio::test]
+async fn plain_http_on_the_tls_port_is_told_so_and_tls_on_the_plain_port_refused() {
+    let tls = Tls::start(&[]);
+    let answer = raw(tls.address(), "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("use https://"), "{answer}");
+    let answer = raw(tls.router.scoring, old_hello(3)).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    // Neither HTTP nor TLS.
+    let mut stream = TcpStream::connect(tls.address()).await.unwrap();
+    stream.write_all(&[0xff; 64]).await.unwrap();
+    let mut answer = Vec::new();
+    soon("the end", stream.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer[0], 21, "an alert: {answer:?}");
+}
+
+#[tokio::test]
+async fn clients_show_a_certificate_where_that_is_asked() {
+    let clients = Authority::new();
+    let model = Model::named("m").await;
+    let tls = Tls::start_with(&[&endpoint(&[model.address], "{}")], |tls, folder| {
+        std::fs::write(folder.join("ca.crt"), &clients.pem).unwrap();
+        tls.client_ca_file = Some(folder.join("ca.crt"));
+    });
+    for version in VERSIONS {
+        let (known, stranger) = (clients.sign(&["client"]), Authority::new().sign(&["client"]));
+        let stream = tls.connect(&Arc::new(tls.authority.client_of(&[version], Some(&known)))).await.unwrap();
+        assert_eq!(http1(stream, score("{}")).await.unwrap().text(), "m");
+        for own in [None, Some(&stranger)] {
+            // In TLS 1.3 a client hears of it only after its own part is done.
+            let refused = match tls.connect(&Arc::new(tls.authority.client_of(&[version], own))).await {
+                Ok(stream) => http1(stream, score("{}")).await.is_err(),
+                Err(_) => true,
+            };
+            assert!(refused, "{version:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn large_uploads_and_answers_come_through_whole() {
+    const LENGTH: usize = 8 << 20;
+    let model = Model::http(|request| async move {
+        let body = http_body_util::BodyExt::collect(request).await.unwrap().to_bytes();
+        http::Response::new(full(body))
+    })
+    .await;
+    let tls = Tls::start(&[&endpoint(&[model.address], "{}")]);
+    let body: Bytes = (0..LENGTH).map(|at| u8::try_from(at % 251).unwrap()).collect::<Vec<_>>().into();
+    for multiplexed in [false, true] {
+        let request = Request::post("/api/v1/endpoint/my-endpoint/score")
+            .header("authorization", format!("Bearer {KEY}"))
+            .body(Full::new(body.clone()))
+            .unwrap();
+        let mut config = tls.authority.client();
+        config.alpn_protocols = if multiplexed { vec![b"h2".to_vec()] } else { Vec::new() };
+        let stream = tls.connect(&Arc::new(config)).await.unwrap();
+        let answer = if multiplexed { http2(stream, request).await } else { http1(stream, request).await };
+        assert!(answer.unwrap().body == body);
+    }
+}
+
+#[tokio::test]
+async fn connections_and_certificates_are_in_the_metrics() {
+    let end = SystemTime::now() + Duration::from_secs(90 * 24 * 3600);
+    let tls = Tls::start(&[]);
+    tls.authority.sign_until(&["localhost"], end).replace(tls.folder.path());
+    let seconds = end.duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let series =
+        format!("inference_router_tls_certificate_expiry_seconds{{certificate=\"{}\"}}", tls.folder.path().display());
+    #[expect(clippy::cast_precision_loss, reason = "seconds of this century are exact")]
+    tls.metric_is(&series, seconds as f64).await;
+    let stream = tls.connect(&Arc::new(tls.authority.client())).await.unwrap();
+    tls.metric_is("inference_router_connections{listener=\"scoring_tls\"}", 1.0).await;
+    tls.metric_is("inference_router_tls_handshakes_total{listener=\"scoring_tls\",result=\"full\"}", 1.0).await;
+    drop(stream);
+    tls.metric_is("inference_router_connections{listener=\"scoring_tls\"}", 0.0).await;
+}
