@@ -5,8 +5,12 @@
 use std::hint::black_box;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use inference_router::control::documents;
 use inference_router::control::index::{Desired, Index};
@@ -15,9 +19,12 @@ use inference_router::model::name::Name;
 use inference_router::policy::access::{Access, KeyDigest};
 use inference_router::policy::admit::{Admission, Arrival, Avoid, Rules};
 use inference_router::policy::identify::{identify, lookup_key};
+use inference_router::policy::signing::Signing;
 use inference_router::policy::split::Split;
+use inference_router::policy::token::Token;
 use inference_router::state::metrics::Metrics;
 use inference_router::state::table::{Published, Table};
+use inference_router::state::tokens::GoodTokens;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -57,7 +64,7 @@ fn table(endpoints: usize) -> Arc<Table> {
     });
     let published = Published::default();
     let metrics = Metrics::new().expect("its families are in order");
-    Index::new(published.clone(), Arc::new(metrics), Arc::default()).apply(desired.collect());
+    Index::new(published.clone(), Arc::new(metrics), Arc::default(), Arc::default()).apply(desired.collect());
     published.load_full()
 }
 
@@ -102,6 +109,43 @@ fn access(c: &mut Criterion) {
         group.bench_function(name, |b| b.iter(|| access.check(black_box(Some(header.as_bytes())))));
     }
     group.bench_function("missing", |b| b.iter(|| access.check(black_box(None))));
+}
+
+/// What a token costs that is known to be good, beside a key, and what one costs that is not.
+fn tokens(c: &mut Criterion) {
+    let mut group = c.benchmark_group("token");
+    let (ed, ec): (Pkcs8V1Der<'_>, _) = (
+        Ed25519KeyPair::generate().and_then(|pair| pair.as_der()).expect("a key"),
+        EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).and_then(|pair| pair.to_pkcs8v1()).expect("a key"),
+    );
+    for (name, der) in [("EdDSA", ed.as_ref()), ("ES256", ec.as_ref())] {
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----", STANDARD.encode(der));
+        let signing = Signing::new("router", Duration::from_secs(60), pem.as_bytes(), &[]).expect("a signing key");
+        let token = signing.issue("my-endpoint", "somebody", 0, None).expect("a token").token;
+        let good = GoodTokens::default();
+        good.put(good.digest(1, &token), good.epoch(), 60, "somebody".into(), 0);
+        group.bench_function(format!("{name}, known"), |b| {
+            b.iter(|| {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / u64::MAX);
+                let subject = good.get(good.digest(1, black_box(&token)), now);
+                assert!(subject.is_some());
+                subject
+            });
+        });
+        group.bench_function(format!("{name}, new"), |b| {
+            b.iter(|| {
+                let token = Token::parse(black_box(&token)).expect("a token");
+                assert!(token.verified(signing.keys()).is_ok_and(|claims| claims.open("my-endpoint", 0).is_ok()));
+            });
+        });
+        group.bench_function(format!("{name}, forged"), |b| {
+            let forged = format!("{}AAAA", &token[..token.len() - 4]);
+            b.iter(|| {
+                let token = Token::parse(black_box(&forged)).expect("a token");
+                assert!(token.verified(signing.keys()).is_err());
+            });
+        });
+    }
 }
 
 /// A deployment with two slots on each replica.
@@ -165,5 +209,5 @@ fn admission(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, identification, look_up, splitting, access, admission);
+criterion_group!(benches, identification, look_up, splitting, access, tokens, admission);
 criterion_main!(benches);

@@ -15,12 +15,13 @@ use tokio::net::TcpListener;
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 
-use crate::model::endpoint::{Auth, ScaleSettings, Target};
+use crate::model::endpoint::{ScaleSettings, Target};
 use crate::state::gauges;
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
 use crate::state::status::Status;
 use crate::state::table::{Deployment, Endpoint, Published};
+use crate::state::tokens::Tokens;
 
 /// Requests served at once; more wait. Looking at ten thousand endpoints costs, and must not cost more than that.
 const AT_ONCE: usize = 4;
@@ -36,6 +37,8 @@ pub struct Admin {
     pub lifecycle: Lifecycle,
     /// What the control plane has to say.
     pub status: Arc<Status>,
+    /// What the router's own tokens are signed with.
+    pub tokens: Arc<Tokens>,
 }
 
 impl Admin {
@@ -50,6 +53,7 @@ impl Admin {
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
             .route("/api/endpoints", get(endpoints))
+            .route("/.well-known/jwks.json", get(jwks))
             .layer(layers)
             .with_state(self);
         axum::serve(listener, routes).await
@@ -81,6 +85,12 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     }
 }
 
+/// Public keys of the router's own tokens, for others who want to check them.
+async fn jwks(State(admin): State<Admin>) -> Json<Value> {
+    let signing = admin.tokens.signing.load();
+    Json(signing.as_ref().map_or_else(|| json!({"keys": []}), |signing| signing.jwks()))
+}
+
 async fn endpoints(State(admin): State<Admin>) -> Json<Value> {
     let table = admin.table.load();
     let mut endpoints: Vec<&Arc<Endpoint>> = table.endpoints().collect();
@@ -97,7 +107,7 @@ fn describe(endpoint: &Endpoint, status: &Status) -> Value {
     json!({
         "name": name,
         "namespace": endpoint.spec.namespace,
-        "authMode": match endpoint.spec.auth { Auth::None => "none", Auth::Key(_) => "key" },
+        "authMode": endpoint.spec.auth.mode(),
         "scoringPath": format!("/api/v1/endpoint/{name}/score"),
         "swaggerPath": format!("/api/v1/endpoint/{name}/swagger.json"),
         "cors": endpoint.spec.cors.is_some(),

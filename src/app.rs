@@ -1,22 +1,22 @@
 //! Floor 4: the router as a whole. [`App::build`] checks and binds everything, [`App::run`] starts every task, owns it,
 //! and ends it in order.
 
-use std::future::{Future, pending};
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
 use crate::config::{SCORING, SCORING_TLS, Settings, Workers};
 use crate::control::certificates::Certificates;
-use crate::control::files::{Environment, Files, Loaded, Scope, Watch};
+use crate::control::files::{Environment, Files, Loaded, Scope};
 use crate::control::index::{Desired, Index};
-use crate::control::processes::{self, Supervisor};
+use crate::control::{issuers, signing};
 use crate::model::problem::Problem;
 use crate::proxy::Shared;
 use crate::proxy::listen::{DataPlane, Listener};
@@ -25,14 +25,15 @@ use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
 use crate::state::status::Status;
 use crate::state::table::Published;
+use crate::state::tokens::Tokens;
+
+mod control;
+use control::Control;
+pub use control::GRACE;
 
 mod listeners;
 use listeners::bind;
 
-/// How long a local model gets between SIGTERM and SIGKILL.
-pub const GRACE: Duration = Duration::from_secs(10);
-/// Events of local processes that may wait for the control plane.
-const EVENTS: usize = 256;
 /// How often the data plane's threads are looked after.
 const WATCHDOG: Duration = Duration::from_secs(1);
 
@@ -112,7 +113,7 @@ impl App {
     /// # Errors
     /// [`BuildError`]; nothing is left behind.
     pub fn build(settings: Settings, surroundings: Surroundings) -> Result<Self, BuildError> {
-        let (endpoints, files, problems) = match surroundings.source {
+        let (endpoints, files, mut problems) = match surroundings.source {
             Source::Fixed(endpoints) => (endpoints, None, Vec::new()),
             Source::Files(places) => {
                 let mut files = Files::new(places.clone(), surroundings.environment);
@@ -121,6 +122,13 @@ impl App {
                 (endpoints, Some((files, places)), problems)
             }
         };
+        problems.extend(signing::missing(&settings.tokens, &endpoints));
+        let signing = signing::read(&settings.tokens).unwrap_or_else(|problem| {
+            problems.push(problem);
+            None
+        });
+        let tokens = Arc::new(Tokens::default());
+        tokens.signing.store(signing.map(Arc::new));
         let metrics = Arc::new(Metrics::new().map_err(io::Error::other)?);
         let (listeners, certificates) = listeners::bind_all(&settings, &metrics, problems)?;
         let admin = bind("admin", settings.admin)?;
@@ -137,6 +145,7 @@ impl App {
             status_codes: settings.status_codes,
             access_log,
             lifecycle: Lifecycle::default(),
+            tokens,
         };
         Ok(Self {
             settings,
@@ -199,7 +208,9 @@ impl App {
             Workers::Count(count) => count.get(),
         };
         // The table is there before the first connection is accepted.
-        let mut index = Index::new(self.shared.table.clone(), self.shared.metrics.clone(), self.status.clone());
+        let shared = &self.shared;
+        let mut index =
+            Index::new(shared.table.clone(), shared.metrics.clone(), self.status.clone(), shared.tokens.clone());
         index.apply(self.endpoints);
         let mut data_plane = DataPlane::start(self.listeners, workers, &self.shared)?;
         tracing::info!(workers, "serving");
@@ -208,6 +219,7 @@ impl App {
             metrics: self.shared.metrics.clone(),
             lifecycle: self.shared.lifecycle.clone(),
             status: self.status.clone(),
+            tokens: self.shared.tokens.clone(),
         };
         let control = Control {
             index,
@@ -216,6 +228,7 @@ impl App {
             status: self.status,
             executable: self.executable,
             drain_timeout: self.settings.shutdown.drain_timeout,
+            tokens: self.settings.tokens.clone(),
             when_ready: self.when_ready,
         };
         let ended = runtime.block_on(supervise(
@@ -254,6 +267,12 @@ async fn supervise(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let mut tasks = JoinSet::new();
+    let (tokens, metrics, signed_with) = (admin.tokens.clone(), admin.metrics.clone(), settings.tokens.clone());
+    tasks.spawn(async move {
+        let issuers = issuers::follow(tokens.clone(), metrics.clone());
+        tokio::join!(issuers, signing::follow(signed_with, tokens, metrics));
+        "the following of keys"
+    });
     tasks.spawn(async move {
         let _ = admin.serve(listener).await;
         "the admin listener"
@@ -312,86 +331,4 @@ async fn unexpected_end(data_plane: &DataPlane, tasks: &mut JoinSet<&'static str
     }
 }
 
-/// The control plane's one task: it alone changes the index.
-struct Control {
-    index: Index,
-    files: Option<(Files, Vec<PathBuf>)>,
-    metrics: Arc<Metrics>,
-    status: Arc<Status>,
-    executable: PathBuf,
-    drain_timeout: Duration,
-    when_ready: Option<Box<dyn FnOnce() + Send>>,
-}
-
-impl Control {
-    /// Starts the processes, then follows them and the files until `finished`; then ends the processes.
-    async fn run(mut self, mut finished: oneshot::Receiver<()>) {
-        let (events, mut happened) = mpsc::channel(EVENTS);
-        let settings = processes::Settings {
-            executable: self.executable.clone(),
-            grace: GRACE,
-            drain_timeout: self.drain_timeout,
-        };
-        let mut supervisor = Supervisor::new(settings, events);
-        let mut watch = self.files.as_ref().map(|(_, places)| Watch::new(places));
-        self.start_processes(&mut supervisor);
-        loop {
-            if self.when_ready.is_some() && self.index.is_complete() {
-                self.when_ready.take().into_iter().for_each(|tell| tell());
-            }
-            let look = async {
-                match &mut watch {
-                    Some(watch) => watch.changed().await,
-                    None => pending().await,
-                }
-            };
-            tokio::select! {
-                scope = look => {
-                    let began = Instant::now();
-                    self.reload(&scope, &mut supervisor);
-                    if let (Some(watch), Scope::Everything) = (&mut watch, scope) {
-                        watch.looked(began.elapsed());
-                    }
-                }
-                Some(event) = happened.recv() => self.index.process(event),
-                _ = &mut finished => break,
-            }
-        }
-        supervisor.stop().await;
-    }
-
-    /// Looks at the files, and applies what has changed.
-    fn reload(&mut self, scope: &Scope, supervisor: &mut Supervisor) {
-        let loaded = self.files.as_mut().and_then(|(files, _)| files.load(scope, Instant::now()));
-        let Some(Loaded { endpoints, problems }) = loaded else { return };
-        let result = if problems.is_empty() { "ok" } else { "error" };
-        self.metrics.reloads.with_label_values(&[result]).inc();
-        self.metrics.refused_documents.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
-        if problems == *self.status.problems() && !problems.is_empty() {
-            tracing::debug!("endpoint files changed, their problems have not");
-        } else if problems.is_empty() {
-            tracing::info!(endpoints = endpoints.len(), "endpoint files reloaded");
-        } else {
-            let all = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            tracing::error!(
-                problems = all,
-                "endpoint files have problems; the last good version of each endpoint serves"
-            );
-        }
-        self.status.set_problems(problems);
-        self.index.apply(endpoints);
-        self.start_processes(supervisor);
-    }
-
-    /// Makes the processes that run those that are wanted.
-    fn start_processes(&self, supervisor: &mut Supervisor) {
-        let mut processes = self.index.processes();
-        for (spec, _) in &mut processes {
-            // In a document, the router's own name means this very program, wherever it is installed.
-            if spec.process.command[0] == env!("CARGO_PKG_NAME") {
-                spec.process.command[0] = self.executable.display().to_string();
-            }
-        }
-        supervisor.apply(processes);
-    }
 }

@@ -14,12 +14,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{App, BuildError, Source, Surroundings};
 use crate::config::{self, ClientListener, Log, LogFormat, LogLevel, Settings};
-use crate::control::certificates;
-use crate::control::files::{Files, Scope};
+use crate::control::files::{Files, Loaded, Scope};
+use crate::control::{certificates, signing};
 use crate::model::problem::Problem;
 use crate::{guard, model_server};
 
 mod demo;
+mod keys;
 
 /// Nothing went wrong.
 const DONE: u8 = 0;
@@ -60,6 +61,13 @@ enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Make and replace keys of endpoints, and the key that the router signs its tokens with.
+    #[command(subcommand)]
+    Keys(keys::Keys),
+    /// Make a token for an endpoint with `authMode: aml_token`.
+    #[command(after_help = "Example: inference-router token --config router.yaml --endpoint my-endpoint --ttl 30m\n\n\
+        Callers who have one of the endpoint's keys get one from the router: POST /api/v1/endpoint/my-endpoint/token")]
+    Token(keys::Token),
     /// Run the sample model server: a linear regression that behaves like Azure's azmlinfsrv.
     #[command(after_help = "Example: inference-router model-server --port 5001 --concurrency 2 --delay-ms 100\n\
         Then:    curl -d '{\"data\": [[1,2,3,4,5,6,7,8,9,10]]}' http://127.0.0.1:5001/score")]
@@ -106,6 +114,8 @@ impl Cli {
             Command::Demo(options) => options.run(),
             Command::Serve { config } => serve(&config),
             Command::Check { files } => check(&files),
+            Command::Keys(keys) => keys.run(),
+            Command::Token(token) => token.run(),
             Command::ModelServer(options) => options.run(),
             Command::Guard { grace_ms, command } => guard::run(Duration::from_millis(grace_ms), command),
         }
@@ -116,7 +126,7 @@ fn serve(config: &Path) -> ExitCode {
     let settings = match config::load(config, std::env::vars()) {
         Ok(settings) => settings,
         Err(rejected) => {
-            let (_, found) = endpoints(rejected.endpoint_files);
+            let found = load(rejected.endpoint_files).problems;
             return report(&[rejected.problems, found].concat(), BAD_CONFIGURATION);
         }
     };
@@ -178,7 +188,10 @@ fn check(files: &[PathBuf]) -> ExitCode {
             match config::load(file, std::iter::empty()) {
                 Ok(settings) => {
                     let source = file.display().to_string();
-                    problems.extend(certificates_of(&settings).map(|problem| problem.from_source(&source)));
+                    let signing = signing::read(&settings.tokens).err();
+                    let missing = signing::missing(&settings.tokens, &load(settings.endpoint_files.clone()).endpoints);
+                    let found = certificates_of(&settings).chain(signing).chain(missing);
+                    problems.extend(found.map(|problem| problem.from_source(&source)));
                     places.extend(settings.endpoint_files.iter().cloned());
                 }
                 Err(rejected) => {
@@ -194,8 +207,9 @@ fn check(files: &[PathBuf]) -> ExitCode {
     let mut places: Vec<PathBuf> = places.into_iter().map(|place| place.canonicalize().unwrap_or(place)).collect();
     places.sort();
     places.dedup();
-    let (count, found) = endpoints(places);
-    problems.extend(found);
+    let loaded = load(places);
+    let count = loaded.endpoints.len();
+    problems.extend(loaded.problems);
     let (lines, code) = if problems.is_empty() {
         (vec![format!("no problems; endpoints: {count}")], DONE)
     } else {
@@ -212,10 +226,10 @@ fn certificates_of(settings: &Settings) -> impl Iterator<Item = Problem> {
     settings.listeners().filter_map(check).flatten()
 }
 
-/// How many endpoints there are in `places`, and what is wrong with them.
-fn endpoints(places: Vec<PathBuf>) -> (usize, Vec<Problem>) {
-    let loaded = Files::new(places, Arc::new(|name| std::env::var(name).ok())).load(&Scope::Everything, Instant::now());
-    loaded.map_or((0, Vec::new()), |loaded| (loaded.endpoints.len(), loaded.problems))
+/// The endpoints in `places`, and what is wrong with them.
+fn load(places: Vec<PathBuf>) -> Loaded {
+    let mut files = Files::new(places, Arc::new(|name| std::env::var(name).ok()));
+    files.load(&Scope::Everything, Instant::now()).unwrap_or_default()
 }
 
 /// Endpoint documents say what kind they are; what does not is a settings file.

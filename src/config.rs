@@ -19,14 +19,14 @@ use crate::control::yaml;
 use crate::model::check::Check;
 use crate::model::decode::decode;
 use crate::model::duration::WrittenDuration;
-use crate::model::limits::{Limits, Shutdown, StatusCodes};
+use crate::model::limits::{Limits, Shutdown, StatusCodes, TokenSettings};
 use crate::model::problem::{Problem, field, item, quoted, together};
 use crate::model::resource::KIND;
 use crate::model::tls::ServerTls;
 pub use listeners::{ClientListener, SCORING, SCORING_TLS, TlsListener};
 pub use reference::reference;
 
-use raw::{NOT_YET, RawLimits, RawLog, RawSettings, RawShutdown};
+use raw::{NOT_YET, RawLimits, RawLog, RawSettings, RawShutdown, RawTokens};
 
 /// Settings of the router process, as checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub struct Settings {
     pub shutdown: Shutdown,
     /// Files and folders with endpoints; absolute, except in the default.
     pub endpoint_files: Vec<PathBuf>,
+    /// The router's own tokens.
+    pub tokens: TokenSettings,
     /// What is logged.
     pub log: Log,
 }
@@ -124,6 +126,7 @@ impl Default for Settings {
             limits: Limits::default(),
             shutdown: Shutdown::default(),
             endpoint_files: vec![PathBuf::from("endpoints/")],
+            tokens: TokenSettings::default(),
             log: Log { level: LogLevel::Info, format: LogFormat::Json, access: true },
         }
     }
@@ -137,6 +140,8 @@ const HEADERS: RangeInclusive<i64> = 1..=10_000;
 const CONNECTIONS: RangeInclusive<i64> = 1..=10_000_000;
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3_600);
 const UNREADY_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
+/// Of tokens; the least leaves time to use one.
+const LIFETIME: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 86_400);
 const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
 
 /// Settings that cannot be used.
@@ -235,6 +240,7 @@ fn settings(check: &mut Check, raw: &RawSettings, folder: &Path) -> Settings {
         limits: limits(check, raw.limits.as_ref().unwrap_or(&RawLimits::default()), &default.limits),
         shutdown: shutdown(check, raw.shutdown.as_ref().unwrap_or(&RawShutdown::default()), &default.shutdown),
         endpoint_files: endpoint_files(check, raw, &default.endpoint_files, folder),
+        tokens: tokens(check, raw.tokens.as_ref().unwrap_or(&RawTokens::default()), &default.tokens, folder),
         log: log(check, raw.log.as_ref().unwrap_or(&RawLog::default()), &default.log),
     }
 }
@@ -342,6 +348,24 @@ fn endpoint_files(check: &mut Check, raw: &RawSettings, default: &[PathBuf], fol
         check.problem(&item(PATH, index), "is empty; name a file or a folder");
     }
     written.iter().flatten().map(|file| folder.join(file)).collect()
+}
+
+fn tokens(check: &mut Check, raw: &RawTokens, default: &TokenSettings, folder: &Path) -> TokenSettings {
+    let issuer = raw.issuer.clone().unwrap_or_else(|| default.issuer.clone());
+    if issuer.is_empty() {
+        check.problem("tokens.issuer", "is empty; tokens say who has issued them");
+    }
+    let previous = raw.previous_key_files.as_deref().unwrap_or_default();
+    for (index, _) in previous.iter().enumerate().filter(|(_, file)| file.as_deref().unwrap_or_default().is_empty()) {
+        check.problem(&item("tokens.previousKeyFiles", index), "is empty; name a file");
+    }
+    TokenSettings {
+        issuer,
+        // Empty is the default, so that it can be written down.
+        signing_key_file: raw.signing_key_file.as_ref().filter(|file| !file.is_empty()).map(|file| folder.join(file)),
+        previous_key_files: previous.iter().flatten().map(|file| folder.join(file)).collect(),
+        lifetime: time(check, "tokens.lifetime", raw.lifetime, LIFETIME, default.lifetime),
+    }
 }
 
 fn log(check: &mut Check, raw: &RawLog, default: &Log) -> Log {

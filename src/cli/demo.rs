@@ -65,11 +65,11 @@ impl Options {
 /// The primary key, which the document holds as it is.
 fn key(endpoint: &Endpoint) -> Option<String> {
     match &endpoint.auth {
-        Auth::Key(sources) => sources.iter().find_map(|source| match source {
+        Auth::Key(sources) | Auth::RouterToken(sources) => sources.iter().find_map(|source| match source {
             KeySource::Value(key) => Some(key.clone()),
             _ => None,
         }),
-        Auth::None => None,
+        Auth::None | Auth::IssuerToken(_) => None,
     }
 }
 

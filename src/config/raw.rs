@@ -31,8 +31,9 @@ written! {
         /// Where the endpoints come from.
         #[serde(deserialize_with = "mapping")]
         endpoints: RawEndpoints,
-        /// A later feature.
-        tokens: Value,
+        /// The router's own tokens.
+        #[serde(deserialize_with = "mapping")]
+        tokens: RawTokens,
         /// A later feature.
         fleet: Value,
         /// What is logged.
@@ -120,6 +121,18 @@ written! {
         kubernetes: Value,
     }
 
+    /// `tokens`.
+    pub(super) struct RawTokens {
+        /// As in `iss`.
+        issuer: String,
+        /// A private key.
+        signing_key_file: String,
+        /// Keys of before.
+        previous_key_files: Vec<Option<String>>,
+        /// How long a token is good.
+        lifetime: WrittenDuration,
+    }
+
     /// `log`.
     pub(super) struct RawLog {
         /// Least level.
@@ -141,6 +154,5 @@ pub(super) const NOT_YET: &[NotYet] = &[
         |raw| raw.endpoints.as_ref().is_some_and(|endpoints| endpoints.kubernetes.is_some()),
         "is not supported by this version; use `endpoints.files`",
     ),
-    ("tokens", |raw| raw.tokens.is_some(), "is not supported by this version; remove it and use `authMode: key`"),
     ("fleet", |raw| raw.fleet.is_some(), "is not supported by this version; remove it and run one router"),
 ];

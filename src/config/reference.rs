@@ -1,5 +1,7 @@
 //! Every supported key, with its default and what it is for.
 
+use std::path::PathBuf;
+
 use crate::model::duration::WrittenDuration;
 use crate::model::limits::StatusCodes;
 use crate::model::tls::ServerTls;
@@ -97,13 +99,21 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         "endpoints.files",
-        |s| {
-            let files: Vec<String> =
-                s.endpoint_files.iter().map(|file| format!("{:?}", file.to_string_lossy())).collect();
-            format!("[{}]", files.join(", "))
-        },
+        |s| paths(&s.endpoint_files),
         "files and folders with OnlineEndpoint documents, relative to this file; watched for changes",
     ),
+    key("tokens.issuer", |s| s.tokens.issuer.clone(), "who issues the router's own tokens, for `authMode: aml_token`"),
+    key(
+        "tokens.signingKeyFile",
+        |s| format!("{:?}", s.tokens.signing_key_file.clone().unwrap_or_default().to_string_lossy()),
+        "private key (PEM, Ed25519 or P-256) that they are signed with, relative to this file; empty: it issues none",
+    ),
+    key(
+        "tokens.previousKeyFiles",
+        |s| paths(&s.tokens.previous_key_files),
+        "keys of before, or to come, private or public, whose tokens are good too",
+    ),
+    key("tokens.lifetime", |s| WrittenDuration(s.tokens.lifetime).to_string(), "how long a token is good; 1m to 720h"),
     key("log.level", |s| word(&super::LEVELS, s.log.level), "error | warn | info | debug | trace"),
     key("log.format", |s| word(&super::FORMATS, s.log.format), "json | text; on stderr"),
     key("log.access", |s| s.log.access.to_string(), "one line for each request"),
@@ -132,6 +142,11 @@ pub(super) const STATUS_CODES: [(&str, StatusCodes); 2] =
 
 fn word<T: PartialEq>(words: &[(&str, T)], value: T) -> String {
     words.iter().find(|(_, known)| *known == value).map(|(word, _)| (*word).to_owned()).unwrap_or_default()
+}
+
+fn paths(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| format!("{:?}", path.to_string_lossy())).collect();
+    format!("[{}]", paths.join(", "))
 }
 
 /// A settings file with every supported key at its default; `config/reference.yaml` is this text.

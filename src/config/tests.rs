@@ -123,7 +123,6 @@ fn each_rule_names_the_key_and_what_would_be_right() {
 #[test]
 fn what_this_version_cannot_do_is_refused() {
     for (text, path) in [
-        ("tokens: {issuer: a}", "tokens"),
         ("fleet: {mode: strict}", "fleet"),
         ("endpoints: {kubernetes: {namespaces: []}}", "endpoints.kubernetes"),
     ] {

@@ -209,7 +209,11 @@ impl Files {
 
     /// Resolves an endpoint's keys, and notes the files they come from.
     fn access(&self, auth: &Auth, document: &mut Document) -> Result<Access, Vec<Problem>> {
-        let Auth::Key(sources) = auth else { return Ok(Access::Open) };
+        let sources = match auth {
+            Auth::None => return Ok(Access::Open),
+            Auth::IssuerToken(issuers) => return Ok(Access::IssuerTokens(issuers.clone())),
+            Auth::Key(sources) | Auth::RouterToken(sources) => sources,
+        };
         let (mut digests, mut problems) = (Vec::new(), Vec::new());
         for (source, name) in sources.iter().zip(["primary", "secondary"]) {
             if let KeySource::File(path) = source {
@@ -223,7 +227,11 @@ impl Files {
                 }
             }
         }
-        if problems.is_empty() { Ok(Access::Keys(digests)) } else { Err(problems) }
+        match auth {
+            _ if !problems.is_empty() => Err(problems),
+            Auth::RouterToken(_) => Ok(Access::RouterTokens(digests)),
+            _ => Ok(Access::Keys(digests)),
+        }
     }
 
     fn key(&self, source: &KeySource) -> Result<String, String> {
@@ -302,12 +310,20 @@ fn settle_paths(endpoint: &mut Endpoint, folder: &Path) {
 }
 
 fn settle_keys(auth: &mut Auth, folder: &Path) {
-    if let Auth::Key(sources) = auth {
-        for source in sources {
-            if let KeySource::File(path) = source {
-                *path = folder.join(&*path);
-            }
+    let files: Vec<&mut PathBuf> = match auth {
+        Auth::None => Vec::new(),
+        Auth::Key(sources) | Auth::RouterToken(sources) => {
+            let files =
+                sources.iter_mut().map(|source| if let KeySource::File(path) = source { Some(path) } else { None });
+            files.flatten().collect()
         }
+        Auth::IssuerToken(issuers) => {
+            let files = issuers.iter_mut().map(|issuer| &mut issuer.keys);
+            files.flat_map(|keys| keys.ca_file.iter_mut().chain(&mut keys.bearer_token_file)).collect()
+        }
+    };
+    for path in files {
+        *path = folder.join(&*path);
     }
 }
 

@@ -19,6 +19,7 @@ use crate::state::slots::Slots;
 use crate::state::status::Status;
 use crate::state::table::{Deployment, Endpoint, Published, Table};
 use crate::state::tls::Connector;
+use crate::state::tokens::Tokens;
 
 /// An endpoint that is wanted, its keys resolved.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,11 +38,13 @@ pub struct Index {
     table: Published,
     metrics: Arc<Metrics>,
     status: Arc<Status>,
+    tokens: Arc<Tokens>,
     endpoints: BTreeMap<Name, Arc<Endpoint>>,
     /// By endpoint and deployment. Stays, when a deployment goes, until nothing is in flight: one that comes back finds
     /// its slots as they are.
     live: HashMap<(Name, Name), Live>,
     next_replica: u64,
+    next_generation: u64,
 }
 
 /// What outlives a change of a deployment's document.
@@ -63,8 +66,9 @@ enum Source {
 
 impl Index {
     /// An index of nothing.
-    pub fn new(table: Published, metrics: Arc<Metrics>, status: Arc<Status>) -> Self {
-        Self { table, metrics, status, endpoints: BTreeMap::new(), live: HashMap::new(), next_replica: 0 }
+    pub fn new(table: Published, metrics: Arc<Metrics>, status: Arc<Status>, tokens: Arc<Tokens>) -> Self {
+        let (endpoints, live) = (BTreeMap::new(), HashMap::new());
+        Self { table, metrics, status, tokens, endpoints, live, next_replica: 0, next_generation: 0 }
     }
 
     /// Makes `desired` the whole truth. Requests in flight keep what they have.
@@ -160,8 +164,16 @@ impl Index {
             let tls = wanted.tls.iter().find(|(of, _)| *of == spec.name).map(|(_, connector)| connector.clone());
             Arc::new(self.build_deployment(&name, spec, tls))
         });
+        let deployments = deployments.collect();
+        let issuers = match &wanted.access {
+            Access::IssuerTokens(issuers) => issuers.as_slice(),
+            _ => &[],
+        };
+        self.next_generation += 1;
         Endpoint {
-            deployments: deployments.collect(),
+            deployments,
+            key_sets: issuers.iter().map(|issuer| self.tokens.key_sets.of(&issuer.keys)).collect(),
+            generation: self.next_generation,
             split: Split::new(&wanted.spec.traffic),
             metrics: self.metrics.endpoint(name.as_str()),
             access: wanted.access,

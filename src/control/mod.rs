@@ -4,5 +4,7 @@ pub mod certificates;
 pub mod documents;
 pub mod files;
 pub mod index;
+pub mod issuers;
 pub mod processes;
+pub mod signing;
 pub mod yaml;

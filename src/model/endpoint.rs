@@ -73,6 +73,52 @@ pub enum Auth {
     None,
     /// Whoever sends one of these keys as a bearer token. 1 or 2: primary, then secondary.
     Key(Vec<KeySource>),
+    /// Whoever sends a token that the router has issued for the endpoint. 0 to 2 keys, for which it issues them.
+    RouterToken(Vec<KeySource>),
+    /// Whoever sends a token of one of these issuers. At least one; no two of the same name.
+    IssuerToken(Vec<Issuer>),
+}
+
+impl Auth {
+    /// As in `authMode`.
+    pub fn mode(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Key(_) => "key",
+            Self::RouterToken(_) => "aml_token",
+            Self::IssuerToken(_) => "aad_token",
+        }
+    }
+}
+
+/// Somebody whose tokens are accepted, and which of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Issuer {
+    /// Who it is, and where its public keys are.
+    pub keys: KeySetSource,
+    /// A token must be for one of these (`aud`); never empty.
+    pub audiences: Vec<String>,
+    /// Claims that a token must have, each with one of these values; an array must contain one.
+    pub required_claims: Vec<(String, Vec<serde_json::Value>)>,
+    /// A token must have one of these scopes (`scp`, `scope`), or one of the roles; both empty: neither is asked for.
+    pub scopes: Vec<String>,
+    /// See `scopes`; the claim is `roles`.
+    pub roles: Vec<String>,
+}
+
+/// Where an issuer's public keys (a JWK set, RFC 7517) are to be had.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct KeySetSource {
+    /// As in the token's `iss`, letter by letter.
+    pub issuer: String,
+    /// `None`: the issuer's discovery document (`{issuer}/.well-known/openid-configuration`) says it.
+    pub jwks_uri: Option<String>,
+    /// Certificates, in PEM, of who may have signed the issuer's own, besides those the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// A token to show to the issuer: a service account's, for the issuer in a Kubernetes cluster.
+    pub bearer_token_file: Option<PathBuf>,
+    /// Whether plain HTTP will do.
+    pub allow_http: bool,
 }
 
 /// Where a key is to be read.

@@ -1,5 +1,6 @@
 //! What the router process as a whole keeps to, as checked, with the defaults.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Limits that protect the router from its clients.
@@ -31,6 +32,30 @@ impl Default for Limits {
             body_idle_timeout: Duration::from_secs(30),
             max_connections: 20_000,
             keep_alive_timeout: Duration::from_secs(75),
+        }
+    }
+}
+
+/// How the router signs tokens of its own (`authMode: aml_token`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenSettings {
+    /// As in `iss`.
+    pub issuer: String,
+    /// A private key in PEM; `None`: it signs none.
+    pub signing_key_file: Option<PathBuf>,
+    /// Keys whose tokens stay good.
+    pub previous_key_files: Vec<PathBuf>,
+    /// How long a token is good.
+    pub lifetime: Duration,
+}
+
+impl Default for TokenSettings {
+    fn default() -> Self {
+        Self {
+            issuer: "inference-router".to_owned(),
+            signing_key_file: None,
+            previous_key_files: Vec::new(),
+            lifetime: Duration::from_secs(3600),
         }
     }
 }

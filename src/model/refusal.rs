@@ -5,10 +5,10 @@ use std::time::Duration;
 /// Every error the router makes. One that a model makes is passed on, never one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// No `authorization` header, or not a bearer token.
-    MissingCredential,
-    /// A key that is none of the endpoint's.
-    InvalidKey,
+    /// The caller may not.
+    Denied(Denied),
+    /// The keys that a token's signature is checked with cannot be had; come back after this long.
+    TokenKeysUnavailable(Duration),
     /// The path names no endpoint.
     EndpointNotFound,
     /// `azureml-model-deployment` names no deployment of the endpoint.
@@ -29,6 +29,8 @@ pub enum Refusal {
     BadRequest(&'static str),
     /// CONNECT or TRACE.
     MethodNotAllowed,
+    /// Another method than POST, to ask for a token.
+    PostOnly,
     /// The queue was full; come back after this long.
     QueueFull(Duration),
     /// The longest wait was over; come back after this long.
@@ -43,4 +45,33 @@ pub enum Refusal {
     ReplicaUnreachable,
     /// The replica closed, or spoke something that is not HTTP, before it answered.
     ReplicaClosed,
+}
+
+/// Why a caller may not use an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Denied {
+    /// No `authorization` header, or not of the form `Bearer …`.
+    Missing,
+    /// A key, but none of this endpoint's.
+    InvalidKey,
+    /// Not a signed token (JWT) of a form and an algorithm that is understood.
+    Malformed,
+    /// Signed with a key that its issuer does not have.
+    UnknownSigningKey,
+    /// The signature is not that of the token.
+    BadSignature,
+    /// Its time is over.
+    Expired,
+    /// Its time has not come.
+    NotYetValid,
+    /// Issued by somebody this endpoint does not know.
+    WrongIssuer,
+    /// Issued for somebody else.
+    WrongAudience,
+    /// Issued by the router, for another endpoint.
+    WrongEndpoint,
+    /// Lacks a claim, a scope or a role that the endpoint asks for.
+    MissingClaim,
+    /// The endpoint hands out no tokens: it has no keys that anybody could ask with.
+    NoTokens,
 }

@@ -149,10 +149,20 @@ written! {
         issuer: String,
         /// As in the token's `aud`.
         audiences: Vec<Option<String>>,
-        /// Where its public keys are.
+        /// Where its public keys are; without it, the issuer's discovery document says it.
         jwks_uri: String,
         /// Claims the token must have.
         required_claims: BTreeMap<String, Value>,
+        /// Scopes, one of which the token must have.
+        scopes: Vec<Option<String>>,
+        /// Roles, one of which will do instead.
+        roles: Vec<Option<String>>,
+        /// Who may have signed the issuer's certificate.
+        ca_file: String,
+        /// A token to show to the issuer.
+        bearer_token_file: String,
+        /// Whether plain HTTP will do.
+        allow_http: bool,
     }
 
     /// `spec.cors`.

@@ -6,6 +6,7 @@ mod access;
 mod address;
 mod cors;
 mod deployment;
+mod issuers;
 pub mod path;
 mod traffic;
 mod unsupported;

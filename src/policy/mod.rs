@@ -7,4 +7,6 @@ pub mod access;
 pub mod admit;
 pub mod health;
 pub mod identify;
+pub mod signing;
 pub mod split;
+pub mod token;

@@ -2,6 +2,7 @@
 //!
 //! Everything a request touches lives on one worker thread; what workers share is in [`crate::state`].
 
+mod auth;
 mod body;
 mod client_io;
 pub mod codec;

@@ -101,7 +101,7 @@ impl Record {
             (None, Some(endpoint)) => endpoint.metrics.rejected(reason),
             (None, None) => self.client.worker.nowhere.rejected(reason),
         }
-        if let (Refusal::MissingCredential | Refusal::InvalidKey, Some(endpoint)) = (refusal, &self.endpoint) {
+        if let (Refusal::Denied(_), Some(endpoint)) = (refusal, &self.endpoint) {
             endpoint.metrics.denied(reason);
         }
     }
@@ -189,12 +189,17 @@ impl Record {
             user_agent: &logged.user_agent,
             x_request_id: request_id,
             x_ms_client_request_id: self.client_request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default(),
-            auth_type: match self.proof {
+            auth_type: match &self.proof {
                 Some(Proof::Key) => "Key",
+                Some(Proof::RouterToken(_)) => "AMLToken",
+                Some(Proof::IssuerToken(_)) => "AADToken",
                 Some(Proof::Open) => "None",
                 None => "",
             },
-            identity_data: "",
+            identity_data: match &self.proof {
+                Some(Proof::RouterToken(subject) | Proof::IssuerToken(subject)) => subject,
+                _ => "",
+            },
             total_duration_ms: milliseconds(now.duration_since(self.start)),
             request_duration_ms: self.upload.ended().map(since_start),
             response_duration_ms: self.head.map(since_start),

@@ -9,6 +9,9 @@ use serde_json::json;
 
 use crate::model::limits::StatusCodes;
 use crate::model::refusal::Refusal;
+use denial::{LACKS_RIGHT, challenge, denial};
+
+mod denial;
 
 /// The media type of problem documents (RFC 9457).
 pub(super) const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -26,8 +29,8 @@ pub(super) struct Context<'a> {
 /// The stable name of a refusal: the `code` of its problem document, the `reason` of its metrics.
 pub(super) fn code(refusal: Refusal) -> &'static str {
     match refusal {
-        Refusal::MissingCredential => "missing_credential",
-        Refusal::InvalidKey => "invalid_key",
+        Refusal::Denied(denied) => denial(denied).code,
+        Refusal::TokenKeysUnavailable(_) => "token_keys_unavailable",
         Refusal::EndpointNotFound => "endpoint_not_found",
         Refusal::DeploymentNotFound => "deployment_not_found",
         Refusal::NoLiveDeployment => "no_live_deployment",
@@ -35,7 +38,7 @@ pub(super) fn code(refusal: Refusal) -> &'static str {
         Refusal::HeadTimeout | Refusal::BodyTimeout => "client_timeout",
         Refusal::HeadTooLarge => "head_too_large",
         Refusal::BadRequest(_) | Refusal::BodyCutShort => "bad_request",
-        Refusal::MethodNotAllowed => "method_not_allowed",
+        Refusal::MethodNotAllowed | Refusal::PostOnly => "method_not_allowed",
         Refusal::QueueFull(_) | Refusal::QueueTimeout(_) => "too_many_requests",
         Refusal::NoReadyReplica(_) => "no_ready_replica",
         Refusal::TooManyConnections => "too_many_connections",
@@ -49,17 +52,20 @@ pub(super) fn code(refusal: Refusal) -> &'static str {
 pub(super) fn status(refusal: Refusal, codes: StatusCodes) -> StatusCode {
     let managed = codes == StatusCodes::Managed;
     match refusal {
-        Refusal::MissingCredential | Refusal::InvalidKey => StatusCode::UNAUTHORIZED,
+        Refusal::Denied(denied) if denial(denied).error == Some(LACKS_RIGHT) => StatusCode::FORBIDDEN,
+        Refusal::Denied(_) => StatusCode::UNAUTHORIZED,
         Refusal::EndpointNotFound | Refusal::DeploymentNotFound | Refusal::NoLiveDeployment => StatusCode::NOT_FOUND,
         Refusal::PayloadTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
         Refusal::HeadTimeout | Refusal::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
         Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Refusal::BadRequest(_) | Refusal::BodyCutShort => StatusCode::BAD_REQUEST,
-        Refusal::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        Refusal::MethodNotAllowed | Refusal::PostOnly => StatusCode::METHOD_NOT_ALLOWED,
         Refusal::QueueFull(_) | Refusal::QueueTimeout(_) if managed => StatusCode::TOO_MANY_REQUESTS,
-        Refusal::QueueFull(_) | Refusal::QueueTimeout(_) | Refusal::NoReadyReplica(_) | Refusal::TooManyConnections => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        Refusal::QueueFull(_)
+        | Refusal::QueueTimeout(_)
+        | Refusal::NoReadyReplica(_)
+        | Refusal::TokenKeysUnavailable(_)
+        | Refusal::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
         Refusal::ModelTimeout(_) if managed => StatusCode::REQUEST_TIMEOUT,
         Refusal::ModelTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
         Refusal::ReplicaUnreachable | Refusal::ReplicaClosed => StatusCode::BAD_GATEWAY,
@@ -69,10 +75,13 @@ pub(super) fn status(refusal: Refusal, codes: StatusCodes) -> StatusCode {
 /// What the client should do about it.
 fn detail(refusal: Refusal) -> String {
     match refusal {
-        Refusal::MissingCredential => "This endpoint needs a key: send it as `Authorization: Bearer <key>`.".to_owned(),
-        Refusal::InvalidKey => "The key is not one of this endpoint's. Check that it is complete and that it has not \
-                                been replaced."
-            .to_owned(),
+        Refusal::Denied(denied) => denial(denied).detail.to_owned(),
+        Refusal::TokenKeysUnavailable(_) => {
+            "The keys that tokens of this endpoint are checked with cannot be had now. \
+                                             Send it again after the time in retry-after."
+                .to_owned()
+        }
+        Refusal::PostOnly => "Tokens are asked for with POST.".to_owned(),
         Refusal::EndpointNotFound => "No endpoint has this path. Check its name; scoring paths have the form \
                                       /api/v1/endpoint/{endpoint}/score."
             .to_owned(),
@@ -129,17 +138,19 @@ pub(super) fn refuse(refusal: Refusal, codes: StatusCodes, context: Context<'_>)
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, PROBLEM);
     match refusal {
-        Refusal::MissingCredential => {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"inference-router\""));
+        Refusal::Denied(denied) => {
+            headers.insert(WWW_AUTHENTICATE, challenge(denied));
         }
-        Refusal::InvalidKey => {
-            let challenge = "Bearer realm=\"inference-router\", error=\"invalid_token\"";
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        Refusal::PostOnly => {
+            headers.insert(ALLOW, HeaderValue::from_static("POST"));
         }
         Refusal::MethodNotAllowed => {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         }
-        Refusal::QueueFull(after) | Refusal::QueueTimeout(after) | Refusal::NoReadyReplica(after) => {
+        Refusal::QueueFull(after)
+        | Refusal::QueueTimeout(after)
+        | Refusal::NoReadyReplica(after)
+        | Refusal::TokenKeysUnavailable(after) => {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds(after)));
         }
         _ => {}
@@ -186,13 +197,18 @@ fn seconds(after: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::refusal::Denied;
 
     #[test]
     fn the_two_modes_differ_where_azures_platforms_do() {
         let second = Duration::from_secs(1);
         for (refusal, kubernetes, managed) in [
-            (Refusal::MissingCredential, 401, 401),
-            (Refusal::InvalidKey, 401, 401),
+            (Refusal::Denied(Denied::Missing), 401, 401),
+            (Refusal::Denied(Denied::Expired), 401, 401),
+            (Refusal::Denied(Denied::WrongEndpoint), 403, 403),
+            (Refusal::Denied(Denied::MissingClaim), 403, 403),
+            (Refusal::TokenKeysUnavailable(second), 503, 503),
+            (Refusal::PostOnly, 405, 405),
             (Refusal::EndpointNotFound, 404, 404),
             (Refusal::DeploymentNotFound, 404, 404),
             (Refusal::NoLiveDeployment, 404, 404),

@@ -10,6 +10,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request, response};
 use hyper::body::Incoming;
 
+use super::auth;
 use super::body::Body;
 use super::client_io::Client;
 use super::cors;
@@ -21,16 +22,18 @@ use super::upload::Upload;
 use super::upstream::Connection;
 use crate::model::limits::StatusCodes;
 use crate::model::refusal::Refusal;
-use crate::policy::access::Denied;
 use crate::policy::admit::{Avoid, RETRIES};
 use crate::policy::identify::{Asked, Unidentified, identify, lookup_key};
 use crate::state::slots::{Acquired, NoSlot, Slot};
 use crate::state::table::{Deployment, Endpoint};
 
+/// Where an endpoint's tokens are asked for, if the router issues them.
+const TOKEN_PATH: &str = "/token";
+
 /// What a request comes to.
 enum Answer {
-    /// The headers that answer a preflight.
-    Preflight(HeaderMap),
+    /// The router's own: to a preflight, or with a token.
+    Own(Response<bytes::Bytes>),
     /// A model's response.
     Model(response::Parts, Exchange),
 }
@@ -53,11 +56,10 @@ pub(super) async fn handle(client: Rc<Client>, request: Request<Incoming>) -> Re
     let codes = client.worker.shared.status_codes;
     Ok(match answer {
         Ok(Answer::Model(parts, exchange)) => passed_on(parts, exchange, record, codes, origin.as_ref()),
-        Ok(Answer::Preflight(headers)) => {
-            let mut response = Response::new(bytes::Bytes::new());
-            *response.status_mut() = StatusCode::NO_CONTENT;
-            *response.headers_mut() = headers;
-            own(response, record, None, false)
+        Ok(Answer::Own(response)) => {
+            // A preflight has its headers for browsers already.
+            let origin = origin.as_ref().filter(|_| response.status() != StatusCode::NO_CONTENT);
+            own(response, record, origin, false)
         }
         Err(refusal) => {
             record.refused(refusal);
@@ -91,10 +93,20 @@ async fn score(
     if let Some(cors) = &endpoint.spec.cors
         && cors::is_preflight(&head)
     {
-        return Ok(Answer::Preflight(cors::preflight(cors, &head.headers)));
+        let mut response = Response::new(bytes::Bytes::new());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        *response.headers_mut() = cors::preflight(cors, &head.headers);
+        return Ok(Answer::Own(response));
     }
     let authorization = head.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
-    record.proof = Some(endpoint.access.check(authorization)?);
+    let tokens = &worker.shared.tokens;
+    if called.asked == Asked::Path(TOKEN_PATH) && endpoint.access.needs_signing() {
+        if head.method != Method::POST {
+            return Err(Refusal::PostOnly);
+        }
+        return auth::issue(tokens, endpoint, authorization).map(Answer::Own);
+    }
+    record.proof = Some(auth::prove(tokens, endpoint, authorization).await?);
     let named = if notable.deployment { head.headers.get(headers::MODEL_DEPLOYMENT) } else { None };
     let deployment = choose(client, endpoint, named)?.clone();
     record.deployment = Some(deployment.clone());
@@ -326,15 +338,6 @@ impl From<Unidentified> for Refusal {
             Unidentified::NotFound => Self::EndpointNotFound,
             Unidentified::Encoding => Self::BadRequest("its path has a `%` without two hexadecimal digits"),
             Unidentified::DotSegment => Self::BadRequest("its path has a `.` or `..` segment"),
-        }
-    }
-}
-
-impl From<Denied> for Refusal {
-    fn from(error: Denied) -> Self {
-        match error {
-            Denied::Missing => Self::MissingCredential,
-            Denied::InvalidKey => Self::InvalidKey,
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::state::access_log::AccessLog;
 use crate::state::lifecycle::Lifecycle;
 use crate::state::metrics::{EndpointMetrics, Metrics};
 use crate::state::table::{Published, Table};
+use crate::state::tokens::Tokens;
 
 /// What all workers share.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// The life of the process.
     pub lifecycle: Lifecycle,
+    /// What is known about tokens.
+    pub tokens: Arc<Tokens>,
 }
 
 /// One data-plane thread's own state; nothing here is ever seen by another thread.

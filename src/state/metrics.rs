@@ -2,7 +2,7 @@
 //!
 //! Labels take only configured names and closed sets.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -29,6 +29,8 @@ pub struct Metrics {
     rejected: IntCounterVec,
     retries: IntCounterVec,
     auth_failures: IntCounterVec,
+    token_key_fetches: IntCounterVec,
+    token_keys_fetched: IntGaugeVec,
     /// Open connections, by listener.
     pub connections: IntGaugeVec,
     /// Accepts that failed, for want of file descriptors or otherwise.
@@ -121,6 +123,11 @@ impl Metrics {
         };
         let connections = IntGaugeVec::new(Opts::new("connections", "Open client connections."), &["listener"])?;
         registry.register(Box::new(connections.clone()))?;
+        let fetched = IntGaugeVec::new(
+            Opts::new("token_keys_fetched_timestamp_seconds", "When the public keys of an issuer were last fetched."),
+            &["issuer"],
+        )?;
+        registry.register(Box::new(fetched.clone()))?;
         let refused =
             IntGauge::new("refused_documents", "Endpoint documents refused now; their last good version serves.")?;
         registry.register(Box::new(refused.clone()))?;
@@ -167,6 +174,12 @@ impl Metrics {
             tls_refused_files: refused_files,
             tls_certificate_expiry: expiry,
             access_log_dropped: single("access_log_dropped_total", "Access log lines lost: the log was too slow.")?,
+            token_key_fetches: counter(
+                "token_keys_fetches_total",
+                "Fetches of the public keys of an issuer.",
+                &["issuer", "result"],
+            )?,
+            token_keys_fetched: fetched,
             connections,
             refused_documents: refused,
             registry,
@@ -198,6 +211,15 @@ impl Metrics {
     /// The handles of requests that name no endpoint.
     pub fn no_endpoint(&self) -> EndpointMetrics {
         self.endpoint("")
+    }
+
+    /// Counts a fetch of an issuer's keys.
+    pub fn token_keys_fetched(&self, issuer: &str, ok: bool) {
+        self.token_key_fetches.with_label_values(&[issuer, if ok { "ok" } else { "error" }]).inc();
+        if ok {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.token_keys_fetched.with_label_values(&[issuer]).set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        }
     }
 
     /// The handles of one deployment.

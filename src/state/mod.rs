@@ -3,9 +3,11 @@
 
 pub mod access_log;
 pub mod gauges;
+pub mod key_sets;
 pub mod lifecycle;
 pub mod metrics;
 pub mod slots;
 pub mod status;
 pub mod table;
 pub mod tls;
+pub mod tokens;

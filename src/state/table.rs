@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 use http::uri::PathAndQuery;
 
+use super::key_sets::KeySetOf;
 use super::metrics::{DeploymentMetrics, EndpointMetrics};
 use super::slots::Slots;
 use super::tls::Connector;
@@ -34,6 +35,10 @@ pub struct Endpoint {
     pub spec: Arc<endpoint::Endpoint>,
     /// Who may call.
     pub access: Access,
+    /// Public keys of those whose tokens are accepted, in the order of `access`.
+    pub key_sets: Vec<Arc<KeySetOf>>,
+    /// Another one whenever the endpoint's document changes: what was found by other rules does not count.
+    pub generation: u64,
     /// How live traffic is split, by index into `deployments`.
     pub split: Split,
     /// In the order of the document.

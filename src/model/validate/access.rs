@@ -1,4 +1,4 @@
-//! Who may call: `authMode` and `keys`.
+//! Who may call: `authMode`, `keys` and `jwt`.
 
 use std::path::PathBuf;
 
@@ -6,6 +6,7 @@ use super::super::check::Check;
 use super::super::endpoint::{Auth, KeySource};
 use super::super::problem::{field, quoted};
 use super::super::resource::{RawKey, RawKeys, RawSpec};
+use super::issuers;
 
 /// Shortest key that cannot be guessed over a network.
 const MIN_KEY: usize = 16;
@@ -14,11 +15,12 @@ const MIN_KEY: usize = 16;
 enum Mode {
     Key,
     None,
-    Token,
+    RouterToken,
+    IssuerToken,
 }
 
 const MODES: [(&str, Mode); 4] =
-    [("key", Mode::Key), ("none", Mode::None), ("aml_token", Mode::Token), ("aad_token", Mode::Token)];
+    [("key", Mode::Key), ("none", Mode::None), ("aml_token", Mode::RouterToken), ("aad_token", Mode::IssuerToken)];
 
 /// `None` when something is wrong, and noted.
 pub(super) fn auth(check: &mut Check, spec: &RawSpec) -> Option<Auth> {
@@ -26,24 +28,35 @@ pub(super) fn auth(check: &mut Check, spec: &RawSpec) -> Option<Auth> {
         Some(written) => check.word("spec.authMode", Some(written), &MODES),
         None => Some(Mode::Key),
     };
+    let written = spec.auth_mode.as_deref().unwrap_or("key");
     let keys = spec.keys.as_ref();
-    if keys.is_some() && mode.is_some_and(|mode| mode != Mode::Key) {
-        let mode = spec.auth_mode.as_deref().unwrap_or_default();
-        let what = format!("is given, but nobody would be asked for a key with `authMode: {mode}`");
+    if keys.is_some() && matches!(mode, Some(Mode::None | Mode::IssuerToken)) {
+        let what = format!("is given, but nobody would be asked for a key with `authMode: {written}`");
         check.problem("spec.keys", format!("{what}; remove the keys, or write `authMode: key`"));
     }
-    let sources = keys.map(|keys| sources(check, keys));
+    if spec.jwt.is_some() && mode.is_some_and(|mode| mode != Mode::IssuerToken) {
+        let what = format!("is given, but tokens of issuers are not looked at with `authMode: {written}`");
+        check.problem("spec.jwt", format!("{what}; remove it, or write `authMode: aad_token`"));
+    }
+    let sources = keys.map(|keys| sources(check, keys)).unwrap_or_default();
+    let without_primary = keys.is_none_or(|keys| keys.primary.is_none() && keys.secret_ref.is_none());
+    let how = "write `primary: {env: NAME}`, `{file: PATH}` or `{value: …}`";
     match mode? {
         Mode::Key => {
-            let sources = sources.unwrap_or_default();
-            if keys.is_none_or(|keys| keys.primary.is_none() && keys.secret_ref.is_none()) {
-                let how = "write `primary: {env: NAME}`, `{file: PATH}` or `{value: …}`";
-                check.problem("spec.keys.primary", format!("is missing; {how}, or `authMode: none` to let anybody in"));
+            if without_primary {
+                let what = format!("is missing; {how}, or `authMode: none` to let anybody in");
+                check.problem("spec.keys.primary", what);
             }
             Some(Auth::Key(sources))
         }
+        Mode::RouterToken => {
+            if keys.is_some() && without_primary {
+                check.problem("spec.keys.primary", format!("is missing; {how}, or remove `keys`"));
+            }
+            Some(Auth::RouterToken(sources))
+        }
+        Mode::IssuerToken => issuers::issuers(check, spec.jwt.as_ref()).map(Auth::IssuerToken),
         Mode::None => Some(Auth::None),
-        Mode::Token => None,
     }
 }
 

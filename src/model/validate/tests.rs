@@ -419,17 +419,56 @@ fn keys_are_there_and_hard_to_guess() {
 }
 
 #[test]
+fn issuers_are_known_by_name_and_reached_safely() {
+    let issuers = |issuers: Value| {
+        let mut document = with("/spec/authMode", json!("aad_token"));
+        set(&mut document, "/spec/keys", Value::Null);
+        set(&mut document, "/spec/jwt", json!({ "issuers": issuers }));
+        document
+    };
+    let one =
+        json!({"issuer": "https://a.example", "audiences": ["x"], "requiredClaims": {"tid": "1", "n": [1, true]}});
+    let Auth::IssuerToken(read) = read(issuers(json!([one]))).unwrap().auth else { panic!("another mode") };
+    assert_eq!(read[0].keys.issuer, "https://a.example");
+    assert_eq!(read[0].required_claims[0], ("n".to_owned(), vec![json!(1), json!(true)]));
+    let wrong = |mut change: Value, path: &str, gist: &str| {
+        let mut issuer = one.clone();
+        issuer.as_object_mut().unwrap().append(change.as_object_mut().unwrap());
+        refused(issuers(json!([issuer])), &format!("spec.jwt.issuers[0].{path}"), &[gist]);
+    };
+    refused(issuers(json!([])), "spec.jwt.issuers", &["whose tokens"]);
+    refused(issuers(json!([one, one])), "spec.jwt.issuers[1].issuer", &["issuers[0]"]);
+    wrong(json!({"issuer": ""}), "issuer", "`iss`");
+    wrong(json!({"issuer": "http://a.example"}), "issuer", "allowHttp");
+    wrong(json!({"issuer": "a.example"}), "issuer", "https://");
+    wrong(json!({"jwksUri": "https://user@a.example/keys"}), "jwksUri", "not an address");
+    wrong(json!({"audiences": []}), "audiences", "any other service");
+    wrong(json!({"requiredClaims": {"x": {}}}), "requiredClaims.x", "list of some");
+    wrong(json!({"caFile": ""}), "caFile", "name a file");
+    assert!(self::read(issuers(json!([{"issuer": "http://a", "audiences": ["x"], "allowHttp": true}]))).is_ok());
+    // Any name will do where its keys are named.
+    let named = json!([{"issuer": "corp", "audiences": ["x"], "jwksUri": "https://a.example/keys"}]);
+    assert!(self::read(issuers(named)).is_ok());
+    refused(with("/spec/jwt", json!({"issuers": [one]})), "spec.jwt", &["authMode: aad_token"]);
+    let mut both = issuers(json!([one]));
+    set(&mut both, "/spec/keys", json!({"primary": {"env": "K"}}));
+    refused(both, "spec.keys", &["authMode: key"]);
+}
+
+#[test]
+fn router_tokens_need_no_keys_but_take_them() {
+    let mut document = with("/spec/authMode", json!("aml_token"));
+    assert!(matches!(read(document.clone()).unwrap().auth, Auth::RouterToken(keys) if keys.len() == 1));
+    set(&mut document, "/spec/keys", Value::Null);
+    assert_eq!(read(document).unwrap().auth, Auth::RouterToken(Vec::new()));
+}
+
+#[test]
 fn what_this_version_cannot_do_is_refused() {
     let says = |document: Value, path: &str, gist: &str| {
         refused(document, path, &["not supported by this version", gist]);
     };
-    for mode in ["aml_token", "aad_token"] {
-        let mut document = with("/spec/authMode", json!(mode));
-        set(&mut document, "/spec/keys", Value::Null);
-        says(document, "spec.authMode", mode);
-    }
     says(with("/spec/keys", json!({"secretRef": {"name": "s"}})), "spec.keys.secretRef", "file");
-    says(with("/spec/jwt", json!({"issuers": []})), "spec.jwt", "authMode: key");
     let mut document = with("/spec/mirrorTraffic", json!({"green": 10}));
     set(&mut document, "/spec/traffic", json!({"blue": 100}));
     says(document, "spec.mirrorTraffic", "remove");

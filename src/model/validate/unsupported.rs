@@ -9,14 +9,11 @@ type Feature<T> = (&'static str, fn(&T) -> bool, &'static str);
 
 /// Features of an endpoint. Whoever builds one deletes its line.
 const OF_ENDPOINTS: &[Feature<RawSpec>] = &[
-    ("authMode", |spec| mode(spec, "aml_token"), "`aml_token` is not supported by this version; use `authMode: key`"),
-    ("authMode", |spec| mode(spec, "aad_token"), "`aad_token` is not supported by this version; use `authMode: key`"),
     (
         "keys.secretRef",
         |spec| spec.keys.as_ref().is_some_and(|keys| keys.secret_ref.is_some()),
         "is not supported by this version; mount the Secret and write `primary: {file: …}`, or use `{env: …}`",
     ),
-    ("jwt", |spec| spec.jwt.is_some(), "is not supported by this version; remove it and use `authMode: key`"),
     (
         "mirrorTraffic",
         |spec| spec.mirror_traffic.as_ref().is_some_and(|mirrored| !mirrored.is_empty()),
@@ -62,10 +59,6 @@ pub(super) fn refuse(check: &mut Check, spec: &RawSpec) {
             }
         }
     }
-}
-
-fn mode(spec: &RawSpec, mode: &str) -> bool {
-    spec.auth_mode.as_deref() == Some(mode)
 }
 
 fn collects(deployment: &RawDeployment) -> bool {

@@ -1,0 +1,107 @@
+//! The control plane: follows the endpoint files and the local processes, and keeps the routing table as they want it.
+
+use std::future::pending;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::control::files::{Files, Loaded, Scope, Watch};
+use crate::control::index::Index;
+use crate::control::processes::{self, Supervisor};
+use crate::control::signing;
+use crate::model::limits::TokenSettings;
+use crate::state::metrics::Metrics;
+use crate::state::status::Status;
+
+/// How long a local model gets between SIGTERM and SIGKILL.
+pub const GRACE: Duration = Duration::from_secs(10);
+/// Events of local processes that may wait for the control plane.
+const EVENTS: usize = 256;
+
+/// The control plane's one task: it alone changes the index.
+pub(super) struct Control {
+    pub(super) index: Index,
+    pub(super) files: Option<(Files, Vec<PathBuf>)>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) status: Arc<Status>,
+    pub(super) executable: PathBuf,
+    pub(super) drain_timeout: Duration,
+    pub(super) tokens: TokenSettings,
+    pub(super) when_ready: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Control {
+    /// Starts the processes, then follows them and the files until `finished`; then ends the processes.
+    pub(super) async fn run(mut self, mut finished: oneshot::Receiver<()>) {
+        let (events, mut happened) = mpsc::channel(EVENTS);
+        let settings = processes::Settings {
+            executable: self.executable.clone(),
+            grace: GRACE,
+            drain_timeout: self.drain_timeout,
+        };
+        let mut supervisor = Supervisor::new(settings, events);
+        let mut watch = self.files.as_ref().map(|(_, places)| Watch::new(places));
+        self.start_processes(&mut supervisor);
+        loop {
+            if self.when_ready.is_some() && self.index.is_complete() {
+                self.when_ready.take().into_iter().for_each(|tell| tell());
+            }
+            let look = async {
+                match &mut watch {
+                    Some(watch) => watch.changed().await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                scope = look => {
+                    let began = Instant::now();
+                    self.reload(&scope, &mut supervisor);
+                    if let (Some(watch), Scope::Everything) = (&mut watch, scope) {
+                        watch.looked(began.elapsed());
+                    }
+                }
+                Some(event) = happened.recv() => self.index.process(event),
+                _ = &mut finished => break,
+            }
+        }
+        supervisor.stop().await;
+    }
+
+    /// Looks at the files, and applies what has changed.
+    fn reload(&mut self, scope: &Scope, supervisor: &mut Supervisor) {
+        let loaded = self.files.as_mut().and_then(|(files, _)| files.load(scope, Instant::now()));
+        let Some(Loaded { endpoints, mut problems }) = loaded else { return };
+        problems.extend(signing::missing(&self.tokens, &endpoints));
+        let result = if problems.is_empty() { "ok" } else { "error" };
+        self.metrics.reloads.with_label_values(&[result]).inc();
+        self.metrics.refused_documents.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
+        if problems == *self.status.problems() && !problems.is_empty() {
+            tracing::debug!("endpoint files changed, their problems have not");
+        } else if problems.is_empty() {
+            tracing::info!(endpoints = endpoints.len(), "endpoint files reloaded");
+        } else {
+            let all = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            tracing::error!(
+                problems = all,
+                "endpoint files have problems; the last good version of each endpoint serves"
+            );
+        }
+        self.status.set_problems(problems);
+        self.index.apply(endpoints);
+        self.start_processes(supervisor);
+    }
+
+    /// Makes the processes that run those that are wanted.
+    fn start_processes(&self, supervisor: &mut Supervisor) {
+        let mut processes = self.index.processes();
+        for (spec, _) in &mut processes {
+            // In a document, the router's own name means this very program, wherever it is installed.
+            if spec.process.command[0] == env!("CARGO_PKG_NAME") {
+                spec.process.command[0] = self.executable.display().to_string();
+            }
+        }
+        supervisor.apply(processes);
+    }
+}

@@ -1,0 +1,260 @@
+//! `keys` and `token`: credentials made on the command line.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+use aws_lc_rs::signature::Ed25519KeyPair;
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{BAD_CONFIGURATION, DONE, FAILED, load};
+use crate::config::{self, Settings};
+use crate::control::signing;
+use crate::model::duration::WrittenDuration;
+use crate::model::endpoint::{Auth, Endpoint, KeySource};
+use crate::model::name::Name;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Keys {
+    /// Make a primary and a secondary key for an endpoint, in files, and print them once.
+    #[command(after_help = "Example: inference-router keys generate --endpoint my-endpoint --folder keys\n\n\
+        Writes keys/my-endpoint-primary.key and keys/my-endpoint-secondary.key, readable by their owner only.")]
+    Generate {
+        /// The endpoint's name.
+        #[arg(long, value_name = "NAME", value_parser = name)]
+        endpoint: Name,
+        /// Where the files go.
+        #[arg(long, value_name = "FOLDER", default_value = ".")]
+        folder: PathBuf,
+    },
+    /// Replace one key of an endpoint, and print the new one once. The other key goes on working.
+    #[command(
+        after_help = "Example: inference-router keys rotate --endpoint my-endpoint --key secondary --config router.yaml\n\n\
+        A router that runs takes the new key within a second. Change all callers to one key before you rotate the other."
+    )]
+    Rotate {
+        /// The endpoint's name.
+        #[arg(long, value_name = "NAME", value_parser = name)]
+        endpoint: Name,
+        /// Which key.
+        #[arg(long)]
+        key: Which,
+        /// The router's settings file: the endpoint's document says where its keys are.
+        #[arg(long, value_name = "FILE", conflicts_with = "folder", required_unless_present = "folder")]
+        config: Option<PathBuf>,
+        /// Where `keys generate` has put the files.
+        #[arg(long, value_name = "FOLDER")]
+        folder: Option<PathBuf>,
+    },
+    /// Make a key that the router signs its own tokens with (`tokens.signingKeyFile`).
+    #[command(after_help = "Example: inference-router keys signing --file signing.pem")]
+    Signing {
+        /// The file to write; it must not exist.
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Token {
+    /// The router's settings file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The endpoint that the token is for.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    endpoint: Name,
+    /// How long it is good, as `30m`; else as long as `tokens.lifetime` says.
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<WrittenDuration>,
+    /// Who it is for: `sub` of the token, `identityData` of the access log.
+    #[arg(long, value_name = "NAME", default_value = "operator")]
+    subject: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Which {
+    Primary,
+    Secondary,
+}
+
+impl Which {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Secondary => "secondary",
+        }
+    }
+
+    fn file(self, folder: &Path, endpoint: &Name) -> PathBuf {
+        folder.join(format!("{}-{}.key", endpoint.key(), self.word()))
+    }
+}
+
+/// What to tell whoever gave the command, and how to end.
+struct Failed(String, u8);
+
+impl From<String> for Failed {
+    fn from(what: String) -> Self {
+        Self(what, FAILED)
+    }
+}
+
+impl Keys {
+    pub(super) fn run(self) -> ExitCode {
+        finish(match self {
+            Self::Generate { endpoint, folder } => generate(&endpoint, &folder),
+            Self::Rotate { endpoint, key, config, folder } => rotate(&endpoint, key, config.as_deref(), folder),
+            Self::Signing { file } => make_signing_key(&file),
+        })
+    }
+}
+
+impl Token {
+    pub(super) fn run(self) -> ExitCode {
+        finish(self.issue())
+    }
+
+    fn issue(self) -> Result<(), Failed> {
+        const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+        let (settings, endpoint) = find(&self.config, &self.endpoint)?;
+        if !matches!(endpoint.auth, Auth::RouterToken(_)) {
+            let mode = endpoint.auth.mode();
+            let what = format!(
+                "the endpoint {} has `authMode: {mode}`; only `aml_token` takes tokens of the router",
+                endpoint.name
+            );
+            return Err(what.into());
+        }
+        let ttl = self.ttl.map(|ttl| ttl.0);
+        if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1) || ttl > LONGEST) {
+            return Err("--ttl must be from 1s to 720h".to_owned().into());
+        }
+        let signing =
+            signing::read(&settings.tokens).map_err(|problem| Failed(problem.to_string(), BAD_CONFIGURATION))?;
+        let signing = signing.ok_or_else(|| {
+            let what = "tokens.signingKeyFile is not set; make a key with `inference-router keys signing --file FILE`";
+            Failed(what.to_owned(), BAD_CONFIGURATION)
+        })?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let issued = signing.issue(endpoint.name.key(), &self.subject, now, ttl);
+        let issued = issued.map_err(|error| format!("the token cannot be signed: {error}"))?;
+        say(&format!("{:#}", issued.document()))
+    }
+}
+
+fn generate(endpoint: &Name, folder: &Path) -> Result<(), Failed> {
+    std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let keys = [Which::Primary, Which::Secondary].map(|which| (which, which.file(folder, endpoint), key()));
+    if let Some((which, path, _)) = keys.iter().find(|(_, path, _)| path.exists()) {
+        let how = format!("`keys rotate --endpoint {endpoint} --key {} --folder {}`", which.word(), folder.display());
+        return Err(format!("{} exists; replace it with {how}", path.display()).into());
+    }
+    for (which, path, key) in &keys {
+        write(path, key, false)?;
+        say(&format!("{}: {key}", which.word()))?;
+    }
+    let [primary, secondary] = keys.map(|(_, path, _)| std::path::absolute(&path).unwrap_or(path));
+    eprintln!(
+        "They are not shown again. In the endpoint's document:\n  keys:\n    primary: {{file: {primary:?}}}\n    \
+         secondary: {{file: {secondary:?}}}"
+    );
+    Ok(())
+}
+
+fn rotate(endpoint: &Name, which: Which, config: Option<&Path>, folder: Option<PathBuf>) -> Result<(), Failed> {
+    let path = match config {
+        Some(config) => {
+            let (_, endpoint) = find(config, endpoint)?;
+            file_of(&endpoint, which)?
+        }
+        None => which.file(&folder.unwrap_or_default(), endpoint),
+    };
+    if !path.exists() {
+        return Err(format!("{} does not exist; make keys with `keys generate`", path.display()).into());
+    }
+    let key = key();
+    write(&path, &key, true)?;
+    say(&format!("{}: {key}", which.word()))
+}
+
+/// Where a key of an endpoint is, if it is in a file.
+fn file_of(endpoint: &Endpoint, which: Which) -> Result<PathBuf, Failed> {
+    let sources = match &endpoint.auth {
+        Auth::Key(sources) | Auth::RouterToken(sources) => sources.as_slice(),
+        Auth::None | Auth::IssuerToken(_) => &[],
+    };
+    let (name, word) = (&endpoint.name, which.word());
+    let elsewhere = match sources.get(which as usize) {
+        Some(KeySource::File(path)) => return Ok(path.clone()),
+        Some(KeySource::Env(variable)) => {
+            format!("in the variable {variable}, which is set where the router is started")
+        }
+        Some(KeySource::Value(_)) => "in the document itself; change it there, or better move it to a file".to_owned(),
+        None => "not there; add it to the document first".to_owned(),
+    };
+    Err(format!("the {word} key of {name} is {elsewhere}").into())
+}
+
+fn make_signing_key(file: &Path) -> Result<(), Failed> {
+    let failed = || format!("{}: no key could be made", file.display());
+    let pair = Ed25519KeyPair::generate().map_err(|_| failed())?;
+    let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| failed())?;
+    let text = STANDARD.encode(der.as_ref());
+    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| str::from_utf8(line).unwrap_or_default()).collect();
+    write(file, &format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----", lines.join("\n")), false)?;
+    Ok(())
+}
+
+/// The settings, and the endpoint of that name with its paths settled.
+fn find(config: &Path, name: &Name) -> Result<(Settings, Arc<Endpoint>), Failed> {
+    let lines = |problems: Vec<crate::model::problem::Problem>| {
+        Failed(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"), BAD_CONFIGURATION)
+    };
+    let settings = config::load(config, std::env::vars()).map_err(|rejected| lines(rejected.problems))?;
+    let loaded = load(settings.endpoint_files.clone());
+    match loaded.endpoints.into_iter().find(|endpoint| endpoint.spec.name == *name) {
+        Some(endpoint) => Ok((settings, endpoint.spec)),
+        None if loaded.problems.is_empty() => Err(format!("there is no endpoint {name} in endpoints.files").into()),
+        None => Err(lines(loaded.problems)),
+    }
+}
+
+/// 256 random bits, as letters, digits, `-` and `_`.
+fn key() -> String {
+    URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
+}
+
+/// Writes a secret so that others never see it, nor anybody half of it: readable by its owner, then moved into place.
+fn write(path: &Path, secret: &str, replace: bool) -> Result<(), String> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
+        writeln!(file, "{secret}")?;
+        file.as_file().sync_all()?;
+        let moved = if replace { file.persist(path) } else { file.persist_noclobber(path) };
+        moved.map(drop).map_err(|error| error.error)
+    });
+    written.map_err(|error| format!("{} cannot be written: {error}", path.display()))
+}
+
+fn name(text: &str) -> Result<Name, String> {
+    Name::new(text).map_err(|error| error.to_string())
+}
+
+fn say(line: &str) -> Result<(), Failed> {
+    writeln!(std::io::stdout(), "{line}").map_err(|error| format!("stdout cannot be written: {error}").into())
+}
+
+fn finish(result: Result<(), Failed>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::from(DONE),
+        Err(Failed(what, code)) => {
+            eprintln!("{what}");
+            ExitCode::from(code)
+        }
+    }
+}

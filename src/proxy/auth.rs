@@ -1,0 +1,105 @@
+//! Who calls: keys and tokens that are known at once, other tokens by their signature.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, Response};
+
+use crate::model::refusal::{Denied, Refusal};
+use crate::policy::access::{Access, Credential, Proof};
+use crate::policy::token::{Claims, Token};
+use crate::state::table::Endpoint;
+use crate::state::tokens::Tokens;
+
+/// Longest wait for an issuer's keys.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// When to try again when they could not be had.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// Who asks for tokens, by the key that is shown.
+const ASKED_BY: [&str; 2] = ["primary-key", "secondary-key"];
+
+/// Decides whether the bearer of a credential may call `endpoint`, and says who it is.
+pub(super) async fn prove(
+    tokens: &Tokens,
+    endpoint: &Endpoint,
+    authorization: Option<&[u8]>,
+) -> Result<Proof, Refusal> {
+    let token = match endpoint.access.check(authorization).map_err(Refusal::Denied)? {
+        Credential::Proven(proof) => return Ok(proof),
+        Credential::Token(token) => token,
+    };
+    let (digest, now) = (tokens.good.digest(endpoint.generation, token), now());
+    let subject = match tokens.good.get(digest, now) {
+        Some(subject) => subject,
+        // Rare beside the other case: kept out of every request's future.
+        None => {
+            let epoch = tokens.good.epoch();
+            let (subject, until) = Box::pin(verify(tokens, endpoint, token, now)).await?;
+            // With keys that were fetched meanwhile it will be checked once more, and then remembered.
+            tokens.good.put(digest, epoch, until, subject.clone(), now);
+            subject
+        }
+    };
+    Ok(match endpoint.access {
+        Access::RouterTokens(_) => Proof::RouterToken(subject),
+        _ => Proof::IssuerToken(subject),
+    })
+}
+
+/// Checks a token, and returns its subject and its last second.
+async fn verify(tokens: &Tokens, endpoint: &Endpoint, text: &str, now: u64) -> Result<(Arc<str>, u64), Refusal> {
+    let token = Token::parse(text).map_err(Refusal::Denied)?;
+    let good = |claims: &Claims| (claims.subject().into(), claims.until());
+    if let Access::IssuerTokens(issuers) = &endpoint.access {
+        let known = issuers.iter().zip(&endpoint.key_sets).find(|(issuer, _)| issuer.keys.issuer == token.issuer());
+        let (issuer, set) = known.ok_or(Refusal::Denied(Denied::WrongIssuer))?;
+        if set.keys().is_none() {
+            // The router, or the endpoint, has only just begun, or the issuer is away.
+            set.refreshed(PATIENCE).await;
+        }
+        let keys = set.keys().ok_or(Refusal::TokenKeysUnavailable(TRY_AGAIN))?;
+        let verified = match token.verified(&keys) {
+            // The issuer may have a new key.
+            Err(Denied::UnknownSigningKey) if set.refreshed(PATIENCE).await => {
+                token.verified(&*set.keys().ok_or(Refusal::TokenKeysUnavailable(TRY_AGAIN))?)
+            }
+            verified => verified,
+        };
+        let claims = verified.map_err(Refusal::Denied)?;
+        claims.satisfy(issuer, now).map_err(Refusal::Denied)?;
+        return Ok(good(claims));
+    }
+    let signing = tokens.signing.load_full().ok_or(Refusal::TokenKeysUnavailable(TRY_AGAIN))?;
+    if token.issuer() != signing.issuer() {
+        return Err(Refusal::Denied(Denied::WrongIssuer));
+    }
+    let claims = token.verified(signing.keys()).map_err(Refusal::Denied)?;
+    claims.open(endpoint.spec.name.key(), now).map_err(Refusal::Denied)?;
+    Ok(good(claims))
+}
+
+/// Answers a request for a token.
+pub(super) fn issue(
+    tokens: &Tokens,
+    endpoint: &Endpoint,
+    authorization: Option<&[u8]>,
+) -> Result<Response<Bytes>, Refusal> {
+    let key = endpoint.access.may_have_token(authorization).map_err(Refusal::Denied)?;
+    let signing = tokens.signing.load_full().ok_or(Refusal::TokenKeysUnavailable(TRY_AGAIN))?;
+    let subject = ASKED_BY.get(key).copied().unwrap_or_default();
+    let issued = signing.issue(endpoint.spec.name.key(), subject, now(), None).map_err(|error| {
+        tracing::error!(%error, "a token could not be signed");
+        Refusal::TokenKeysUnavailable(TRY_AGAIN)
+    })?;
+    let mut response = Response::new(Bytes::from(issued.document().to_string()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,106 @@
+//! An issuer of tokens, good or bad, and an endpoint that trusts it.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Model, Router, call, full, soon};
+use crate::signers::now;
+
+/// What an issuer answers when it is asked for its keys.
+#[derive(Debug, Clone)]
+pub enum Says {
+    Keys(String),
+    Status(u16),
+    Redirect(String),
+    /// Never.
+    Nothing,
+}
+
+/// An issuer over plain HTTP.
+pub struct Issuer {
+    pub address: SocketAddr,
+    says: Arc<Mutex<Says>>,
+    asked: Arc<AtomicUsize>,
+    _server: Model,
+}
+
+impl Issuer {
+    pub async fn start(says: Says) -> Self {
+        let (says, asked) = (Arc::new(Mutex::new(says)), Arc::new(AtomicUsize::new(0)));
+        let (now, count) = (says.clone(), asked.clone());
+        let server = Model::http(move |request| {
+            let (says, host) = (now.lock().unwrap().clone(), request.headers()["host"].to_str().unwrap().to_owned());
+            if request.uri().path() == "/keys" {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+            async move {
+                if request.uri().path() == "/.well-known/openid-configuration" {
+                    let url = format!("http://{host}");
+                    return Response::new(full(json!({"issuer": url, "jwks_uri": format!("{url}/keys")}).to_string()));
+                }
+                match says {
+                    Says::Keys(keys) => Response::new(full(keys)),
+                    Says::Status(status) => Response::builder().status(status).body(full("")).unwrap(),
+                    Says::Redirect(to) => {
+                        Response::builder().status(302).header("location", to).body(full("")).unwrap()
+                    }
+                    Says::Nothing => std::future::pending().await,
+                }
+            }
+        })
+        .await;
+        Self { address: server.address, says, asked, _server: server }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn now_says(&self, says: Says) {
+        *self.says.lock().unwrap() = says;
+    }
+
+    /// How often it was asked for its keys.
+    pub fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    /// Waits until it has been asked so often.
+    pub async fn until_asked(&self, times: usize) {
+        soon("the keys to be fetched", async {
+            while self.asked() < times {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    /// What a good token of it says.
+    pub fn claims(&self) -> Value {
+        json!({"iss": self.url(), "aud": "me", "sub": "somebody", "exp": now() + 600})
+    }
+
+    /// The endpoint `my-endpoint` that trusts it; `rules` as in `jwt.issuers`.
+    pub fn endpoint(&self, model: &Model, rules: &str) -> String {
+        format!(
+            "apiVersion: inference-router.dev/v1alpha1\nkind: OnlineEndpoint\nmetadata: {{name: my-endpoint}}\nspec:\n  \
+             authMode: aad_token\n  jwt: {{issuers: [{{issuer: \"{}\", audiences: [me], allowHttp: true, {rules}}}]}}\n  \
+             traffic: {{blue: 100}}\n  deployments:\n  - {{name: blue, instances: [\"{}\"]}}\n",
+            self.url(),
+            model.address
+        )
+    }
+}
+
+/// Calls `my-endpoint` with a token.
+pub async fn call_with(router: &Router, token: &str) -> Answer {
+    let request =
+        Request::post("/api/v1/endpoint/my-endpoint/score").header("authorization", format!("Bearer {token}"));
+    call(router.scoring, request.body(Full::<Bytes>::from("{}")).unwrap()).await
+}

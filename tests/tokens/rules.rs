@@ -1,0 +1,190 @@
+//! What a token must say, to the second.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use inference_router::model::endpoint::{Issuer, KeySetSource};
+use inference_router::model::refusal::Denied;
+use inference_router::policy::signing::{Signing, WrongKey};
+use inference_router::policy::token::{KeySet, LEEWAY, Token};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+
+use crate::signers::{Signer, changed, set};
+
+const NOW: u64 = 1_000_000;
+
+fn issuer() -> Issuer {
+    let issuer = "https://issuer.example".to_owned();
+    Issuer {
+        keys: KeySetSource { issuer, jwks_uri: None, ca_file: None, bearer_token_file: None, allow_http: false },
+        audiences: vec!["one".to_owned(), "two".to_owned()],
+        required_claims: vec![("tid".to_owned(), vec![json!("t"), json!(7)])],
+        scopes: vec!["score".to_owned()],
+        roles: vec!["scorer".to_owned()],
+    }
+}
+
+fn good() -> Value {
+    json!({"iss": "https://issuer.example", "aud": "one", "sub": "me", "exp": NOW + 10, "tid": "t", "scp": "read score"})
+}
+
+fn verdict(keys: &str, token: &str, issuer: &Issuer, now: u64) -> Result<(), Denied> {
+    let token = Token::parse(token)?;
+    token.verified(&KeySet::parse(keys.as_bytes()).unwrap())?.satisfy(issuer, now)
+}
+
+#[test]
+fn every_kind_of_signature_is_checked() {
+    let signers = Signer::all();
+    let others = Signer::all();
+    let keys = set(&signers.each_ref().map(Signer::public));
+    for (signer, other) in signers.iter().zip(&others) {
+        assert_eq!(verdict(&keys, &signer.sign(&good()), &issuer(), NOW), Ok(()), "{:?}", signer.algorithm);
+        // The same name and kind, another key.
+        assert_eq!(verdict(&keys, &other.sign(&good()), &issuer(), NOW), Err(Denied::BadSignature));
+        let unnamed = signer.sign_as(&Header::new(signer.algorithm), &good());
+        assert_eq!(verdict(&keys, &unnamed, &issuer(), NOW), Ok(()), "a token need not name its key");
+        let misnamed = Header { kid: Some("none".to_owned()), ..Header::new(signer.algorithm) };
+        let misnamed = signer.sign_as(&misnamed, &good());
+        assert_eq!(verdict(&keys, &misnamed, &issuer(), NOW), Err(Denied::UnknownSigningKey));
+    }
+}
+
+#[test]
+fn the_key_says_which_algorithm() {
+    let signer = Signer::rsa("rsa");
+    let public = signer.public();
+    let keys = set(std::slice::from_ref(&public));
+    let other = signer.sign_as(&Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::RS512) }, &good());
+    assert_eq!(verdict(&keys, &other, &issuer(), NOW), Err(Denied::UnknownSigningKey));
+    // A key that does not say so is good for all of its kind.
+    let mut open = public.clone();
+    open.as_object_mut().unwrap().remove("alg");
+    assert_eq!(verdict(&set(&[open]), &other, &issuer(), NOW), Ok(()));
+    // What everybody knows is no secret to sign with.
+    let secret = EncodingKey::from_secret(public["n"].as_str().unwrap().as_bytes());
+    let header = Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::HS256) };
+    let forged = jsonwebtoken::encode(&header, &good(), &secret).unwrap();
+    assert_eq!(verdict(&keys, &forged, &issuer(), NOW), Err(Denied::UnknownSigningKey));
+    let shared = json!({"kty": "oct", "kid": "rsa", "alg": "HS256", "k": public["n"]});
+    assert_eq!(verdict(&set(&[shared, public]), &forged, &issuer(), NOW), Err(Denied::UnknownSigningKey));
+    let encode = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    for alg in ["none", "None", "nOnE", "", "XX"] {
+        let unsigned = format!("{}.{}.", encode(json!({"alg": alg})), encode(good()));
+        assert_eq!(verdict(&keys, &unsigned, &issuer(), NOW), Err(Denied::Malformed), "{alg}");
+    }
+    let critical = format!("{}.{}.", encode(json!({"alg": "RS256", "crit": ["exp"]})), encode(good()));
+    assert_eq!(verdict(&keys, &critical, &issuer(), NOW), Err(Denied::Malformed));
+}
+
+#[test]
+fn keys_for_other_uses_check_nothing() {
+    let signer = Signer::p256("ec");
+    for change in [json!({"use": "enc"}), json!({"key_ops": ["encrypt"]})] {
+        let other = changed(&signer.public(), change);
+        assert!(KeySet::parse(set(std::slice::from_ref(&other)).as_bytes()).is_err(), "{other}");
+    }
+    let one_bad = set(&[json!({"kty": "EC", "crv": "P-256", "x": "?", "y": "?"}), json!(5), signer.public()]);
+    assert_eq!(verdict(&one_bad, &signer.sign(&good()), &issuer(), NOW), Ok(()), "a key that is none spoils no other");
+    for document in ["", "[]", "{}", r#"{"keys": []}"#, r#"{"keys": {}}"#, "<html>"] {
+        assert!(KeySet::parse(document.as_bytes()).is_err(), "{document}");
+    }
+}
+
+#[test]
+fn each_claim_counts() {
+    let signer = Signer::ed25519("ed");
+    let keys = set(&[signer.public()]);
+    let says = |change: Value| verdict(&keys, &signer.sign(&changed(&good(), change)), &issuer(), NOW);
+    for change in [
+        json!({"aud": ["x", "two"]}),
+        json!({"tid": 7}),
+        json!({"tid": ["a", "t"]}),
+        json!({"scp": ["score"]}),
+        json!({"scp": null, "scope": "score"}),
+        json!({"scp": null, "roles": ["scorer"]}),
+        json!({"exp": NOW as f64 + 0.5}),
+        json!({"nbf": NOW}),
+        json!({"sub": null}),
+    ] {
+        assert_eq!(says(change.clone()), Ok(()), "{change}");
+    }
+    for (change, denied) in [
+        (json!({"aud": "three"}), Denied::WrongAudience),
+        (json!({"aud": null}), Denied::WrongAudience),
+        (json!({"aud": []}), Denied::WrongAudience),
+        (json!({"aud": {"one": 1}}), Denied::WrongAudience),
+        (json!({"tid": "u"}), Denied::MissingClaim),
+        (json!({"tid": null}), Denied::MissingClaim),
+        (json!({"tid": "7"}), Denied::MissingClaim),
+        (json!({"scp": "scores"}), Denied::MissingClaim),
+        (json!({"scp": null}), Denied::MissingClaim),
+        (json!({"scp": null, "roles": "score"}), Denied::MissingClaim),
+        (json!({"exp": null}), Denied::Malformed),
+        (json!({"exp": "1000010"}), Denied::Malformed),
+        (json!({"exp": -1}), Denied::Malformed),
+        (json!({"nbf": "soon"}), Denied::Malformed),
+    ] {
+        assert_eq!(says(change.clone()), Err(denied), "{change}");
+    }
+}
+
+#[test]
+fn time_counts_with_a_minutes_leeway() {
+    let signer = Signer::ed25519("ed");
+    let keys = set(&[signer.public()]);
+    let at = |change: Value, now: u64| verdict(&keys, &signer.sign(&changed(&good(), change)), &issuer(), now);
+    assert_eq!(at(json!({"exp": NOW}), NOW + LEEWAY), Ok(()));
+    assert_eq!(at(json!({"exp": NOW}), NOW + LEEWAY + 1), Err(Denied::Expired));
+    assert_eq!(at(json!({"nbf": NOW + LEEWAY}), NOW), Ok(()));
+    assert_eq!(at(json!({"nbf": NOW + LEEWAY + 1}), NOW), Err(Denied::NotYetValid));
+    assert_eq!(at(json!({"exp": u64::MAX}), NOW), Ok(()));
+    assert_eq!(at(json!({"exp": 1e300}), NOW), Ok(()));
+    assert_eq!(at(json!({"exp": 0}), NOW), Err(Denied::Expired));
+}
+
+#[test]
+fn the_routers_own_tokens_are_for_one_endpoint() {
+    let hour = Duration::from_secs(3600);
+    for signer in [Signer::ed25519("a"), Signer::p256("b")] {
+        let signing = Signing::new("router", hour, signer.pem.as_bytes(), &[]).unwrap();
+        let issued = signing.issue("mine", "me", NOW, None).unwrap();
+        assert_eq!((issued.expires, issued.refresh_after), (NOW + 3600, NOW + 2880));
+        let token = Token::parse(&issued.token).unwrap();
+        assert_eq!(token.issuer(), "router");
+        let claims = token.verified(signing.keys()).unwrap();
+        assert_eq!(claims.subject(), "me");
+        assert_eq!(claims.open("mine", NOW), Ok(()));
+        assert_eq!(claims.open("yours", NOW), Err(Denied::WrongEndpoint));
+        assert_eq!(claims.open("mine", NOW + 3600 + LEEWAY + 1), Err(Denied::Expired));
+        let short = signing.issue("mine", "me", NOW, Some(Duration::from_secs(5))).unwrap();
+        assert_eq!(short.expires, NOW + 5);
+    }
+}
+
+#[test]
+fn tokens_of_previous_keys_stay_good() {
+    let (old, new, other) = (Signer::p256("x"), Signer::ed25519("x"), Signer::ed25519("x"));
+    let hour = Duration::from_secs(3600);
+    let sign = |current: &Signer, previous: &[&Signer]| {
+        let previous: Vec<Vec<u8>> = previous.iter().map(|signer| signer.pem.clone().into_bytes()).collect();
+        Signing::new("router", hour, current.pem.as_bytes(), &previous).unwrap()
+    };
+    let token = sign(&old, &[]).issue("mine", "me", NOW, None).unwrap().token;
+    let after = sign(&new, &[&old, &new]);
+    assert!(Token::parse(&token).unwrap().verified(after.keys()).is_ok());
+    assert_eq!(after.jwks()["keys"].as_array().unwrap().len(), 2, "the same key twice is one");
+    assert!(after.jwks().to_string().contains("\"kid\""));
+    assert!(!after.jwks().to_string().contains("\"d\""), "nothing private");
+    let without = sign(&other, &[&new]);
+    let verified = Token::parse(&token).unwrap().verified(without.keys()).map(|_| ());
+    assert_eq!(verified, Err(Denied::UnknownSigningKey));
+    let wrong = |current: &str, previous: &str| {
+        Signing::new("router", hour, current.as_bytes(), &[previous.as_bytes().to_vec()]).map(|_| ())
+    };
+    assert_eq!(wrong("x", &old.pem), Err(WrongKey { previous: None }));
+    assert_eq!(wrong(&Signer::rsa("x").pem, &old.pem), Err(WrongKey { previous: None }));
+    assert_eq!(wrong(&new.pem, "-----BEGIN"), Err(WrongKey { previous: Some(0) }));
+}
