@@ -330,5 +330,3 @@ async fn unexpected_end(data_plane: &DataPlane, tasks: &mut JoinSet<&'static str
         }
     }
 }
-
-}

@@ -111,8 +111,8 @@ impl Generator {
             1 => spec["keys"] = self.of(&[json!({}), json!({"secretRef": {"name": "x"}}), json!([])]),
             n if n % 4 == 0 => spec["authMode"] = "none".into(),
             n => {
-                if n % 4 == 1 {
-                    spec["authMode"] = "key".into();
+                if n % 4 > 1 {
+                    spec["authMode"] = ["key", "aml_token"][(n % 4 - 2) as usize].into();
                 }
                 spec["keys"] = json!({ "primary": self.key() });
                 self.maybe(&mut spec["keys"], "secondary", Self::key);

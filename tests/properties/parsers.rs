@@ -256,7 +256,7 @@ pub fn endpoints(data: &[u8]) {
     told(&parsed.problems, &["endpoints.yaml"]);
     keeps_secrets(text, documents.into_iter().flatten(), &parsed.problems);
     let (table, status, metrics) = (Published::default(), Arc::<Status>::default(), Arc::new(Metrics::new().unwrap()));
-    let mut index = Index::new(table.clone(), metrics.clone(), status.clone());
+    let mut index = Index::new(table.clone(), metrics.clone(), status.clone(), Arc::default());
     let desired = parsed.endpoints.iter().map(|spec| Desired {
         spec: Arc::new(spec.clone()),
         access: Access::Open,

@@ -18,6 +18,10 @@ use crate::harness::{Model, Router, full, soon};
 const DOCUMENTS: usize = 2_000;
 const FILE_KEY: &str = "a-key-in-a-file-0123456789";
 
+/// The Ed25519 key of RFC 8410 section 10.3: everybody knows it.
+const SIGNING_KEY: &str = "-----BEGIN PRIVATE KEY-----\n\
+    MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n";
+
 /// Says what it was asked.
 async fn echo() -> Model {
     Model::http(|request| async move {
@@ -94,7 +98,11 @@ async fn what_is_accepted_is_served_as_written_and_what_is_not_says_where_and_wh
     );
     let all: Vec<String> = accepted.iter().map(Value::to_string).collect();
     std::fs::write(folder.path().join("all.yaml"), all.join("\n---\n")).unwrap();
-    let router = Router::start_in(folder, Box::new(std::io::sink()), |_| ());
+    std::fs::write(folder.path().join("signing.pem"), SIGNING_KEY).unwrap();
+    let signing_key = folder.path().join("signing.pem");
+    let router = Router::start_in(folder, Box::new(std::io::sink()), |settings| {
+        settings.tokens.signing_key_file = Some(signing_key);
+    });
     let mut client = Client::connect(&router).await;
     let names: HashSet<String> = accepted.iter().map(|d| d["metadata"]["name"].to_string().to_lowercase()).collect();
     assert_eq!(names.len(), accepted.len(), "the generator must not repeat names");
@@ -132,7 +140,18 @@ async fn served(client: &mut Client, document: &Value, model: &Model) {
     let name = document["metadata"]["name"].as_str().unwrap();
     let path = |rest: &str| format!("/api/v1/endpoint/{}/{rest}", name.to_ascii_uppercase());
     let keys: Vec<String> = ["primary", "secondary"].iter().filter_map(|which| key(&spec["keys"][*which])).collect();
-    let bearer = keys.last().map(|key| format!("Bearer {key}"));
+    let tokens = spec["authMode"] == "aml_token";
+    let mut bearer = keys.last().map(|key| format!("Bearer {key}"));
+    if tokens {
+        let asked: Vec<(&str, &str)> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
+        let answer = client.ask("POST", &path("token"), &asked).await;
+        if keys.is_empty() {
+            assert_eq!((answer.status, &answer.body["code"]), (403, &json!("forbidden")), "{}", cut(document));
+            return;
+        }
+        assert_eq!(answer.status, 200, "{}", cut(document));
+        bearer = Some(format!("Bearer {}", answer.body["accessToken"].as_str().unwrap()));
+    }
     let proof: Vec<(&str, &str)> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
     let deployments = spec["deployments"].as_array().unwrap();
     let weight = |deployment: &Value| {
@@ -169,7 +188,8 @@ async fn served(client: &mut Client, document: &Value, model: &Model) {
         let answer = client.ask("GET", &path("score"), &[]).await;
         assert_eq!((answer.status, &answer.body["code"]), (401, &json!("missing_credential")), "{}", cut(document));
         let answer = client.ask("GET", &path("score"), &[("authorization", "Bearer another-key-0123")]).await;
-        assert_eq!((answer.status, &answer.body["code"]), (401, &json!("invalid_key")), "{}", cut(document));
+        let code = if tokens { "malformed_token" } else { "invalid_key" };
+        assert_eq!((answer.status, &answer.body["code"]), (401, &json!(code)), "{}", cut(document));
     }
     if let Some(cors) = spec.get("cors") {
         let origin = cors["allowOrigins"][0].as_str().unwrap();
