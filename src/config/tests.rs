@@ -122,10 +122,9 @@ fn each_rule_names_the_key_and_what_would_be_right() {
 
 #[test]
 fn what_this_version_cannot_do_is_refused() {
-    for (text, path) in [
-        ("fleet: {mode: strict}", "fleet"),
-        ("endpoints: {kubernetes: {namespaces: []}}", "endpoints.kubernetes"),
-    ] {
+    for (text, path) in
+        [("fleet: {mode: strict}", "fleet"), ("endpoints: {kubernetes: {namespaces: []}}", "endpoints.kubernetes")]
+    {
         refused(text, path, "not supported by this version");
     }
     variable_refused("INFERENCE_ROUTER__FLEET__MODE", "x", "not supported by this version");
