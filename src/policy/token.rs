@@ -3,10 +3,11 @@
 //! Nothing of a token is believed before its signature is checked but what leads to the key: issuer, key id, algorithm.
 //! The algorithm is the key's; that of the token only has to be the same.
 
+use aws_lc_rs::signature::{self, ParsedPublicKey, RsaParameters, RsaPublicKeyComponents};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::Algorithm;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -18,8 +19,15 @@ pub const LEEWAY: u64 = 60;
 /// Most keys of one issuer that are looked at: an unsigned token must not cost more than so many checks.
 const MOST_KEYS: usize = 100;
 
-const OF_RSA: &[Algorithm] =
-    &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
+/// What an RSA key may sign with; keys of less than 2048 bits are not accepted.
+const OF_RSA: [(Algorithm, &RsaParameters); 6] = [
+    (Algorithm::RS256, &signature::RSA_PKCS1_2048_8192_SHA256),
+    (Algorithm::RS384, &signature::RSA_PKCS1_2048_8192_SHA384),
+    (Algorithm::RS512, &signature::RSA_PKCS1_2048_8192_SHA512),
+    (Algorithm::PS256, &signature::RSA_PSS_2048_8192_SHA256),
+    (Algorithm::PS384, &signature::RSA_PSS_2048_8192_SHA384),
+    (Algorithm::PS512, &signature::RSA_PSS_2048_8192_SHA512),
+];
 
 /// A token as it came: nothing in it is proven.
 #[derive(Debug)]
@@ -46,8 +54,8 @@ struct PublicKey {
     /// The key as it was written: two of the same text are the same key.
     written: Value,
     id: Option<String>,
-    algorithms: Vec<Algorithm>,
-    key: DecodingKey,
+    /// Ready to check signatures with: to parse a key costs more than to use it.
+    by_algorithm: Vec<(Algorithm, ParsedPublicKey)>,
 }
 
 #[derive(Deserialize)]
@@ -84,24 +92,23 @@ impl<'t> Token<'t> {
     /// # Errors
     /// [`Denied::UnknownSigningKey`] when none of `keys` is the one it names, [`Denied::BadSignature`].
     pub fn verified(&self, keys: &KeySet) -> Result<&Claims, Denied> {
-        let mut found = Err(Denied::UnknownSigningKey);
-        for key in keys.keys.iter().filter(|key| key.may_have_signed(self)) {
-            match jsonwebtoken::crypto::verify(self.signature, self.signed.as_bytes(), &key.key, self.algorithm) {
-                Ok(true) => return Ok(&self.claims),
-                _ => found = Err(Denied::BadSignature),
-            }
-        }
-        found
+        let mut possible = keys.keys.iter().filter_map(|key| key.for_token(self)).peekable();
+        possible.peek().ok_or(Denied::UnknownSigningKey)?;
+        let signature = URL_SAFE_NO_PAD.decode(self.signature).map_err(|_| Denied::BadSignature)?;
+        let signed = possible.any(|key| key.verify_sig(self.signed.as_bytes(), &signature).is_ok());
+        if signed { Ok(&self.claims) } else { Err(Denied::BadSignature) }
     }
 }
 
 impl PublicKey {
-    fn may_have_signed(&self, token: &Token<'_>) -> bool {
+    /// The key, if it is the one that a token names, and of its algorithm.
+    fn for_token(&self, token: &Token<'_>) -> Option<&ParsedPublicKey> {
         let named = match (&token.key_id, &self.id) {
             (Some(named), Some(id)) => named == id,
             _ => true,
         };
-        named && self.algorithms.contains(&token.algorithm)
+        let (_, key) = self.by_algorithm.iter().find(|(algorithm, _)| *algorithm == token.algorithm)?;
+        named.then_some(key)
     }
 }
 
@@ -230,19 +237,39 @@ impl PublicKey {
             (None, Some(operations)) => operations.contains(&KeyOperations::Verify),
             _ => false,
         };
+        let is_wanted = |algorithm: Algorithm| jwk.common.key_algorithm.is_none_or(|only| only == algorithm.into());
+        let by_algorithm: Vec<(Algorithm, ParsedPublicKey)> =
+            parse(&jwk.algorithm)?.into_iter().filter(|(algorithm, _)| is_wanted(*algorithm)).collect();
+        let id = jwk.common.key_id;
+        (signs && !by_algorithm.is_empty()).then_some(Self { written, id, by_algorithm })
+    }
+}
+
+/// A key, for each algorithm that it can be used with.
+fn parse(key: &AlgorithmParameters) -> Option<Vec<(Algorithm, ParsedPublicKey)>> {
+    let number = |text: &str| URL_SAFE_NO_PAD.decode(text).ok();
+    let one = |algorithm, how: &'static dyn signature::VerificationAlgorithm, bytes: Vec<u8>| {
+        Some(vec![(algorithm, ParsedPublicKey::new(how, bytes).ok()?)])
+    };
+    match key {
+        AlgorithmParameters::RSA(rsa) => {
+            let plain = |text| Some(number(text)?.into_iter().skip_while(|byte| *byte == 0).collect::<Vec<u8>>());
+            let components = RsaPublicKeyComponents { n: plain(&rsa.n)?, e: plain(&rsa.e)? };
+            let keys =
+                OF_RSA.iter().map(|(algorithm, how)| Some((*algorithm, components.to_parsed_public_key(how).ok()?)));
+            if components.n.len() < 256 { None } else { keys.collect() }
+        }
+        AlgorithmParameters::EllipticCurve(point) => {
+            // Uncompressed, as in SEC 1 section 2.3.3.
+            let bytes = [vec![4], number(&point.x)?, number(&point.y)?].concat();
+            match point.curve {
+                EllipticCurve::P256 => one(Algorithm::ES256, &signature::ECDSA_P256_SHA256_FIXED, bytes),
+                EllipticCurve::P384 => one(Algorithm::ES384, &signature::ECDSA_P384_SHA384_FIXED, bytes),
+                _ => None,
+            }
+        }
+        AlgorithmParameters::OctetKeyPair(key) => one(Algorithm::EdDSA, &signature::ED25519, number(&key.x)?),
         // A shared secret is no public key: whoever can read it can sign.
-        let possible = match &jwk.algorithm {
-            AlgorithmParameters::RSA(_) => OF_RSA,
-            AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => &[Algorithm::ES256],
-            AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P384 => &[Algorithm::ES384],
-            AlgorithmParameters::OctetKeyPair(_) => &[Algorithm::EdDSA],
-            _ => return None,
-        };
-        let algorithms: Vec<Algorithm> = match jwk.common.key_algorithm {
-            Some(only) => possible.iter().copied().filter(|one| only == (*one).into()).collect(),
-            None => possible.to_vec(),
-        };
-        let key = DecodingKey::from_jwk(&jwk).ok()?;
-        (signs && !algorithms.is_empty()).then(|| Self { written, id: jwk.common.key_id.clone(), algorithms, key })
+        _ => None,
     }
 }

@@ -10,5 +10,6 @@ mod issuer;
 mod issuers;
 mod mutations;
 mod own;
+mod reach;
 mod rules;
 mod signers;
