@@ -1,5 +1,6 @@
 //! Tokens that the router issues, each for one endpoint, and the keys they are signed with.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jsonwebtoken::jwk::{Jwk, PublicKeyUse, ThumbprintHash};
@@ -15,7 +16,7 @@ pub struct Signing {
     header: Header,
     key: EncodingKey,
     public: Vec<Value>,
-    keys: KeySet,
+    keys: Arc<KeySet>,
 }
 
 /// A token, and when it ends.
@@ -77,7 +78,7 @@ impl Signing {
             }
         }
         let header = Header { kid: Some(id), ..Header::new(algorithm) };
-        let keys = KeySet::of(public.clone());
+        let keys = Arc::new(KeySet::of(public.clone()));
         Ok(Self { issuer: issuer.to_owned(), lifetime, header, key, public, keys })
     }
 
@@ -108,7 +109,7 @@ impl Signing {
     }
 
     /// What its tokens are checked with.
-    pub fn keys(&self) -> &KeySet {
+    pub fn keys(&self) -> &Arc<KeySet> {
         &self.keys
     }
 

@@ -87,6 +87,11 @@ impl<'t> Token<'t> {
         self.claims.text("iss")
     }
 
+    /// What it says: to be believed only when it is [`Token::verified`].
+    pub fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
     /// What it says, once one of `keys` has signed it.
     ///
     /// # Errors

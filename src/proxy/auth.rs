@@ -9,7 +9,7 @@ use http::{HeaderValue, Response};
 
 use crate::model::refusal::{Denied, Refusal};
 use crate::policy::access::{Access, Credential, Proof};
-use crate::policy::token::{Claims, Token};
+use crate::policy::token::{Claims, KeySet, Token};
 use crate::state::table::Endpoint;
 use crate::state::tokens::Tokens;
 
@@ -60,24 +60,33 @@ async fn verify(tokens: &Tokens, endpoint: &Endpoint, text: &str, now: u64) -> R
             set.refreshed(PATIENCE).await;
         }
         let keys = set.keys().ok_or(Refusal::TokenKeysUnavailable(TRY_AGAIN))?;
-        let verified = match token.verified(&keys) {
+        match signed(tokens, text, keys).await {
             // The issuer may have a new key.
-            Err(Denied::UnknownSigningKey) if set.refreshed(PATIENCE).await => {
-                token.verified(&*set.keys().ok_or(Refusal::TokenKeysUnavailable(TRY_AGAIN))?)
+            Err(Refusal::Denied(Denied::UnknownSigningKey)) if set.refreshed(PATIENCE).await => {
+                let keys = set.keys().ok_or(Refusal::TokenKeysUnavailable(TRY_AGAIN))?;
+                signed(tokens, text, keys).await?;
             }
-            verified => verified,
-        };
-        let claims = verified.map_err(Refusal::Denied)?;
-        claims.satisfy(issuer, now).map_err(Refusal::Denied)?;
-        return Ok(good(claims));
+            verdict => verdict?,
+        }
+        token.claims().satisfy(issuer, now).map_err(Refusal::Denied)?;
+        return Ok(good(token.claims()));
     }
     let signing = tokens.signing.load_full().ok_or(Refusal::TokenKeysUnavailable(TRY_AGAIN))?;
     if token.issuer() != signing.issuer() {
         return Err(Refusal::Denied(Denied::WrongIssuer));
     }
-    let claims = token.verified(signing.keys()).map_err(Refusal::Denied)?;
-    claims.open(endpoint.spec.name.key(), now).map_err(Refusal::Denied)?;
-    Ok(good(claims))
+    signed(tokens, text, signing.keys().clone()).await?;
+    token.claims().open(endpoint.spec.name.key(), now).map_err(Refusal::Denied)?;
+    Ok(good(token.claims()))
+}
+
+/// Whether one of `keys` has signed a token.
+async fn signed(tokens: &Tokens, token: &str, keys: Arc<KeySet>) -> Result<(), Refusal> {
+    let verdict = tokio::time::timeout(PATIENCE, tokens.checks.verdict(token, keys)).await;
+    match verdict {
+        Ok(Some(verdict)) => verdict.map_err(Refusal::Denied),
+        _ => Err(Refusal::TokenKeysUnavailable(TRY_AGAIN)),
+    }
 }
 
 /// Answers a request for a token.

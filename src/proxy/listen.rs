@@ -27,6 +27,8 @@ pub const BACKLOG: i32 = 4096;
 const HAND_OVER: usize = 1024;
 /// Rest after an accept that failed: without file descriptors, trying again at once only burns time.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// The nice value of a thread that must not hold up the others.
+const BACKGROUND: i32 = 10;
 /// How often idle connections to replicas are looked after.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -98,10 +100,14 @@ impl DataPlane {
             seats.push(Seat { connections, open: Arc::default() });
             let shared = shared.clone();
             let name = format!("worker-{number}");
-            threads.push(spawn(&name, &alive, move |runtime| runtime.block_on(work(shared, accepted)))?);
+            threads.push(spawn(&name, Some(&alive), move |runtime| runtime.block_on(work(shared, accepted)))?);
         }
         let shared = shared.clone();
-        threads.push(spawn("accept", &alive, move |runtime| runtime.block_on(accept_all(listeners, seats, shared)))?);
+        let checker = shared.clone();
+        let accepting = move |runtime: LocalRuntime| runtime.block_on(accept_all(listeners, seats, shared));
+        threads.push(spawn("accept", Some(&alive), accepting)?);
+        // Whoever waits for a check keeps a worker alive; this thread keeps nobody.
+        threads.push(spawn("tokens", None, move |runtime| runtime.block_on(check_tokens(checker)))?);
         Ok(Self { threads, running })
     }
 
@@ -130,10 +136,10 @@ impl DataPlane {
 
 fn spawn(
     name: &str,
-    alive: &mpsc::Sender<()>,
+    alive: Option<&mpsc::Sender<()>>,
     run: impl FnOnce(LocalRuntime) + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    let alive = alive.clone();
+    let alive = alive.cloned();
     let mut builder = Builder::new_current_thread();
     builder.enable_all();
     // A runtime that cannot start should be known here, not on its thread.
@@ -144,6 +150,23 @@ fn spawn(
         }
         drop(alive);
     })
+}
+
+/// Checks signatures, one after the other. They come second: with no core to spare, workers go first.
+async fn check_tokens(shared: Arc<Shared>) {
+    let Some(mut waiting) = shared.tokens.checks.take() else { return };
+    // Of this thread alone, on Linux.
+    if let Err(error) = rustix::process::setpriority_process(None, BACKGROUND) {
+        tracing::debug!(%error, "signatures are checked with the priority of requests");
+    }
+    let forced = shared.lifecycle.reached(Phase::Forced);
+    tokio::pin!(forced);
+    loop {
+        tokio::select! {
+            Some(check) = waiting.recv() => check.run(),
+            () = &mut forced => return,
+        }
+    }
 }
 
 async fn accept_all(listeners: Vec<Listener>, seats: Vec<Seat>, shared: Arc<Shared>) {

@@ -77,8 +77,8 @@ fn detail(refusal: Refusal) -> String {
     match refusal {
         Refusal::Denied(denied) => denial(denied).detail.to_owned(),
         Refusal::TokenKeysUnavailable(_) => {
-            "The keys that tokens of this endpoint are checked with cannot be had now. \
-                                             Send it again after the time in retry-after."
+            "Tokens of this endpoint cannot be checked now: their issuer's keys are not \
+                                             there, or too many wait. Send it again after the time in retry-after."
                 .to_owned()
         }
         Refusal::PostOnly => "Tokens are asked for with POST.".to_owned(),

@@ -2,6 +2,7 @@
 //! process.
 
 pub mod access_log;
+pub mod checks;
 pub mod gauges;
 pub mod key_sets;
 pub mod lifecycle;

@@ -8,6 +8,7 @@ use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 use siphasher::sip128::{Hasher128, SipHasher24};
 
+use super::checks::Checks;
 use super::key_sets::KeySets;
 use crate::policy::signing::Signing;
 
@@ -23,6 +24,8 @@ pub struct Tokens {
     pub key_sets: Arc<KeySets>,
     /// Tokens found good.
     pub good: GoodTokens,
+    /// Tokens that are to be found good or not.
+    pub checks: Checks,
 }
 
 /// Remembers tokens that were found good, until their time is over or a set of keys changes: checking a signature again
