@@ -1,6 +1,7 @@
 //! `keys` and `token`: credentials made on the command line.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -231,9 +232,21 @@ fn key() -> String {
 
 /// Writes a secret so that others never see it, nor anybody half of it: readable by its owner, then moved into place.
 fn write(path: &Path, secret: &str, replace: bool) -> Result<(), String> {
+    // A link stays one: whoever reads the file it names must see the new key.
+    let path = &if replace {
+        path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?
+    } else {
+        path.to_owned()
+    };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
         writeln!(file, "{secret}")?;
+        if replace {
+            // Whoever could read the old one reads the new one: a router that cannot would go on with the old.
+            let before = std::fs::metadata(path)?;
+            std::os::unix::fs::fchown(file.as_file(), Some(before.uid()), Some(before.gid()))?;
+            file.as_file().set_permissions(before.permissions())?;
+        }
         file.as_file().sync_all()?;
         let moved = if replace { file.persist(path) } else { file.persist_noclobber(path) };
         moved.map(drop).map_err(|error| error.error)

@@ -15,16 +15,14 @@ use super::index::Desired;
 use crate::model::endpoint::{Auth, Endpoint, KeySource, Target};
 use crate::model::name::Name;
 use crate::model::problem::Problem;
-use crate::policy::access::{Access, KeyDigest};
 
+mod credentials;
 mod tls;
 mod watch;
 pub use watch::{Scope, Watch};
 
 /// A file that is gone this long is deleted.
 const MISSED_AFTER: Duration = Duration::from_millis(500);
-/// The shortest key accepted from a file or a variable, in bytes.
-const SHORTEST_KEY: usize = 16;
 
 /// Where environment variables come from.
 pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -202,67 +200,12 @@ impl Files {
             let kept = before.endpoints.into_iter();
             let is_new = |old: &Desired| now.endpoints.iter().any(|new| new.spec.name == old.spec.name);
             let kept: Vec<Desired> = kept.filter(|old| !is_new(old)).collect();
-            now.endpoints.extend(kept);
+            for kept in kept {
+                let kept = self.with_keys_of_now(kept, &mut now);
+                now.endpoints.push(kept);
+            }
         }
         now
-    }
-
-    /// Resolves an endpoint's keys, and notes the files they come from.
-    fn access(&self, auth: &Auth, document: &mut Document) -> Result<Access, Vec<Problem>> {
-        let sources = match auth {
-            Auth::None => return Ok(Access::Open),
-            Auth::IssuerToken(issuers) => return Ok(Access::IssuerTokens(issuers.clone())),
-            Auth::Key(sources) | Auth::RouterToken(sources) => sources,
-        };
-        let (mut digests, mut problems) = (Vec::new(), Vec::new());
-        for (source, name) in sources.iter().zip(["primary", "secondary"]) {
-            if let KeySource::File(path) = source {
-                document.stamps.push((path.clone(), stamp(path)));
-            }
-            match self.key(source) {
-                Ok(key) => digests.push(KeyDigest::of(&key)),
-                Err(what) => {
-                    document.again |= matches!(source, KeySource::File(_));
-                    problems.push(Problem::new(format!("spec.keys.{name}"), what));
-                }
-            }
-        }
-        match auth {
-            _ if !problems.is_empty() => Err(problems),
-            Auth::RouterToken(_) => Ok(Access::RouterTokens(digests)),
-            _ => Ok(Access::Keys(digests)),
-        }
-    }
-
-    fn key(&self, source: &KeySource) -> Result<String, String> {
-        let (key, from) = match source {
-            KeySource::Value(key) => (key.clone(), "the document".to_owned()),
-            KeySource::Env(name) => match (self.environment)(name) {
-                Some(key) => (key, format!("the environment variable {name}")),
-                None => {
-                    return Err(format!(
-                        "the environment variable {name} is not set; set it before starting the router"
-                    ));
-                }
-            },
-            KeySource::File(path) => match std::fs::read_to_string(path) {
-                Ok(key) => (key, format!("the file {}", path.display())),
-                Err(error) => return Err(format!("the key file {} cannot be read: {error}", path.display())),
-            },
-        };
-        let key = key.trim();
-        if key.len() < SHORTEST_KEY {
-            return Err(format!(
-                "the key in {from} has {} characters; use at least {SHORTEST_KEY}, better 32, random ones",
-                key.len()
-            ));
-        }
-        if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(format!(
-                "the key in {from} has spaces or characters that no header can carry; use letters and digits"
-            ));
-        }
-        Ok(key.to_owned())
     }
 
     /// One endpoint a name: who has it keeps it, else the first file in order gets it.

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use super::small_file;
 use crate::model::endpoint::KeySetSource;
 use crate::policy::token::KeySet;
 use crate::state::key_sets::KeySetOf;
@@ -169,6 +170,13 @@ async fn discover(client: &Client, source: &KeySetSource) -> Result<String, Fetc
     Ok(found.jwks_uri)
 }
 
+/// What is wrong with the files that go with an issuer: the field, and how.
+pub(super) fn check(source: &KeySetSource) -> Vec<(&'static str, String)> {
+    let authorities = client(source).err().map(|error| ("caFile", error.to_string()));
+    let token = source.bearer_token_file.as_deref().and_then(|path| read(path).err());
+    authorities.into_iter().chain(token.map(|error| ("bearerTokenFile", error.to_string()))).collect()
+}
+
 /// A client that trusts whom the issuer's settings trust, and goes through the proxy of the environment.
 fn client(source: &KeySetSource) -> Result<Client, FetchError> {
     let mut builder = Client::builder()
@@ -217,7 +225,7 @@ fn is_configured(source: &KeySetSource, url: &str) -> bool {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, FetchError> {
-    std::fs::read(path).map_err(|error| FetchError::File {
+    small_file::read(path).map_err(|error| FetchError::File {
         path: path.display().to_string(),
         what: format!("cannot be read: {error}"),
     })

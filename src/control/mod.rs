@@ -7,4 +7,5 @@ pub mod index;
 pub mod issuers;
 pub mod processes;
 pub mod signing;
+mod small_file;
 pub mod yaml;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::index::Desired;
+use super::small_file;
 use crate::model::limits::TokenSettings;
 use crate::model::problem::{Problem, item};
 use crate::policy::signing::Signing;
@@ -39,7 +40,7 @@ pub fn read(settings: &TokenSettings) -> Result<Option<Signing>, Problem> {
 }
 
 fn pem(field: &str, path: &Path) -> Result<Vec<u8>, Problem> {
-    std::fs::read(path).map_err(|error| Problem::new(field, format!("{} cannot be read: {error}", path.display())))
+    small_file::read(path).map_err(|error| Problem::new(field, format!("{} cannot be read: {error}", path.display())))
 }
 
 /// Endpoints that need the router's tokens, where it signs none.
@@ -56,7 +57,7 @@ pub fn missing(settings: &TokenSettings, endpoints: &[Desired]) -> Vec<Problem> 
 /// Reads the keys again whenever their files change. Keys that are broken leave those of before in place. Does not end.
 pub async fn follow(settings: TokenSettings, tokens: Arc<Tokens>, metrics: Arc<Metrics>) {
     let files: Vec<&PathBuf> = settings.signing_key_file.iter().chain(&settings.previous_key_files).collect();
-    let digest = |file: &&PathBuf| std::fs::read(file).ok().map(Sha256::digest);
+    let digest = |file: &&PathBuf| small_file::read(file).ok().map(Sha256::digest);
     // A few short files: their contents say more than their stamps.
     let look = || files.iter().map(digest).collect::<Vec<_>>();
     let mut known = look();

@@ -101,7 +101,13 @@ impl<'t> Token<'t> {
         possible.peek().ok_or(Denied::UnknownSigningKey)?;
         let signature = URL_SAFE_NO_PAD.decode(self.signature).map_err(|_| Denied::BadSignature)?;
         let signed = possible.any(|key| key.verify_sig(self.signed.as_bytes(), &signature).is_ok());
-        if signed { Ok(&self.claims) } else { Err(Denied::BadSignature) }
+        let is_named = self.key_id.is_some() && keys.keys.iter().any(|key| key.id == self.key_id);
+        match (signed, is_named) {
+            (true, _) => Ok(&self.claims),
+            (false, true) => Err(Denied::BadSignature),
+            // Keys without a name were tried, but it may be one that is not there yet.
+            (false, false) => Err(Denied::UnknownSigningKey),
+        }
     }
 }
 
@@ -237,11 +243,8 @@ impl PublicKey {
     /// `None` for a key that is not for signatures, or of a kind that is not known.
     fn of(written: Value) -> Option<Self> {
         let jwk: Jwk = serde_json::from_value(written.clone()).ok()?;
-        let signs = match (&jwk.common.public_key_use, &jwk.common.key_operations) {
-            (Some(PublicKeyUse::Signature), _) | (None, None) => true,
-            (None, Some(operations)) => operations.contains(&KeyOperations::Verify),
-            _ => false,
-        };
+        let signs = jwk.common.public_key_use.as_ref().is_none_or(|it| *it == PublicKeyUse::Signature)
+            && jwk.common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify));
         let is_wanted = |algorithm: Algorithm| jwk.common.key_algorithm.is_none_or(|only| only == algorithm.into());
         let by_algorithm: Vec<(Algorithm, ParsedPublicKey)> =
             parse(&jwk.algorithm)?.into_iter().filter(|(algorithm, _)| is_wanted(*algorithm)).collect();

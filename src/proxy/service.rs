@@ -98,7 +98,12 @@ async fn score(
         *response.headers_mut() = cors::preflight(cors, &head.headers);
         return Ok(Answer::Own(response));
     }
-    let authorization = head.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
+    let mut given = head.headers.get_all(AUTHORIZATION).iter();
+    let authorization = given.next().map(HeaderValue::as_bytes);
+    if given.next().is_some() {
+        // One of them would be checked, and perhaps another one believed by the model.
+        return Err(Refusal::BadRequest("it has more than one authorization header"));
+    }
     let tokens = &worker.shared.tokens;
     if called.asked == Asked::Path(TOKEN_PATH) && endpoint.access.needs_signing() {
         if head.method != Method::POST {

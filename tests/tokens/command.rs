@@ -57,6 +57,15 @@ fn keys_are_made_shown_once_and_readable_by_their_owner_only() {
     assert_ne!(now("secondary").trim(), keys[1]);
     assert_eq!(now("primary").trim(), keys[0], "the other key stays");
     assert_eq!(std::fs::read_dir(folder.join("keys")).unwrap().count(), 2, "nothing is left over");
+    // A router of another user reads it by its mode; one that reads it through a link reads the file behind it.
+    let file = folder.join("keys/my-endpoint-primary.key");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    std::fs::rename(&file, folder.join("behind")).unwrap();
+    std::os::unix::fs::symlink("../behind", &file).unwrap();
+    good(folder, &["keys", "rotate", "--endpoint", "my-endpoint", "--key", "primary", "--folder", "keys"]);
+    assert_ne!(std::fs::read_to_string(folder.join("behind")).unwrap().trim(), keys[0]);
+    assert!(std::fs::symlink_metadata(&file).unwrap().is_symlink());
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
     assert!(bad(folder, &["keys", "generate", "--endpoint", "../x"], 2).contains("--endpoint"));
 }
 

@@ -93,6 +93,15 @@ fn keys_for_other_uses_check_nothing() {
     }
 }
 
+/// An unnamed key is tried for every token; that it did not fit does not say that there is none.
+#[test]
+fn a_key_without_a_name_hides_no_new_one() {
+    let (unnamed, new) = (Signer::rsa("x"), Signer::rsa("new"));
+    let keys = set(&[changed(&unnamed.public(), json!({"kid": null}))]);
+    assert_eq!(verdict(&keys, &unnamed.sign(&good()), &issuer(), NOW), Ok(()));
+    assert_eq!(verdict(&keys, &new.sign(&good()), &issuer(), NOW), Err(Denied::UnknownSigningKey));
+}
+
 #[test]
 fn each_claim_counts() {
     let signer = Signer::ed25519("ed");

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use x509_cert::der::{Decode, oid::AssociatedOid};
 use x509_cert::ext::pkix::{SubjectAltName, name::GeneralName};
 
+use crate::control::small_file;
 use crate::model::tls::{CertificateFiles, NAMES_IN_FOLDERS};
 
 /// The one implementation of cryptography in the program.
@@ -49,7 +50,7 @@ impl Material {
     /// Reads them, in this order.
     pub(in crate::control) fn read(files: impl IntoIterator<Item = PathBuf>) -> Self {
         let read = |file: PathBuf| {
-            let read = std::fs::read(&file).map_err(|error| error.to_string());
+            let read = small_file::read(&file).map_err(|error| error.to_string());
             (file, read)
         };
         Self(files.into_iter().map(read).collect())

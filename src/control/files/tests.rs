@@ -1,4 +1,5 @@
 use super::*;
+use crate::policy::access::{Access, KeyDigest};
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 
@@ -250,4 +251,33 @@ fn a_sign_of_a_file_that_is_gone_takes_nothing_away_at_once() {
     std::fs::remove_file(&path).unwrap();
     assert!(folder.files.load(&Scope::Paths([path].into()), folder.now).is_none());
     assert!(names(&folder.load()).is_empty(), "a second later it is missed");
+}
+
+/// A key that was given away must not stay good because something else is wrong.
+#[test]
+fn a_key_is_rotated_although_its_document_is_broken() {
+    let whole = document("one", "{file: key}", 1);
+    let mut folder = Folder::new(&[("a.yaml", &whole)]);
+    folder.write("key", KEY);
+    folder.load();
+    folder.write("a.yaml", &whole.replace("traffic", "trafic"));
+    assert!(!folder.load().problems.is_empty());
+    let new = KEY.replace('0', "1");
+    folder.write("key", &new);
+    let loaded = folder.load();
+    assert!(!loaded.problems.is_empty(), "the document is as broken as before");
+    assert_eq!(loaded.endpoints[0].access, Access::Keys(vec![KeyDigest::of(&new)]));
+    // A key that cannot be had leaves the last one.
+    std::fs::remove_file(folder.folder.path().join("key")).unwrap();
+    assert_eq!(folder.load().endpoints[0].access, Access::Keys(vec![KeyDigest::of(&new)]));
+}
+
+#[test]
+fn what_is_no_short_file_is_no_key() {
+    let mut folder = Folder::new(&[("a.yaml", &document("one", "{file: /dev/zero}", 1))]);
+    let problem = folder.load().problems[0].to_string();
+    assert!(problem.contains("/dev/zero") && problem.contains("regular file"), "{problem}");
+    folder.write("key", &"x".repeat(1 << 21));
+    folder.write("a.yaml", &document("one", "{file: key}", 1));
+    assert!(folder.load().problems[0].to_string().contains("more than"));
 }

@@ -75,7 +75,10 @@ fn address(check: &mut Check, path: &str, given: &str, allow_http: bool) {
     let rest = given.strip_prefix("https://").or_else(|| given.strip_prefix("http://"));
     let host = rest.map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default());
     let is_plain = given.bytes().all(|byte| byte.is_ascii_graphic());
-    if !is_plain || host.is_none_or(|host| host.is_empty() || host.contains('@')) {
+    if host.is_some_and(|host| host.contains('@')) {
+        // Not repeated: it may be a password.
+        check.problem(path, "has a user name or a password in it; remove that, and use `bearerTokenFile`");
+    } else if !is_plain || host.is_none_or(str::is_empty) {
         check.problem(
             path,
             format!("is {}, which is not an address such as `https://login.example/keys`", quoted(given)),

@@ -441,7 +441,7 @@ fn issuers_are_known_by_name_and_reached_safely() {
     wrong(json!({"issuer": ""}), "issuer", "`iss`");
     wrong(json!({"issuer": "http://a.example"}), "issuer", "allowHttp");
     wrong(json!({"issuer": "a.example"}), "issuer", "https://");
-    wrong(json!({"jwksUri": "https://user@a.example/keys"}), "jwksUri", "not an address");
+    wrong(json!({"jwksUri": "https://user@a.example/keys"}), "jwksUri", "user name");
     wrong(json!({"audiences": []}), "audiences", "any other service");
     wrong(json!({"requiredClaims": {"x": {}}}), "requiredClaims.x", "list of some");
     wrong(json!({"caFile": ""}), "caFile", "name a file");
