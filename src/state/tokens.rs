@@ -12,7 +12,7 @@ use super::checks::Checks;
 use super::key_sets::KeySets;
 use crate::policy::signing::Signing;
 
-/// Most tokens that are remembered: some 8 MiB.
+/// Most tokens that are remembered, over all endpoints.
 const MOST: usize = 65_536;
 
 /// Shared by all workers and the control plane.
@@ -28,8 +28,8 @@ pub struct Tokens {
     pub checks: Checks,
 }
 
-/// Remembers tokens that were found good, until their time is over or a set of keys changes: checking a signature again
-/// costs fifty times a look-up.
+/// Remembers tokens that were found good, until their time is over or a set of keys changes: a look-up instead of another
+/// signature.
 #[derive(Debug)]
 pub struct GoodTokens {
     /// Secret, so that nobody can make up a token with the digest of another.
