@@ -1,8 +1,8 @@
-//! What `compare.py` drives TLS handshakes with: each request is the only one of its connection, and no session is
-//! resumed. Blocking sockets, one thread for each connection.
+//! What `compare.py` drives TLS with: so many requests a connection, one of them for handshakes; no session is resumed.
+//! Blocking sockets, one thread for each connection.
 //!
 //!     handshakes certificate FOLDER                        writes an ECDSA P-256 certificate and its key
-//!     handshakes load CERTIFICATE ADDRESS PATH KEY CONNECTIONS SECONDS
+//!     handshakes load CERTIFICATE ADDRESS PATH KEY CONNECTIONS SECONDS REQUESTS
 //!
 //! The result is one line of JSON.
 
@@ -26,19 +26,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match &arguments[..] {
         ["certificate", folder] => certificate(Path::new(folder)),
-        ["load", trusted, address, path, key, connections, seconds] => {
-            let request = format!(
-                "POST {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\
-                 content-length: 2\r\n\r\n{{}}"
-            );
-            let time = Duration::from_secs(seconds.parse()?);
-            load(
-                Arc::new(config(Path::new(trusted))?),
-                address.parse()?,
-                request.as_bytes(),
-                connections.parse()?,
-                time,
-            )
+        ["load", trusted, address, path, key, connections, seconds, requests] => {
+            let request = format!("POST {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\n");
+            let client = Client {
+                config: Arc::new(config(Path::new(trusted))?),
+                address: address.parse()?,
+                request: format!("{request}content-length: 2\r\n\r\n{{}}").into_bytes(),
+                last: format!("{request}connection: close\r\ncontent-length: 2\r\n\r\n{{}}").into_bytes(),
+                requests: requests.parse()?,
+            };
+            load(&client, connections.parse()?, Duration::from_secs(seconds.parse()?));
+            Ok(())
         }
         _ => Err("usage: see the beginning of handshakes.rs".into()),
     }
@@ -51,13 +49,18 @@ fn certificate(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn load(
+/// What each connection does.
+struct Client {
     config: Arc<ClientConfig>,
     address: SocketAddr,
-    request: &[u8],
-    connections: usize,
-    time: Duration,
-) -> Result<(), Box<dyn std::error::Error>> {
+    request: Vec<u8>,
+    /// The last of a connection.
+    last: Vec<u8>,
+    /// How many a connection makes.
+    requests: u32,
+}
+
+fn load(client: &Client, connections: usize, time: Duration) {
     let end = Instant::now() + time;
     let (mut ok, mut failed) = (0, 0);
     std::thread::scope(|scope| {
@@ -66,7 +69,7 @@ fn load(
                 scope.spawn(|| {
                     let (mut ok, mut failed) = (0, 0);
                     while Instant::now() < end {
-                        if call(address, request, &config).is_ok() { ok += 1 } else { failed += 1 }
+                        failed += u32::from(client.connection(end, &mut ok).is_err());
                     }
                     (ok, failed)
                 })
@@ -78,7 +81,6 @@ fn load(
         }
     });
     println!(r#"{{"ok": {ok}, "failed": {failed}}}"#);
-    Ok(())
 }
 
 /// Trusts this one certificate.
@@ -95,20 +97,49 @@ fn config(trusted: &Path) -> Result<ClientConfig, Box<dyn std::error::Error>> {
     Ok(config)
 }
 
-/// A connection, its handshake, a request and its answer.
-fn call(address: SocketAddr, request: &[u8], config: &Arc<ClientConfig>) -> io::Result<()> {
-    let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
-    let session = ClientConnection::new(config.clone(), name).map_err(io::Error::other)?;
-    let stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    let mut stream = StreamOwned::new(session, stream);
-    stream.write_all(request)?;
-    let mut answer = Vec::new();
-    let ended = stream.read_to_end(&mut answer);
-    // Not everybody announces the end; whether all is there, the answer itself says.
-    if answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(b"}") {
+impl Client {
+    /// A connection, its handshake, its requests and their answers, which are counted.
+    fn connection(&self, end: Instant, ok: &mut u32) -> io::Result<()> {
+        let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
+        let session = ClientConnection::new(self.config.clone(), name).map_err(io::Error::other)?;
+        let stream = TcpStream::connect(self.address)?;
+        stream.set_nodelay(true)?;
+        let mut stream = StreamOwned::new(session, stream);
+        for number in 1..=self.requests {
+            let is_last = number == self.requests || Instant::now() >= end;
+            stream.write_all(if is_last { &self.last } else { &self.request })?;
+            receive(&mut stream)?;
+            *ok += 1;
+            if is_last {
+                break;
+            }
+        }
         Ok(())
-    } else {
-        Err(ended.err().unwrap_or(io::ErrorKind::InvalidData.into()))
+    }
+}
+
+/// One answer, which has to be 200 and say how long it is.
+fn receive(stream: &mut impl Read) -> io::Result<()> {
+    let (mut answer, mut read) = ([0; 4096], 0);
+    loop {
+        let more = stream.read(&mut answer[read..])?;
+        read += more;
+        let text = str::from_utf8(&answer[..read]).map_err(io::Error::other)?;
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head
+                .lines()
+                .filter_map(|line| line.split_once(": "))
+                .find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+            let length: Option<usize> = length.and_then(|(_, length)| length.parse().ok());
+            if !head.starts_with("HTTP/1.1 200 ") || length.is_none_or(|length| body.len() > length) {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            if length == Some(body.len()) {
+                return Ok(());
+            }
+        }
+        if more == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
     }
 }

@@ -17,6 +17,8 @@ from contenders import KEY, PATH
 HERE = pathlib.Path(__file__).resolve().parent
 # Envoy's configuration here has no TLS.
 CONTENDERS = ("inference-router", "nginx", "haproxy")
+# Requests on a kept connection, where there is no wrk.
+KEPT = 1000
 
 
 def compare(options, load, run, programs, wanted, scratch, progress):
@@ -36,21 +38,24 @@ def compare(options, load, run, programs, wanted, scratch, progress):
         # Another one first in the next round: nobody always follows the same.
         for name in names[number % len(names):] + names[:number % len(names)]:
             kept, handshakes = costs[name]
-            if load.wrk:
-                kept.append(cost(contenders[name], lambda port: load.saturate(port, options.seconds, "https")) * 1e6)
-            target = [PATH, KEY, 16, options.seconds]
-            handshakes.append(1 / cost(contenders[name], lambda port: json.loads(
-                load.run([client, "load", tls / "tls.crt", f"127.0.0.1:{port}", *target], options.seconds))))
+            def drive(port, requests):
+                target = [f"127.0.0.1:{port}", PATH, KEY, 16, options.seconds, requests]
+                return json.loads(load.run([client, "load", tls / "tls.crt", *target], options.seconds))
+
+            def keep(port):
+                return load.saturate(port, options.seconds, "https") if load.wrk else drive(port, KEPT)
+
+            kept.append(cost(contenders[name], keep) * 1e6)
+            handshakes.append(1 / cost(contenders[name], lambda port: drive(port, 1)))
     rows = [["HTTPS", "CPU µs per request on kept connections (of nginx)", "full handshakes per CPU second (of nginx)",
              "settled on"]]
     for name in names:
         row = [name]
         for what, digits in ((0, 1), (1, 0)):
             measured = costs[name][what]
-            base = statistics.median(costs["nginx"][what]) if "nginx" in names and measured else None
-            median = statistics.median(measured) if measured else None
-            row.append("needs wrk" if median is None else
-                       f"{median:.{digits}f}" + (f" ({median / base:.2f})" if base else ""))
+            base = statistics.median(costs["nginx"][what]) if "nginx" in names else None
+            median = statistics.median(measured)
+            row.append(f"{median:.{digits}f}" + (f" ({median / base:.2f})" if base else ""))
         rows.append([*row, agreed[name]])
     return rows
 

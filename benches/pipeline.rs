@@ -15,12 +15,17 @@ use inference_router::app::{App, RunError, Source, Surroundings};
 use inference_router::config::{Log, Settings, Workers};
 use inference_router::control::documents;
 use inference_router::control::index::Desired;
-use inference_router::model::limits::Shutdown;
+use inference_router::model::limits::{Shutdown, TokenSettings};
 use inference_router::policy::access::{Access, KeyDigest};
+use jsonwebtoken::Header;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde_json::json;
 use tokio::sync::oneshot;
 
 mod h2c;
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "made for the tests, which use the rest")]
+#[path = "../tests/tokens/signers.rs"]
+mod signers;
 mod wire;
 
 use wire::{Client, serve_model};
@@ -43,16 +48,26 @@ fn stream() -> Vec<&'static [u8]> {
     [vec![head], vec![chunk; 64], vec![b"0\r\n\r\n"]].concat()
 }
 
-/// A router with the endpoints `small` and `stream`; ends when dropped.
+/// A router with the endpoints `small`, `tokens` and `stream`; ends when dropped.
 struct Router {
     address: SocketAddr,
+    /// Opens `tokens`, which is otherwise as `small`.
+    token: String,
     stop: Option<oneshot::Sender<()>>,
+    /// What tokens are signed with.
+    _key: tempfile::NamedTempFile,
     thread: Option<JoinHandle<Result<(), RunError>>>,
 }
 
 impl Router {
     fn start() -> Self {
-        let endpoints = [endpoint("small", small()), endpoint("stream", stream())];
+        let mut tokens = endpoint("tokens", small());
+        tokens.access = Access::RouterTokens(Vec::new());
+        let endpoints = [endpoint("small", small()), tokens, endpoint("stream", stream())];
+        let signer = signers::Signer::ed25519("k");
+        let claims = json!({"iss": "bench", "aud": "tokens", "sub": "somebody", "exp": signers::now() + 36_000});
+        let key = tempfile::NamedTempFile::new().expect("a file can be made");
+        std::fs::write(key.path(), &signer.pem).expect("it can be written");
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         let settings = Settings {
             scoring: any_port,
@@ -60,6 +75,11 @@ impl Router {
             workers: Workers::Count(std::num::NonZeroUsize::MIN),
             shutdown: Shutdown { unready_delay: Duration::ZERO, drain_timeout: Duration::from_secs(5) },
             log: Log { access: false, ..Settings::default().log },
+            tokens: TokenSettings {
+                issuer: "bench".to_owned(),
+                signing_key_file: Some(key.path().to_owned()),
+                ..TokenSettings::default()
+            },
             ..Settings::default()
         };
         let surroundings = Surroundings {
@@ -76,7 +96,13 @@ impl Router {
                 let _ = stopped.await;
             })
         });
-        Self { address, stop: Some(stop), thread: Some(thread) }
+        Self {
+            address,
+            token: signer.sign_as(&Header::new(signer.algorithm), &claims),
+            stop: Some(stop),
+            thread: Some(thread),
+            _key: key,
+        }
     }
 }
 
@@ -137,6 +163,7 @@ fn pipeline(c: &mut Criterion) {
     let (small, large) = (body(512), body(1 << 20));
     for (name, status, request) in [
         ("small, split 90/10", 200, request("small", KEY, "", &small)),
+        ("small, known token", 200, request("tokens", &router.token, "", &small)),
         ("small, deployment by header", 200, request("small", KEY, green, &small)),
         ("small, wrong key", 401, request("small", wrong, "", &small)),
         ("upload of 1 MiB", 200, request("small", KEY, "", &large)),
@@ -161,6 +188,8 @@ fn measure(c: &mut Criterion, name: &str, bytes: usize, mut call: impl FnMut()) 
     // A small request is one among many, a large one so many bytes.
     let throughput =
         if bytes < 64 * 1024 { Throughput::Elements(1) } else { Throughput::Bytes(bytes.try_into().unwrap_or(0)) };
+    // The worker is there, and what it remembers.
+    call();
     let mut group = c.benchmark_group("pipeline");
     group.throughput(throughput);
     group.bench_function(name, |b| b.iter(&mut call));

@@ -130,7 +130,8 @@ impl App {
         let tokens = Arc::new(Tokens::default());
         tokens.signing.store(signing.map(Arc::new));
         let metrics = Arc::new(Metrics::new().map_err(io::Error::other)?);
-        let (listeners, certificates) = listeners::bind_all(&settings, &metrics, problems)?;
+        let status = Arc::default();
+        let (listeners, certificates) = listeners::bind_all(&settings, &metrics, &status, problems)?;
         let admin = bind("admin", settings.admin)?;
         let (access_log, log_writer) = if settings.log.access {
             let (log, writer) = AccessLog::start(surroundings.access_log, metrics.access_log_dropped.clone())?;
@@ -153,7 +154,7 @@ impl App {
             certificates,
             admin,
             shared: Arc::new(shared),
-            status: Arc::default(),
+            status,
             endpoints,
             files,
             executable: surroundings.executable,
@@ -267,10 +268,11 @@ async fn supervise(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let mut tasks = JoinSet::new();
-    let (tokens, metrics, signed_with) = (admin.tokens.clone(), admin.metrics.clone(), settings.tokens.clone());
+    let (tokens, metrics, status) = (admin.tokens.clone(), admin.metrics.clone(), admin.status.clone());
+    let signed_with = settings.tokens.clone();
     tasks.spawn(async move {
         let issuers = issuers::follow(tokens.clone(), metrics.clone());
-        tokio::join!(issuers, signing::follow(signed_with, tokens, metrics));
+        tokio::join!(issuers, signing::follow(signed_with, tokens, metrics, status));
         "the following of keys"
     });
     tasks.spawn(async move {

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{App, BuildError, Source, Surroundings};
 use crate::config::{self, ClientListener, Log, LogFormat, LogLevel, Settings};
-use crate::control::files::{Files, Loaded, Scope};
+use crate::control::files::{Environment, Files, Loaded, Scope};
 use crate::control::{certificates, signing};
 use crate::model::problem::Problem;
 use crate::{guard, model_server};
@@ -126,7 +126,7 @@ fn serve(config: &Path) -> ExitCode {
     let settings = match config::load(config, std::env::vars()) {
         Ok(settings) => settings,
         Err(rejected) => {
-            let found = load(rejected.endpoint_files).problems;
+            let found = load(rejected.endpoint_files, environment()).problems;
             return report(&[rejected.problems, found].concat(), BAD_CONFIGURATION);
         }
     };
@@ -142,7 +142,7 @@ fn serve(config: &Path) -> ExitCode {
 fn build(settings: Settings, source: Source) -> Result<App, ExitCode> {
     let surroundings = Surroundings {
         source,
-        environment: Arc::new(|name| std::env::var(name).ok()),
+        environment: environment(),
         executable: executable().map_err(|error| fail(&error))?,
         access_log: Box::new(std::io::stderr()),
     };
@@ -189,7 +189,8 @@ fn check(files: &[PathBuf]) -> ExitCode {
                 Ok(settings) => {
                     let source = file.display().to_string();
                     let signing = signing::read(&settings.tokens).err();
-                    let missing = signing::missing(&settings.tokens, &load(settings.endpoint_files.clone()).endpoints);
+                    let endpoints = load(settings.endpoint_files.clone(), environment()).endpoints;
+                    let missing = signing::missing(&settings.tokens, &endpoints);
                     let found = certificates_of(&settings).chain(signing).chain(missing);
                     problems.extend(found.map(|problem| problem.from_source(&source)));
                     places.extend(settings.endpoint_files.iter().cloned());
@@ -207,7 +208,7 @@ fn check(files: &[PathBuf]) -> ExitCode {
     let mut places: Vec<PathBuf> = places.into_iter().map(|place| place.canonicalize().unwrap_or(place)).collect();
     places.sort();
     places.dedup();
-    let loaded = load(places);
+    let loaded = load(places, environment());
     let count = loaded.endpoints.len();
     problems.extend(loaded.problems);
     let (lines, code) = if problems.is_empty() {
@@ -226,9 +227,14 @@ fn certificates_of(settings: &Settings) -> impl Iterator<Item = Problem> {
     settings.listeners().filter_map(check).flatten()
 }
 
+/// The variables of this process.
+fn environment() -> Environment {
+    Arc::new(|name| std::env::var(name).ok())
+}
+
 /// The endpoints in `places`, and what is wrong with them.
-fn load(places: Vec<PathBuf>) -> Loaded {
-    let mut files = Files::new(places, Arc::new(|name| std::env::var(name).ok()));
+fn load(places: Vec<PathBuf>, environment: Environment) -> Loaded {
+    let mut files = Files::new(places, environment);
     files.load(&Scope::Everything, Instant::now()).unwrap_or_default()
 }
 

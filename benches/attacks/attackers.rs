@@ -4,15 +4,21 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::cost::ISSUER;
 use crate::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, H2, HEADERS, PING, POST, PRIORITY, RST_STREAM, WINDOW_UPDATE,
     block, frame, head, settings,
 };
+use crate::signers::now;
 
 /// One kind of attack.
 pub struct Attack {
@@ -21,51 +27,135 @@ pub struct Attack {
     pub per_second: u32,
     /// Whether the router cuts a connection off for it; where not, each piece is answered like anybody's.
     pub cut_off: bool,
+    /// What the good client beside it has: it suffers most from what takes the same way.
+    pub good_has: Credential,
     /// What one connection does. Returns how many pieces it got in.
     pub run: fn(SocketAddr) -> Pin<Box<dyn Future<Output = u64>>>,
+}
+
+/// What opens an endpoint.
+#[derive(Debug, Clone, Copy)]
+pub enum Credential {
+    Key,
+    /// One that was checked before.
+    Token,
 }
 
 /// More than a flood gets in: the router closes, and what sockets buffer meanwhile is less.
 pub const ENDLESS: u64 = 2_000_000;
 
+/// How the answer to a bad token begins.
+const DENIED: &[u8] = b"HTTP/1.1 401 ";
+
 /// Between two batches of one connection.
 const REST: Duration = Duration::from_millis(1);
 
 pub const ATTACKS: &[Attack] = &[
-    Attack { name: "rapid reset", per_second: 2, cut_off: true, run: |to| Box::pin(rapid_reset(to)) },
-    Attack { name: "CONTINUATION, empty", per_second: 20, cut_off: true, run: |to| Box::pin(continuation(to, 0)) },
-    Attack { name: "CONTINUATION, 4 KB", per_second: 20, cut_off: true, run: |to| Box::pin(continuation(to, 4_000)) },
-    Attack { name: "SETTINGS", per_second: 20, cut_off: true, run: |to| flood(to, vec![], settings(&[(3, 100)])) },
-    Attack { name: "PING", per_second: 20, cut_off: true, run: |to| flood(to, vec![], frame(PING, 0, 0, &[7; 8])) },
+    Attack {
+        name: "rapid reset",
+        per_second: 2,
+        cut_off: true,
+        good_has: Credential::Key,
+        run: |to| Box::pin(rapid_reset(to)),
+    },
+    Attack {
+        name: "CONTINUATION, empty",
+        per_second: 20,
+        cut_off: true,
+        good_has: Credential::Key,
+        run: |to| Box::pin(continuation(to, 0)),
+    },
+    Attack {
+        name: "CONTINUATION, 4 KB",
+        per_second: 20,
+        cut_off: true,
+        good_has: Credential::Key,
+        run: |to| Box::pin(continuation(to, 4_000)),
+    },
+    Attack {
+        name: "SETTINGS",
+        per_second: 20,
+        cut_off: true,
+        good_has: Credential::Key,
+        run: |to| flood(to, vec![], settings(&[(3, 100)])),
+    },
+    Attack {
+        name: "PING",
+        per_second: 20,
+        cut_off: true,
+        good_has: Credential::Key,
+        run: |to| flood(to, vec![], frame(PING, 0, 0, &[7; 8])),
+    },
     Attack {
         name: "PRIORITY",
         per_second: 20,
         cut_off: true,
+        good_has: Credential::Key,
         run: |to| flood(to, vec![], frame(PRIORITY, 0, 3, &[0; 5])),
     },
     Attack {
         name: "WINDOW_UPDATE",
         per_second: 20,
         cut_off: true,
+        good_has: Credential::Key,
         run: |to| flood(to, vec![], frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
     },
     Attack {
         name: "DATA, empty",
         per_second: 20,
         cut_off: true,
+        good_has: Credential::Key,
         run: |to| flood(to, head(1, 0, &[]), frame(DATA, 0, 1, &[])),
     },
     Attack {
         name: "DATA, one byte",
         per_second: 20,
         cut_off: true,
+        good_has: Credential::Key,
         run: |to| flood(to, head(1, 0, &[]), frame(DATA, 0, 1, b"x")),
     },
-    Attack { name: "header flood", per_second: 50, cut_off: true, run: |to| Box::pin(shout(to, &HEADER_FLOOD)) },
-    Attack { name: "garbage", per_second: 200, cut_off: true, run: |to| Box::pin(shout(to, &[0x16; 500])) },
-    Attack { name: "nothing but a connection", per_second: 200, cut_off: true, run: |to| Box::pin(come_and_go(to)) },
-    Attack { name: "wrong keys", per_second: 5, cut_off: false, run: |to| Box::pin(wrong_keys(to)) },
-    Attack { name: "slow heads", per_second: 250, cut_off: true, run: |to| Box::pin(slow(to)) },
+    Attack {
+        name: "header flood",
+        per_second: 50,
+        cut_off: true,
+        good_has: Credential::Key,
+        run: |to| Box::pin(shout(to, &HEADER_FLOOD)),
+    },
+    Attack {
+        name: "garbage",
+        per_second: 200,
+        cut_off: true,
+        good_has: Credential::Key,
+        run: |to| Box::pin(shout(to, &[0x16; 500])),
+    },
+    Attack {
+        name: "nothing but a connection",
+        per_second: 200,
+        cut_off: true,
+        good_has: Credential::Key,
+        run: |to| Box::pin(come_and_go(to)),
+    },
+    Attack {
+        name: "wrong keys",
+        per_second: 5,
+        cut_off: false,
+        good_has: Credential::Key,
+        run: |to| Box::pin(wrong_keys(to)),
+    },
+    Attack {
+        name: "slow heads",
+        per_second: 250,
+        cut_off: true,
+        good_has: Credential::Key,
+        run: |to| Box::pin(slow(to)),
+    },
+    Attack {
+        name: "bad RS256 tokens",
+        per_second: 50,
+        cut_off: false,
+        good_has: Credential::Token,
+        run: |to| Box::pin(bad_tokens(to)),
+    },
 ];
 
 /// Writes `piece` over and over, in batches, and reads what comes, until the router closes.
@@ -135,6 +225,40 @@ async fn wrong_keys(to: SocketAddr) -> u64 {
         let asked = stream.write_all(request.as_bytes()).await;
         if asked.is_err() || !stream.read(&mut answer).await.is_ok_and(|read| read > 0) {
             return 0;
+        }
+    }
+    100
+}
+
+/// A hundred requests, each with another token that has the right key's name and a signature that is none.
+async fn bad_tokens(to: SocketAddr) -> u64 {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    const AT_ONCE: usize = 10;
+    let Ok(mut stream) = TcpStream::connect(to).await else { return 0 };
+    let (header, end) = (json!({"alg": "RS256", "kid": "k"}), now() + 600);
+    let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+    let request = || {
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let claims = json!({"iss": ISSUER, "aud": "me", "sub": number, "exp": end});
+        // Begins with zeros: a number in the key's range, so that the whole check is done.
+        let signature = URL_SAFE_NO_PAD.encode([&[0; 8][..], &[number as u8; 248][..]].concat());
+        format!(
+            "POST /api/v1/endpoint/tokens/score HTTP/1.1\r\nhost: router\r\nauthorization: Bearer {}.{}.{signature}\r\n\
+             content-length: 2\r\n\r\n{{}}",
+            encode(&header),
+            encode(&claims),
+        )
+    };
+    for _ in 0..10 {
+        let batch: String = std::iter::repeat_with(request).take(AT_ONCE).collect();
+        if stream.write_all(batch.as_bytes()).await.is_err() {
+            return 0;
+        }
+        let mut answers = Vec::new();
+        while answers.windows(DENIED.len()).filter(|part| part == &DENIED).count() < AT_ONCE {
+            if !stream.read_buf(&mut answers).await.is_ok_and(|read| read > 0) {
+                return 0;
+            }
         }
     }
     100

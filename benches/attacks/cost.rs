@@ -7,38 +7,75 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::attackers::{Attack, ENDLESS};
-use crate::harness::{KEY, Model, endpoint};
+use http::Response;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::attackers::{Attack, Credential, ENDLESS};
+use crate::harness::{KEY, Model, endpoint, full};
+use crate::signers::{Signer, now, set};
 
 /// Between two requests of the good client.
 const PACE: Duration = Duration::from_millis(5);
+/// Whoever issues the tokens of the endpoint `tokens`, and what is asked for its keys.
+pub const ISSUER: &str = "http://issuer.example";
 
 /// The router with one worker, its model on a thread of its own. Killed when dropped.
 pub struct Program {
     child: Child,
     scoring: SocketAddr,
+    /// Opens the endpoint `tokens`.
+    token: String,
     _folder: tempfile::TempDir,
     _model: mpsc::Sender<()>,
 }
 
 impl Program {
-    pub fn start() -> Self {
-        let (model, held) = model();
+    /// Starts it, on this core alone if one is given.
+    pub fn start(core: Option<usize>) -> Self {
+        let signer = Signer::rsa("k");
+        let (model, held) = model(set(&[signer.public()]));
         let folder = tempfile::tempdir().unwrap();
         let settings = "scoring: {address: \"127.0.0.1:0\"}\nadmin: {address: \"127.0.0.1:0\"}\nworkers: 1\n\
-                        endpoints: {files: [\"endpoint.yaml\"]}\nlog: {format: text, access: false}\n";
+                        endpoints: {files: [\"endpoint.yaml\", \"tokens.yaml\"]}\nlog: {format: text, access: false}\n";
         std::fs::write(folder.path().join("router.yaml"), settings).unwrap();
         let document = endpoint(&[model], "{maxConcurrentRequestsPerInstance: 1000}");
         std::fs::write(folder.path().join("endpoint.yaml"), document).unwrap();
+        let document = format!(
+            "apiVersion: inference-router.dev/v1alpha1\nkind: OnlineEndpoint\nmetadata: {{name: tokens}}\nspec:\n  authMode: \
+             aad_token\n  jwt: {{issuers: [{{issuer: \"{ISSUER}\", jwksUri: \"http://{model}/keys\", audiences: [me], \
+             allowHttp: true}}]}}\n  traffic: {{blue: 100}}\n  deployments: [{{name: blue, instances: [\"{model}\"], \
+             requestSettings: {{maxConcurrentRequestsPerInstance: 1000}}}}]\n"
+        );
+        std::fs::write(folder.path().join("tokens.yaml"), document).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_inference-router"));
         command.args(["serve", "--config"]).arg(folder.path().join("router.yaml"));
+        let before = sched_getaffinity(None).unwrap();
+        if let Some(core) = core {
+            // What a thread starts runs where it runs itself.
+            sched_setaffinity(None, &cores([core])).unwrap();
+        }
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        sched_setaffinity(None, &before).unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let line = log.find(|line| line.contains("scoring listener")).expect("the router says where it listens");
         let scoring = line.split_once("address=").unwrap().1.trim().parse().unwrap();
         // Nobody reads on otherwise, and the router would wait.
         std::thread::spawn(move || log.for_each(drop));
-        Self { child, scoring, _folder: folder, _model: held }
+        let token =
+            signer.sign(&serde_json::json!({"iss": ISSUER, "aud": "me", "sub": "somebody", "exp": now() + 3600}));
+        Self { child, scoring, token, _folder: folder, _model: held }
+    }
+
+    /// What the good client asks, again and again.
+    fn request(&self, credential: Credential) -> String {
+        let (endpoint, secret) = match credential {
+            Credential::Key => ("my-endpoint", KEY),
+            Credential::Token => ("tokens", self.token.as_str()),
+        };
+        format!(
+            "POST /api/v1/endpoint/{endpoint}/score HTTP/1.1\r\nhost: router\r\nauthorization: Bearer {secret}\r\n\
+             content-length: 2\r\n\r\n{{}}"
+        )
     }
 
     /// Processor time used so far, by all threads, in the system and out of it.
@@ -57,13 +94,23 @@ impl Drop for Program {
     }
 }
 
-/// A model that answers at once, while the sender lives.
-fn model() -> (SocketAddr, mpsc::Sender<()>) {
+/// These cores.
+pub fn cores(of: impl IntoIterator<Item = usize>) -> CpuSet {
+    let mut set = CpuSet::new();
+    of.into_iter().for_each(|core| set.set(core));
+    set
+}
+
+/// A model that answers at once, and has the `keys` of an issuer, while the sender lives.
+fn model(keys: String) -> (SocketAddr, mpsc::Sender<()>) {
     let (held, ended) = mpsc::channel::<()>();
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let model = runtime.block_on(Model::named("ok"));
+        let model = runtime.block_on(Model::http(move |request| {
+            let answer = if request.uri().path() == "/keys" { keys.clone() } else { "ok".to_owned() };
+            async move { Response::new(full(answer)) }
+        }));
         tell.send(model.address).unwrap();
         runtime.block_on(async {
             while ended.try_recv() == Err(mpsc::TryRecvError::Empty) {
@@ -107,15 +154,15 @@ impl Cost {
     }
 }
 
-/// Attacks for `time`, or does not, with a good client beside; each has a thread of its own.
+/// Attacks for `time`, or does not, with a good client beside, which has this credential; each has a thread of its own.
 ///
 /// # Panics
 /// When the good client is not answered with 200, or a connection is not cut off that should be.
-pub fn measure(program: &Program, attack: Option<&Attack>, time: Duration) -> Cost {
+pub fn measure(program: &Program, attack: Option<&Attack>, good_has: Credential, time: Duration) -> Cost {
     let (scoring, over) = (program.scoring, AtomicBool::new(false));
     let before = program.cpu();
     std::thread::scope(|scope| {
-        let good = scope.spawn(|| good(scoring, &over));
+        let good = scope.spawn(|| good(scoring, &program.request(good_has), &over));
         let taken = match attack {
             Some(attack) => attacked(attack, scoring, time),
             None => {
@@ -149,14 +196,10 @@ fn attacked(attack: &Attack, scoring: SocketAddr, time: Duration) -> Vec<u64> {
 }
 
 /// A client that asks again and again over one connection, until it is `over`. Returns how long it waited each time.
-fn good(scoring: SocketAddr, over: &AtomicBool) -> Vec<Duration> {
+fn good(scoring: SocketAddr, request: &str, over: &AtomicBool) -> Vec<Duration> {
     let mut stream = TcpStream::connect(scoring).unwrap();
     stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
-    let request = format!(
-        "POST /api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nhost: router\r\nauthorization: Bearer {KEY}\r\n\
-         content-length: 2\r\n\r\n{{}}"
-    );
     let (mut waits, mut answer) = (Vec::new(), [0; 4096]);
     while waits.is_empty() || !over.load(Ordering::Relaxed) {
         let since = Instant::now();

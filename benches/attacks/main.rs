@@ -11,11 +11,15 @@ mod cost;
 mod frames;
 #[path = "../../tests/router/harness.rs"]
 mod harness;
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../../tests/tokens/signers.rs"]
+mod signers;
 
 use std::time::Duration;
 
-use attackers::ATTACKS;
-use cost::{Cost, Program, measure};
+use attackers::{ATTACKS, Credential};
+use cost::{Cost, Program, cores, measure};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 const COLUMNS: [&str; 9] = [
     "attack",
@@ -33,16 +37,18 @@ fn main() {
     let quick = std::env::args().any(|argument| argument == "--test");
     let only = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let (slices, slice) = if quick { (1, Duration::from_millis(100)) } else { (2, Duration::from_secs(4)) };
-    let program = Program::start();
-    // The first requests open connections and warm caches.
-    measure(&program, None, slice);
+    let program = Program::start(own_core());
+    // The first requests open connections, warm caches, and have tokens checked.
+    for credential in [Credential::Key, Credential::Token] {
+        measure(&program, None, credential, slice);
+    }
     println!("| {} |\n|{}", COLUMNS.join(" | "), "---|".repeat(COLUMNS.len()));
     for attack in ATTACKS.iter().filter(|attack| only.as_ref().is_none_or(|only| attack.name.contains(only.as_str()))) {
         let (mut quiet, mut cost) = (Cost::default(), Cost::default());
         // By turns, so that what else the machine does falls on both.
         for _ in 0..slices {
-            quiet.add(measure(&program, None, slice));
-            cost.add(measure(&program, Some(attack), slice));
+            quiet.add(measure(&program, None, attack.good_has, slice));
+            cost.add(measure(&program, Some(attack), attack.good_has, slice));
         }
         let own = cost.cpu.saturating_sub(quiet.cpu * cost.good() / quiet.good()).as_micros() as f64;
         let (connections, pieces) = (cost.connections as f64, cost.pieces as f64);
@@ -59,4 +65,17 @@ fn main() {
             cost.percentile(99).as_secs_f64() / quiet.percentile(99).as_secs_f64(),
         );
     }
+}
+
+/// A core for the router alone, if there are several: who attacks has machines of its own.
+fn own_core() -> Option<usize> {
+    let all = sched_getaffinity(None).unwrap();
+    let mut numbers = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core));
+    let first = numbers.next()?;
+    let rest: Vec<usize> = numbers.collect();
+    if rest.is_empty() {
+        return None;
+    }
+    sched_setaffinity(None, &cores(rest)).unwrap();
+    Some(first)
 }

@@ -13,7 +13,7 @@ use crate::control::processes::{self, Supervisor};
 use crate::control::signing;
 use crate::model::limits::TokenSettings;
 use crate::state::metrics::Metrics;
-use crate::state::status::Status;
+use crate::state::status::{Part, Status};
 
 /// How long a local model gets between SIGTERM and SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -77,18 +77,16 @@ impl Control {
         let result = if problems.is_empty() { "ok" } else { "error" };
         self.metrics.reloads.with_label_values(&[result]).inc();
         self.metrics.refused_documents.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
-        if problems == *self.status.problems() && !problems.is_empty() {
-            tracing::debug!("endpoint files changed, their problems have not");
-        } else if problems.is_empty() {
+        let (all, are_bad) = (problems.iter().map(ToString::to_string).collect::<Vec<_>>(), !problems.is_empty());
+        let are_new = self.status.set_problems(Part::Endpoints, problems);
+        if !are_bad {
             tracing::info!(endpoints = endpoints.len(), "endpoint files reloaded");
+        } else if are_new {
+            let problems = all.join("; ");
+            tracing::error!(problems, "endpoint files have problems; the last good version of each endpoint serves");
         } else {
-            let all = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            tracing::error!(
-                problems = all,
-                "endpoint files have problems; the last good version of each endpoint serves"
-            );
+            tracing::debug!("endpoint files changed, their problems have not");
         }
-        self.status.set_problems(problems);
         self.index.apply(endpoints);
         self.start_processes(supervisor);
     }

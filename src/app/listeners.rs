@@ -12,6 +12,7 @@ use crate::control::certificates::Certificates;
 use crate::model::problem::Problem;
 use crate::proxy::listen::{BACKLOG, Listener};
 use crate::state::metrics::Metrics;
+use crate::state::status::Status;
 
 /// Binds each listener for clients, with TLS where it has it, and says what follows the files of that.
 ///
@@ -20,9 +21,10 @@ use crate::state::metrics::Metrics;
 pub(super) fn bind_all(
     settings: &Settings,
     metrics: &Arc<Metrics>,
+    status: &Arc<Status>,
     mut problems: Vec<Problem>,
 ) -> Result<(Vec<Listener>, Certificates), BuildError> {
-    let (mut certificates, mut acceptors) = (Certificates::new(metrics.clone()), Vec::new());
+    let (mut certificates, mut acceptors) = (Certificates::new(metrics.clone(), status.clone()), Vec::new());
     for ClientListener { name, path, tls, .. } in settings.listeners() {
         match tls.map(|tls| certificates.add(path, name, tls.clone())).transpose() {
             Ok(acceptor) => acceptors.push(acceptor),

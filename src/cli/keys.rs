@@ -96,6 +96,9 @@ impl Which {
     }
 }
 
+/// Stands for keys in variables: they are set where the router is started, and no command here needs them.
+const UNKNOWN_KEY: &str = "a-key-that-only-the-router-knows";
+
 /// What to tell whoever gave the command, and how to end.
 struct Failed(String, u8);
 
@@ -217,7 +220,7 @@ fn find(config: &Path, name: &Name) -> Result<(Settings, Arc<Endpoint>), Failed>
         Failed(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"), BAD_CONFIGURATION)
     };
     let settings = config::load(config, std::env::vars()).map_err(|rejected| lines(rejected.problems))?;
-    let loaded = load(settings.endpoint_files.clone());
+    let loaded = load(settings.endpoint_files.clone(), Arc::new(|_| Some(UNKNOWN_KEY.to_owned())));
     match loaded.endpoints.into_iter().find(|endpoint| endpoint.spec.name == *name) {
         Some(endpoint) => Ok((settings, endpoint.spec)),
         None if loaded.problems.is_empty() => Err(format!("there is no endpoint {name} in endpoints.files").into()),

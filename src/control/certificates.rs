@@ -19,6 +19,7 @@ use super::files::Watch;
 use crate::model::problem::Problem;
 use crate::model::tls::{CertificateFiles, ServerTls, TlsVersion};
 use crate::state::metrics::Metrics;
+use crate::state::status::{self, Status};
 use crate::state::tls::Acceptor;
 
 mod names;
@@ -43,6 +44,7 @@ const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 pub struct Certificates {
     listeners: Vec<Listener>,
     metrics: Arc<Metrics>,
+    status: Arc<Status>,
 }
 
 /// TLS of one listener.
@@ -62,7 +64,8 @@ struct Part<T> {
     seen: Material,
     /// The last good version.
     good: T,
-    is_broken: bool,
+    /// What is wrong with the files as they are now.
+    problem: Option<String>,
 }
 
 /// What lets clients resume: kept over a change of certificates, but not of those that clients must show, because a
@@ -86,8 +89,8 @@ pub fn check(path: &'static str, settings: &ServerTls) -> Vec<Problem> {
 
 impl Certificates {
     /// No listener speaks TLS yet.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { listeners: Vec::new(), metrics }
+    pub fn new(metrics: Arc<Metrics>, status: Arc<Status>) -> Self {
+        Self { listeners: Vec::new(), metrics, status }
     }
 
     /// Reads what the TLS `settings` at `path` name, for the listener called `name` in metrics.
@@ -139,8 +142,9 @@ impl Certificates {
         for listener in &mut self.listeners {
             listener.look(&self.metrics);
         }
-        let broken: usize = self.listeners.iter().map(Listener::broken).sum();
-        self.metrics.tls_refused_files.set(i64::try_from(broken).unwrap_or(i64::MAX));
+        let problems: Vec<Problem> = self.listeners.iter().flat_map(Listener::problems).collect();
+        self.metrics.tls_refused_files.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
+        self.status.set_problems(status::Part::Certificates, problems);
     }
 }
 
@@ -227,9 +231,11 @@ impl Listener {
         }
     }
 
-    fn broken(&self) -> usize {
-        let certificates = self.certificates.iter().filter(|part| part.is_broken).count();
-        certificates + usize::from(self.client_ca.as_ref().is_some_and(|part| part.is_broken))
+    /// What is wrong with its files as they are now.
+    fn problems(&self) -> impl Iterator<Item = Problem> {
+        let certificates = self.certificates.iter().filter_map(|part| part.problem.clone());
+        let client_ca = self.client_ca.iter().filter_map(|part| part.problem.clone());
+        certificates.chain(client_ca).map(|what| Problem::new(self.path, what))
     }
 
     fn tell_expiry(&self, metrics: &Metrics) {
@@ -258,7 +264,7 @@ impl Listener {
 impl<T> Part<T> {
     fn load(read: impl Fn() -> Material, make: impl Fn(&Material) -> Result<T, Bad>) -> Result<Self, Bad> {
         let (seen, made) = settled(read(), read, make);
-        made.map(|good| Self { seen, good, is_broken: false })
+        made.map(|good| Self { seen, good, problem: None })
     }
 
     /// Makes it anew if its files have changed; `None`: they have not.
@@ -273,7 +279,7 @@ impl<T> Part<T> {
         }
         let (seen, made) = settled(now, read, make);
         self.seen = seen;
-        self.is_broken = made.is_err();
+        self.problem = made.as_ref().err().map(ToString::to_string);
         Some(made.map(|good| self.good = good))
     }
 }

@@ -1,21 +1,22 @@
 //! The keys that the router signs its own tokens with: read from files, again when they change.
 
+use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::files::Watch;
 use super::index::Desired;
 use super::small_file;
 use crate::model::limits::TokenSettings;
 use crate::model::problem::{Problem, item};
 use crate::policy::signing::Signing;
 use crate::state::metrics::Metrics;
+use crate::state::status::{Part, Status};
 use crate::state::tokens::Tokens;
 
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_millis(500);
 const CURRENT: &str = "tokens.signingKeyFile";
 const PREVIOUS: &str = "tokens.previousKeyFiles";
 
@@ -55,15 +56,18 @@ pub fn missing(settings: &TokenSettings, endpoints: &[Desired]) -> Vec<Problem> 
 }
 
 /// Reads the keys again whenever their files change. Keys that are broken leave those of before in place. Does not end.
-pub async fn follow(settings: TokenSettings, tokens: Arc<Tokens>, metrics: Arc<Metrics>) {
-    let files: Vec<&PathBuf> = settings.signing_key_file.iter().chain(&settings.previous_key_files).collect();
-    let digest = |file: &&PathBuf| small_file::read(file).ok().map(Sha256::digest);
+pub async fn follow(settings: TokenSettings, tokens: Arc<Tokens>, metrics: Arc<Metrics>, status: Arc<Status>) {
+    let files: Vec<PathBuf> = settings.signing_key_file.iter().chain(&settings.previous_key_files).cloned().collect();
+    if files.is_empty() {
+        return pending().await;
+    }
     // A few short files: their contents say more than their stamps.
-    let look = || files.iter().map(digest).collect::<Vec<_>>();
+    let look = || files.iter().map(|file| small_file::read(file).ok().map(Sha256::digest)).collect::<Vec<_>>();
     let mut known = look();
-    let mut looks = tokio::time::interval(LOOK);
+    let mut watch = Watch::new(&files);
     loop {
-        looks.tick().await;
+        let _ = watch.changed().await;
+        watch.looked(Duration::ZERO);
         let now = look();
         if now == known {
             continue;
@@ -71,6 +75,7 @@ pub async fn follow(settings: TokenSettings, tokens: Arc<Tokens>, metrics: Arc<M
         known = now;
         let signing = read(&settings);
         metrics.reloads.with_label_values(&[if signing.is_ok() { "ok" } else { "error" }]).inc();
+        status.set_problems(Part::Tokens, signing.as_ref().err().cloned().into_iter().collect());
         match signing {
             Ok(signing) => {
                 tracing::info!("the keys that tokens are signed with have changed");

@@ -269,10 +269,12 @@ fn parse(key: &AlgorithmParameters) -> Option<Vec<(Algorithm, ParsedPublicKey)>>
         }
         AlgorithmParameters::EllipticCurve(point) => {
             // Uncompressed, as in SEC 1 section 2.3.3.
-            let bytes = [vec![4], number(&point.x)?, number(&point.y)?].concat();
+            let bytes = |length| {
+                Some([vec![4], padded(number(&point.x)?, length)?, padded(number(&point.y)?, length)?].concat())
+            };
             match point.curve {
-                EllipticCurve::P256 => one(Algorithm::ES256, &signature::ECDSA_P256_SHA256_FIXED, bytes),
-                EllipticCurve::P384 => one(Algorithm::ES384, &signature::ECDSA_P384_SHA384_FIXED, bytes),
+                EllipticCurve::P256 => one(Algorithm::ES256, &signature::ECDSA_P256_SHA256_FIXED, bytes(32)?),
+                EllipticCurve::P384 => one(Algorithm::ES384, &signature::ECDSA_P384_SHA384_FIXED, bytes(48)?),
                 _ => None,
             }
         }
@@ -280,4 +282,9 @@ fn parse(key: &AlgorithmParameters) -> Option<Vec<(Algorithm, ParsedPublicKey)>>
         // A shared secret is no public key: whoever can read it can sign.
         _ => None,
     }
+}
+
+/// A coordinate at its full length: RFC 7518 asks for it, some issuers leave leading zeros out. `None`: too long.
+fn padded(coordinate: Vec<u8>, length: usize) -> Option<Vec<u8>> {
+    Some([vec![0; length.checked_sub(coordinate.len())?], coordinate].concat())
 }

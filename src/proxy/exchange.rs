@@ -141,13 +141,22 @@ impl Exchange {
             request.body_mut().put_first_back(first);
             return NoHead::NotSent(slot, request);
         }
-        if !connection.ended() && !connection.is_deaf() && self.worker.may_complain() {
+        let is_garbage = !connection.ended() && !connection.is_deaf();
+        if (is_garbage || connection.is_denied()) && self.worker.may_complain() {
             // Nobody else learns of it: to a client it is as if the replica had closed.
             let replica = slot.replica().address.as_str();
-            tracing::warn!(replica, "a model answered what is not HTTP/1.1, or has over 256 fields or 256 KiB of head");
+            if is_garbage {
+                tracing::warn!(
+                    replica,
+                    "a model answered what is not HTTP/1.1, or has over 256 fields or 256 KiB of head"
+                );
+            } else {
+                tracing::warn!(replica, "a model wants another certificate than upstreamTls gives, or any");
+            }
         }
         slot.failed(Instant::now());
-        NoHead::Refused(Refusal::ReplicaClosed)
+        // Who was not let in has not been heard.
+        NoHead::Refused(if connection.is_denied() { Refusal::ReplicaUnreachable } else { Refusal::ReplicaClosed })
     }
 
     /// When the replica's last byte came.

@@ -148,6 +148,25 @@ pub(super) async fn connect(connector: &Connector, address: &str, tcp: TcpStream
     Ok(Socket::Tls(Box::new(stream.into())))
 }
 
+/// Whether the other side has ended TLS because of our certificate, or for want of one.
+pub(super) fn is_denial(error: &io::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    let Some(rustls::Error::AlertReceived(alert)) = cause else { return false };
+    matches!(
+        alert,
+        Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::DecryptError
+            | Alert::AccessDenied
+            | Alert::CertificateRequired
+    )
+}
+
 impl Socket {
     /// The socket itself.
     pub(super) fn tcp(&self) -> &TcpStream {

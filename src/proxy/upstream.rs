@@ -43,6 +43,8 @@ pub(super) struct Connection {
     ended: bool,
     /// It has not ended what it sent: the connection broke, or TLS did not see its end.
     broken: bool,
+    /// It has broken it off because of who we are.
+    denied: bool,
     /// TLS holds some of what is to go.
     is_held: bool,
     pub(super) timer: LazyTimer,
@@ -94,6 +96,7 @@ impl Connection {
             deaf: false,
             ended: false,
             broken: false,
+            denied: false,
             is_held: false,
             timer: LazyTimer::default(),
             used: Instant::now(),
@@ -127,8 +130,11 @@ impl Connection {
         }
         let room = self.input.capacity() - self.input.len();
         let read = ready!(pin!(self.stream.read_buf(&mut self.input)).poll(cx));
-        self.broken = read.is_err();
-        let length = read.unwrap_or_default();
+        let length = read.unwrap_or_else(|error| {
+            self.broken = true;
+            self.denied = tls::is_denial(&error);
+            0
+        });
         self.room = if length == room { LARGE_READ.min(2 * self.room) } else { SMALL_READ };
         self.ended = length == 0;
         Poll::Ready(())
@@ -142,6 +148,11 @@ impl Connection {
     /// Whether the end was no end, but a break.
     pub(super) fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// Whether the replica does not take our certificate, or wants one: in TLS 1.3 it says so after the handshake.
+    pub(super) fn is_denied(&self) -> bool {
+        self.denied
     }
 
     /// Whether the replica is slow to take what is to go.

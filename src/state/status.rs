@@ -1,28 +1,40 @@
 //! What the control plane has to say of itself, for whoever asks at the admin listener.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
-
-use arc_swap::ArcSwap;
+use std::sync::{PoisonError, RwLock};
 
 use crate::model::problem::Problem;
+
+/// What can have problems while the router serves: it goes on with the last good version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Endpoint documents, and the keys they name.
+    Endpoints,
+    /// Certificates of listeners.
+    Certificates,
+    /// What the router's own tokens are signed with.
+    Tokens,
+}
 
 /// Shared by the control plane, which writes it, and the admin listener.
 #[derive(Debug, Default)]
 pub struct Status {
-    problems: ArcSwap<Vec<Problem>>,
+    problems: RwLock<BTreeMap<Part, Vec<Problem>>>,
     pending: RwLock<BTreeMap<(String, String), usize>>,
 }
 
 impl Status {
-    /// What is wrong with the endpoint documents as they are now.
-    pub fn problems(&self) -> Arc<Vec<Problem>> {
-        self.problems.load_full()
+    /// What is wrong with files as they are now.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.problems.read().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned().collect()
     }
 
-    /// Replaces what is wrong.
-    pub fn set_problems(&self, problems: Vec<Problem>) {
-        self.problems.store(Arc::new(problems));
+    /// Replaces what is wrong with one part, and says whether that is something else than before.
+    pub fn set_problems(&self, part: Part, problems: Vec<Problem>) -> bool {
+        let mut all = self.problems.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = all.get(&part).map_or(&[][..], Vec::as_slice) != problems;
+        all.insert(part, problems);
+        changed
     }
 
     /// Replicas of a deployment that are known but cannot take requests yet.

@@ -20,6 +20,9 @@ mod heads;
 mod hosts;
 mod paths;
 mod recorder;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../tokens/signers.rs"]
+mod signers;
 mod slow;
 mod streams;
 mod target;

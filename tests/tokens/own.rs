@@ -105,6 +105,8 @@ async fn signing_keys_rotate_without_breaking_anybody() {
     std::fs::write(setup.keys.path().join("before.pem"), &new.pem).unwrap();
     let refused = r#"inference_router_config_reloads_total{result="error"}"#;
     soon("a refusal of the files", async { while setup.router.metric(refused).await.is_none() {} }).await;
+    let problems = setup.router.admin("/readyz").await.json()["problems"].to_string();
+    assert!(problems.contains("tokens.signingKeyFile") && problems.contains("now.pem"), "{problems}");
     assert_eq!(call_with(&setup.router, &before).await.status, 200);
     // The old key is taken away: its tokens end at once, also those that were known to be good.
     std::fs::write(setup.keys.path().join("now.pem"), &new.pem).unwrap();

@@ -93,6 +93,28 @@ fn keys_for_other_uses_check_nothing() {
     }
 }
 
+/// RFC 7518 asks for coordinates at their full length; some issuers leave leading zeros out.
+#[test]
+fn a_key_whose_coordinates_lack_leading_zeros_is_the_key() {
+    let short = |signer: &Signer| {
+        let (public, mut fewer) = (signer.public(), json!({}));
+        for name in ["x", "y"] {
+            let bytes = URL_SAFE_NO_PAD.decode(public[name].as_str().unwrap()).unwrap();
+            let kept: Vec<u8> = bytes.iter().copied().skip_while(|byte| *byte == 0).collect();
+            if kept.len() < bytes.len() {
+                fewer[name] = json!(URL_SAFE_NO_PAD.encode(kept));
+            }
+        }
+        (fewer != json!({})).then(|| changed(&public, fewer))
+    };
+    // One key in 128 has such a coordinate.
+    let (signer, key) =
+        std::iter::repeat_with(|| Signer::p256("ec")).find_map(|s| short(&s).map(|key| (s, key))).unwrap();
+    assert_eq!(verdict(&set(&[key]), &signer.sign(&good()), &issuer(), NOW), Ok(()));
+    let long = format!("AAAA{}", signer.public()["x"].as_str().unwrap());
+    assert!(KeySet::parse(set(&[changed(&signer.public(), json!({"x": long}))]).as_bytes()).is_err());
+}
+
 /// An unnamed key is tried for every token; that it did not fit does not say that there is none.
 #[test]
 fn a_key_without_a_name_hides_no_new_one() {

@@ -33,7 +33,8 @@ pub(super) const fn denial(denied: Denied) -> Denial {
         Denied::Malformed => (
             "malformed_token",
             Some(INVALID),
-            "This endpoint needs a signed token (JWT) that ends at a time, and this is none. Check that it is complete.",
+            "This endpoint needs a token (JWT) that ends at a time and is signed with RS256, RS384, RS512, PS256, PS384, PS512, \
+             ES256, ES384 or EdDSA, and this is none. Check that it is complete.",
         ),
         Denied::UnknownSigningKey => (
             "unknown_signing_key",

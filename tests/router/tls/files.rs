@@ -133,11 +133,17 @@ async fn what_is_broken_leaves_the_last_good_certificate_and_shows() {
         errors += 1.0;
         tls.metric_is("inference_router_tls_refused_files", 1.0).await;
         tls.metric_is("inference_router_tls_reloads_total{result=\"error\"}", errors).await;
+        let problems = tls.router.admin("/readyz").await.json()["problems"].to_string();
+        assert!(problems.contains("scoringTls") && problems.contains("tls.crt"), "{problems}");
         assert_eq!(shown(&tls.connect(&config).await.unwrap()), good);
         crate::harness::replace(&tls.path("tls.crt"), std::str::from_utf8(&whole).unwrap());
         oks += 1.0;
         tls.metric_is("inference_router_tls_reloads_total{result=\"ok\"}", oks).await;
         tls.metric_is("inference_router_tls_refused_files", 0.0).await;
+        soon("no problem", async {
+            while tls.router.admin("/readyz").await.json()["problems"] != serde_json::json!([]) {}
+        })
+        .await;
     }
 }
 

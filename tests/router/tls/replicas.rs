@@ -161,6 +161,23 @@ async fn the_router_shows_its_own_certificate() {
     assert_eq!(done(answered).await.text(), "ok");
 }
 
+/// In TLS 1.3 the replica says so when the request is on its way already; it was not read.
+#[tokio::test]
+async fn a_replica_that_wants_another_certificate_of_the_router_is_unreachable() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let (folder, ca) = folder(&authority);
+    Authority::new().sign(&["router"]).replace(folder.path());
+    let (cert, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
+    let other = format!("{{{ca}, certFile: {}, keyFile: {}}}", cert.display(), key.display());
+    for rules in [format!("{{{ca}}}"), other] {
+        let (model, mut arrivals) = replica(&authority.sign(&["127.0.0.1"]), Some(&clients)).await;
+        let router = Router::start(&[&asking(&[model.address], &rules)]);
+        let answer = router.score("{}").await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (502, "replica_unreachable"), "{rules}");
+        assert!(arrivals.try_recv().is_err());
+    }
+}
+
 #[tokio::test]
 async fn authorities_of_replicas_are_read_again_and_connections_from_before_not_used() {
     let (before, after) = (Authority::new(), Authority::new());
