@@ -19,6 +19,7 @@ use crate::model::endpoint::{ScaleSettings, Target};
 use crate::state::gauges;
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
+use crate::state::scaling::{Decision, Scaling};
 use crate::state::status::Status;
 use crate::state::table::{Deployment, Endpoint, Published};
 use crate::state::tokens::Tokens;
@@ -123,10 +124,14 @@ fn describe_deployment(endpoint: &str, deployment: &Deployment, traffic: u8, sta
     let replicas = replicas
         .iter()
         .map(|replica| json!({"address": replica.address, "state": replica.state, "inFlight": replica.busy}));
-    let ScaleSettings::Fixed { instances } = deployment.spec.scale;
-    let (source, desired) = match &deployment.spec.target {
-        Target::Instances(addresses) => ("instances", addresses.len()),
-        Target::Process(_) => ("process", instances as usize),
+    let source = match &deployment.spec.target {
+        Target::Instances(_) => "instances",
+        Target::Process(_) => "process",
+    };
+    let desired = match (&deployment.scaling, &deployment.spec.scale) {
+        (Some(scaling), _) => Some(scaling.desired()),
+        (None, ScaleSettings::Fixed { instances }) => Some(*instances),
+        (None, ScaleSettings::Utilization(_)) => None,
     };
     json!({
         "name": name,
@@ -147,6 +152,40 @@ fn describe_deployment(endpoint: &str, deployment: &Deployment, traffic: u8, sta
             "maxQueueWaitMs": millis(requests.max_queue_wait),
             "maxQueueLength": requests.max_queue_length,
         },
+        "autoscaling": deployment.scaling.as_ref().map(|scaling| describe_scaling(scaling)),
+    })
+}
+
+/// How the number of replicas is decided, the last decision, and the last that changed something.
+fn describe_scaling(scaling: &Scaling) -> Value {
+    let (settings, view) = (scaling.rules().settings, scaling.view());
+    json!({
+        "minInstances": settings.min,
+        "maxInstances": settings.max,
+        "targetUtilizationPercentage": settings.target_percent,
+        "pollingIntervalMs": millis(settings.interval),
+        "latest": view.latest.as_ref().map(describe_decision),
+        "changes": view.changes.iter().map(describe_decision).collect::<Vec<_>>(),
+        "problem": view.problem,
+    })
+}
+
+fn describe_decision(decision: &Decision) -> Value {
+    let Decision { at, before, wanted, reason, signals, demand, ready, starting, utilization } = decision;
+    json!({
+        "time": humantime::format_rfc3339_millis(*at).to_string(),
+        "from": before,
+        "to": wanted,
+        "reason": reason.word(),
+        "inFlight": signals.busy,
+        "waiting": signals.queued,
+        "arrivedPerSecond": signals.arrived_per_second,
+        "rejectedPerSecond": signals.rejected_per_second,
+        "serviceSeconds": signals.service_seconds,
+        "demand": demand,
+        "utilization": utilization,
+        "readyReplicas": ready,
+        "startingReplicas": starting,
     })
 }
 

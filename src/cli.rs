@@ -21,11 +21,14 @@ use crate::{guard, model_server};
 
 mod demo;
 mod keys;
+mod simulate;
 
 /// Nothing went wrong.
 const DONE: u8 = 0;
 /// Something failed while running, or `check` found problems.
 const FAILED: u8 = 1;
+/// The command cannot be what was meant; as clap ends too.
+const WRONG_USAGE: u8 = 2;
 /// The configuration is bad; `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
 
@@ -68,6 +71,13 @@ enum Command {
     #[command(after_help = "Example: inference-router token --config router.yaml --endpoint my-endpoint --ttl 30m\n\n\
         Callers who have one of the endpoint's keys get one from the router: POST /api/v1/endpoint/my-endpoint/token")]
     Token(keys::Token),
+    /// Try settings of an endpoint in virtual time: how many replicas, how long a wait, what share is turned away.
+    #[command(after_help = "Examples:\n\
+        inference-router simulate --endpoint my-endpoint.yaml --rps 20 --service-ms 100..400\n\
+        inference-router simulate --endpoint my-endpoint.yaml --rps 5..50 --shape sine --plot out.svg\n\
+        inference-router simulate --endpoint my-endpoint.yaml --trace access.log --compare target=50,70,90 max=4,8\n\n\
+        Requests go through the same code that admits, picks and scales in the router.")]
+    Simulate(simulate::Options),
     /// Run the sample model server: a linear regression that behaves like Azure's azmlinfsrv.
     #[command(after_help = "Example: inference-router model-server --port 5001 --concurrency 2 --delay-ms 100\n\
         Then:    curl -d '{\"data\": [[1,2,3,4,5,6,7,8,9,10]]}' http://127.0.0.1:5001/score")]
@@ -107,6 +117,15 @@ struct ModelServer {
     name: Option<String>,
 }
 
+/// What to tell whoever gave the command, and how to end.
+struct Failed(String, u8);
+
+impl From<String> for Failed {
+    fn from(what: String) -> Self {
+        Self(what, FAILED)
+    }
+}
+
 impl Cli {
     /// Runs the command to its end.
     pub fn run(self) -> ExitCode {
@@ -116,6 +135,7 @@ impl Cli {
             Command::Check { files } => check(&files),
             Command::Keys(keys) => keys.run(),
             Command::Token(token) => token.run(),
+            Command::Simulate(options) => options.run(),
             Command::ModelServer(options) => options.run(),
             Command::Guard { grace_ms, command } => guard::run(Duration::from_millis(grace_ms), command),
         }

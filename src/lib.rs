@@ -1,7 +1,7 @@
 //! An inference router: stands between clients and model servers.
 //!
 //! The floors, lowest first; a module imports only from lower ones (`ARCHITECTURE.md`, kept by `tests/layers.rs`):
-//! [`model`], [`policy`], [`state`], then side by side [`proxy`], [`control`] and [`admin`], then [`config`] and [`app`],
+//! [`model`], [`policy`], [`state`] and beside it [`simulate`], then side by side [`proxy`], [`control`] and [`admin`], then [`config`] and [`app`],
 //! then [`cli`]. [`guard`] and [`model_server`] are programs of their own inside the same binary.
 
 pub mod admin;
@@ -14,4 +14,5 @@ pub mod model;
 pub mod model_server;
 pub mod policy;
 pub mod proxy;
+pub mod simulate;
 pub mod state;

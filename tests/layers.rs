@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::slice::Iter;
 
 /// Each top-level module with its floor. It imports only from lower floors and from itself.
-const FLOORS: [(&str, u8); 13] = [
+const FLOORS: [(&str, u8); 14] = [
     ("model", 0),
     ("policy", 1),
     ("state", 2),
+    ("simulate", 2),
     ("guard", 2),
     ("model_server", 2),
     ("proxy", 3),

@@ -9,7 +9,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::control::files::{Files, Loaded, Scope, Watch};
 use crate::control::index::Index;
-use crate::control::processes::{self, Supervisor};
+use crate::control::processes::{self, Supervisor, Wanted};
+use crate::control::scale::local::{Local, Order};
+use crate::control::scale::{Scaled, Scalers};
 use crate::control::signing;
 use crate::model::limits::TokenSettings;
 use crate::state::metrics::Metrics;
@@ -43,7 +45,9 @@ impl Control {
         };
         let mut supervisor = Supervisor::new(settings, events);
         let mut watch = self.files.as_ref().map(|(_, places)| Watch::new(places));
-        self.start_processes(&mut supervisor);
+        let (orders, mut ordered) = mpsc::channel(EVENTS);
+        let mut scalers = Scalers::default();
+        self.start(&mut supervisor, &mut scalers, &orders);
         loop {
             if self.when_ready.is_some() && self.index.is_complete() {
                 self.when_ready.take().into_iter().for_each(|tell| tell());
@@ -57,22 +61,30 @@ impl Control {
             tokio::select! {
                 scope = look => {
                     let began = Instant::now();
-                    self.reload(&scope, &mut supervisor);
+                    if self.reload(&scope) {
+                        self.start(&mut supervisor, &mut scalers, &orders);
+                    }
                     if let (Some(watch), Scope::Everything) = (&mut watch, scope) {
                         watch.looked(began.elapsed());
                     }
                 }
                 Some(event) = happened.recv() => self.index.process(event),
+                Some(Order { endpoint, deployment, count, noted }) = ordered.recv() => {
+                    self.index.set_count(&endpoint, &deployment, count);
+                    self.start_processes(&mut supervisor);
+                    // Who asked may be gone.
+                    let _ = noted.send(());
+                }
                 _ = &mut finished => break,
             }
         }
         supervisor.stop().await;
     }
 
-    /// Looks at the files, and applies what has changed.
-    fn reload(&mut self, scope: &Scope, supervisor: &mut Supervisor) {
+    /// Looks at the files, and makes the index of them. Returns whether anything has changed.
+    fn reload(&mut self, scope: &Scope) -> bool {
         let loaded = self.files.as_mut().and_then(|(files, _)| files.load(scope, Instant::now()));
-        let Some(Loaded { endpoints, mut problems }) = loaded else { return };
+        let Some(Loaded { endpoints, mut problems }) = loaded else { return false };
         problems.extend(signing::missing(&self.tokens, &endpoints));
         let result = if problems.is_empty() { "ok" } else { "error" };
         self.metrics.reloads.with_label_values(&[result]).inc();
@@ -88,13 +100,20 @@ impl Control {
             tracing::debug!("endpoint files changed, their problems have not");
         }
         self.index.apply(endpoints);
+        true
+    }
+
+    /// Has processes run as the index wants them, and scaled where it says so.
+    fn start(&self, supervisor: &mut Supervisor, scalers: &mut Scalers, orders: &mpsc::Sender<Order>) {
         self.start_processes(supervisor);
+        let local = |scaled: &Scaled| Local::new(scaled, self.status.clone(), orders.clone());
+        scalers.apply(self.index.scaled(), &self.metrics, local);
     }
 
     /// Makes the processes that run those that are wanted.
     fn start_processes(&self, supervisor: &mut Supervisor) {
         let mut processes = self.index.processes();
-        for (spec, _) in &mut processes {
+        for Wanted { spec, .. } in &mut processes {
             // In a document, the router's own name means this very program, wherever it is installed.
             if spec.process.command[0] == env!("CARGO_PKG_NAME") {
                 spec.process.command[0] = self.executable.display().to_string();

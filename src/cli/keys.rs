@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{BAD_CONFIGURATION, DONE, FAILED, load};
+use super::{BAD_CONFIGURATION, DONE, Failed, load};
 use crate::config::{self, Settings};
 use crate::control::signing;
 use crate::model::duration::WrittenDuration;
@@ -98,15 +98,6 @@ impl Which {
 
 /// Stands for keys in variables: they are set where the router is started, and no command here needs them.
 const UNKNOWN_KEY: &str = "a-key-that-only-the-router-knows";
-
-/// What to tell whoever gave the command, and how to end.
-struct Failed(String, u8);
-
-impl From<String> for Failed {
-    fn from(what: String) -> Self {
-        Self(what, FAILED)
-    }
-}
 
 impl Keys {
     pub(super) fn run(self) -> ExitCode {

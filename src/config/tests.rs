@@ -314,11 +314,13 @@ fn the_quickstart_is_in_order() {
     let [endpoint] = endpoints.as_slice() else { panic!("{endpoints:?}") };
     assert_eq!((endpoint.name.as_str(), endpoint.traffic.as_slice()), ("my-endpoint", [90, 10].as_slice()));
     assert!(matches!(&endpoint.auth, Auth::Key(keys) if keys.len() == 1));
+    let [blue, green] = endpoint.deployments.as_slice() else { panic!("{endpoint:?}") };
+    assert!(matches!(&blue.scale, ScaleSettings::Utilization(settings) if (settings.min, settings.max) == (1, 4)));
+    assert_eq!(green.scale, ScaleSettings::Fixed { instances: 2 });
     for deployment in &endpoint.deployments {
         let Target::Process(process) = &deployment.target else { panic!("{deployment:?}") };
         assert_eq!(process.command[..2], ["inference-router", "model-server"]);
         assert_eq!(process.command[5], deployment.name.as_str());
-        assert_eq!(deployment.scale, ScaleSettings::Fixed { instances: 2 });
         assert_eq!(deployment.requests.max_concurrent_per_instance.get(), 1);
     }
 }

@@ -8,13 +8,15 @@ use http::HeaderValue;
 use http::uri::PathAndQuery;
 use tokio::sync::oneshot;
 
-use super::processes::{self, ReplicaKey, ReplicaSpec};
+use super::processes::{self, ReplicaKey, ReplicaSpec, Wanted};
+use super::scale::Scaled;
 use crate::model::endpoint::{self, ScaleSettings, Target};
 use crate::model::name::Name;
 use crate::policy::access::Access;
 use crate::policy::admit::ReplicaId;
 use crate::policy::split::Split;
 use crate::state::metrics::{DeploymentMetrics, Metrics};
+use crate::state::scaling::{Rules, Scaling};
 use crate::state::slots::Slots;
 use crate::state::status::Status;
 use crate::state::table::{Deployment, Endpoint, Published, Table};
@@ -55,6 +57,10 @@ struct Live {
     replicas: HashMap<Source, ReplicaId>,
     /// Processes that are started but not ready.
     pending: Vec<ReplicaKey>,
+    /// Processes there should be.
+    count: u32,
+    /// What decides that; `None` where the document does.
+    scaling: Option<Arc<Scaling>>,
 }
 
 /// What a replica is known by.
@@ -92,25 +98,52 @@ impl Index {
         self.forget();
     }
 
-    /// The local processes that are wanted, and how many of each.
-    pub fn processes(&self) -> Vec<(ReplicaSpec, u32)> {
-        let deployments = self.endpoints.values().flat_map(|endpoint| {
-            endpoint.spec.deployments.iter().map(|deployment| (endpoint.spec.name.clone(), deployment))
-        });
-        let wanted = deployments.filter_map(|(endpoint, deployment)| {
+    /// The local processes that are wanted.
+    pub fn processes(&self) -> Vec<Wanted> {
+        let wanted = self.deployments().filter_map(|(endpoint, deployment, live)| {
             let Target::Process(process) = &deployment.target else { return None };
-            let ScaleSettings::Fixed { instances } = deployment.scale;
-            let spec = ReplicaSpec { endpoint, deployment: deployment.name.clone(), process: process.clone() };
-            Some((spec, instances))
+            let (endpoint, process) = (endpoint.clone(), process.clone());
+            let spec = ReplicaSpec { endpoint, deployment: deployment.name.clone(), process };
+            Some(Wanted { spec, count: live.count, busy: live.busy() })
         });
         wanted.collect()
     }
 
+    /// The deployments whose number of processes is decided as they go.
+    pub fn scaled(&self) -> Vec<Scaled> {
+        let scaled = self.deployments().filter_map(|(endpoint, deployment, live)| {
+            let (endpoint, deployment) = (endpoint.clone(), deployment.name.clone());
+            Some(Scaled { endpoint, deployment, scaling: live.scaling.clone()?, slots: live.slots.clone() })
+        });
+        scaled.collect()
+    }
+
+    /// So many processes are wanted, where that is decided as things go.
+    pub fn set_count(&mut self, endpoint: &Name, deployment: &Name, count: u32) {
+        let live = self.live.get_mut(&(endpoint.clone(), deployment.clone()));
+        // Its document may just have changed.
+        if let Some(live) = live.filter(|live| live.scaling.is_some()) {
+            live.count = count;
+        }
+    }
+
     /// Whether every local process that is wanted is ready.
     pub fn is_complete(&self) -> bool {
-        self.processes().iter().all(|(spec, count)| {
-            let live = self.live.get(&(spec.endpoint.clone(), spec.deployment.clone()));
-            live.is_some_and(|live| live.replicas.len() >= *count as usize)
+        self.deployments().all(|(_, deployment, live)| match deployment.target {
+            Target::Process(_) => live.replicas.len() >= live.count as usize,
+            Target::Instances(_) => true,
+        })
+    }
+
+    /// Every deployment, with its endpoint's name.
+    fn deployments(&self) -> impl Iterator<Item = (&Name, &endpoint::Deployment, &Live)> {
+        let all = self
+            .endpoints
+            .values()
+            .flat_map(|endpoint| endpoint.spec.deployments.iter().map(|deployment| (&endpoint.spec.name, deployment)));
+        all.filter_map(|(endpoint, deployment)| {
+            let live = self.live.get(&(endpoint.clone(), deployment.name.clone()))?;
+            Some((endpoint, deployment, live))
         })
     }
 
@@ -188,11 +221,15 @@ impl Index {
             metrics: Arc::new(metrics.deployment(endpoint.as_str(), spec.name.as_str())),
             replicas: HashMap::new(),
             pending: Vec::new(),
+            count: 0,
+            scaling: None,
         });
         live.slots.set_rules(&spec.requests);
+        live.set_scale(spec);
         live.set_addresses(&spec.target, &mut self.next_replica);
         Deployment {
             slots: live.slots.clone(),
+            scaling: live.scaling.clone(),
             metrics: live.metrics.clone(),
             header: header(spec.name.as_str()),
             tls,
@@ -220,6 +257,37 @@ impl Index {
 }
 
 impl Live {
+    /// How many processes there should be, or what decides it. Who scales goes on from what there was.
+    fn set_scale(&mut self, spec: &endpoint::Deployment) {
+        let settings = match &spec.scale {
+            ScaleSettings::Fixed { instances } => {
+                (self.count, self.scaling) = (*instances, None);
+                self.slots.set_cold_start_timeout(None);
+                return;
+            }
+            ScaleSettings::Utilization(settings) => settings,
+        };
+        self.slots.set_cold_start_timeout((settings.min == 0).then_some(settings.cold_start_timeout));
+        let per_replica = spec.requests.max_concurrent_per_instance.get();
+        let rules = Rules { settings: settings.clone(), per_replica };
+        match &self.scaling {
+            Some(scaling) => scaling.set_rules(rules),
+            None => {
+                self.count = self.count.clamp(settings.min, settings.max);
+                self.scaling = Some(Arc::new(Scaling::new(rules, self.count)));
+            }
+        }
+    }
+
+    /// Requests in flight on each process, by its index.
+    fn busy(&self) -> BTreeMap<u32, u32> {
+        let busy = self.replicas.iter().filter_map(|(source, at)| match source {
+            Source::Process(key) => Some((key.index, self.slots.busy_on(*at))),
+            Source::Address(_) => None,
+        });
+        busy.collect()
+    }
+
     /// Makes the replicas at fixed addresses what `target` lists; processes come and go by themselves.
     fn set_addresses(&mut self, target: &Target, next_replica: &mut u64) {
         let wanted: &[String] = match target {

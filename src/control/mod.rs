@@ -6,6 +6,7 @@ pub mod files;
 pub mod index;
 pub mod issuers;
 pub mod processes;
+pub mod scale;
 pub mod signing;
 mod small_file;
 pub mod yaml;

@@ -38,6 +38,10 @@ pub mod defaults {
     pub const TARGET_UTILIZATION_PERCENTAGE: i64 = 70;
     /// `scaleSettings.pollingInterval`.
     pub const POLLING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+    /// `scaleSettings.idleBeforeZero`.
+    pub const IDLE_BEFORE_ZERO: std::time::Duration = std::time::Duration::from_secs(600);
+    /// `scaleSettings.coldStartTimeoutMs`.
+    pub const COLD_START_TIMEOUT_MS: i64 = 60_000;
     /// `cors.allowMethods`.
     pub const CORS_METHODS: &[&str] = &["GET", "POST"];
     /// `cors.allowHeaders`: what a browser needs to call a score path.
@@ -228,4 +232,23 @@ pub enum ScaleSettings {
         /// Replicas of a `process` target; fixed addresses count themselves.
         instances: u32,
     },
+    /// As many as requests need.
+    Utilization(Utilization),
+}
+
+/// How many replicas requests need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Utilization {
+    /// Least replicas; 0: none while nobody asks.
+    pub min: u32,
+    /// Most replicas; at least 1, at least `min`.
+    pub max: u32,
+    /// Percent of what replicas can take that should be in use; 1 to 100.
+    pub target_percent: u8,
+    /// How often to decide; 100 ms to 10 min.
+    pub interval: Duration,
+    /// How long nobody must have asked before the last replica goes.
+    pub idle_before_zero: Duration,
+    /// Longest wait of a request that finds no replica.
+    pub cold_start_timeout: Duration,
 }

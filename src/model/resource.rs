@@ -282,6 +282,10 @@ written! {
         target_utilization_percentage: i64,
         /// With `target_utilization`.
         polling_interval: WrittenDuration,
+        /// With `minInstances: 0`.
+        idle_before_zero: WrittenDuration,
+        /// With `minInstances: 0`.
+        cold_start_timeout_ms: i64,
     }
 
     /// `dataCollector`.

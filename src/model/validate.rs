@@ -8,6 +8,7 @@ mod cors;
 mod deployment;
 mod issuers;
 pub mod path;
+mod scale;
 mod traffic;
 mod unsupported;
 mod upstream_tls;

@@ -80,7 +80,14 @@ impl Runs {
 
     async fn execute(self: Arc<Self>, input: Input, stream: bool, reply: oneshot::Sender<Finished>) {
         // The semaphore is never closed; to give up here is what closing it would mean.
-        let Ok(_slot) = self.slots.acquire().await else { return };
+        let slot = match self.slots.try_acquire() {
+            Ok(slot) => Ok(slot),
+            Err(_) => {
+                tracing::warn!("a score waits in line: more came at once than --concurrency");
+                self.slots.acquire().await
+            }
+        };
+        let Ok(_slot) = slot else { return };
         let started = Instant::now();
         // A reply that nobody takes any more is no error, see `run`.
         let answer = |result| drop(reply.send(Finished { took: started.elapsed(), result }));

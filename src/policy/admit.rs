@@ -253,6 +253,11 @@ impl<W> Admission<W> {
         self.dispatch()
     }
 
+    /// Requests that wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Whether any replica may be used, now or when it is free.
     pub fn any_ready(&self) -> bool {
         self.slots > 0

@@ -201,6 +201,7 @@ impl Record {
                 _ => "",
             },
             total_duration_ms: milliseconds(now.duration_since(self.start)),
+            queue_duration_ms: milliseconds(self.queued.unwrap_or_default()),
             request_duration_ms: self.upload.ended().map(since_start),
             response_duration_ms: self.head.map(since_start),
             request_throttling_delay_ms: 0.0,

@@ -39,6 +39,8 @@ pub struct Line<'a> {
     pub auth_type: &'a str,
     pub identity_data: &'a str,
     pub total_duration_ms: f64,
+    /// Not Azure's: how long it waited for a replica.
+    pub queue_duration_ms: f64,
     pub request_duration_ms: Option<f64>,
     pub response_duration_ms: Option<f64>,
     pub request_throttling_delay_ms: f64,

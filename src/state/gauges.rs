@@ -2,7 +2,7 @@
 
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
-use prometheus::{IntGaugeVec, Opts};
+use prometheus::{GaugeVec, IntGaugeVec, Opts};
 
 use super::status::Status;
 use super::table::Table;
@@ -21,6 +21,12 @@ pub fn collect(table: &Table, status: &Status) -> prometheus::Result<Vec<MetricF
     let queue = gauge("queue_length", "Requests waiting for a slot.", &by_deployment)?;
     let slots = gauge("slots", "Slots, by state.", &by_state)?;
     let replicas = gauge("replicas", "Replicas, by state.", &by_state)?;
+    let desired = gauge("autoscaler_desired_replicas", "Replicas that the autoscaler asks for.", &by_deployment)?;
+    let utilization = GaugeVec::new(
+        Opts::new("autoscaler_utilization_ratio", "Requests in flight and waiting, of what ready replicas can take.")
+            .namespace("inference_router"),
+        &by_deployment,
+    )?;
     for endpoint in table.endpoints() {
         for deployment in &endpoint.deployments {
             let names = [endpoint.spec.name.as_str(), deployment.spec.name.as_str()];
@@ -29,6 +35,12 @@ pub fn collect(table: &Table, status: &Status) -> prometheus::Result<Vec<MetricF
                 let value = i64::try_from(value).unwrap_or(i64::MAX);
                 family.with_label_values(&[names[0], names[1], state]).set(value);
             };
+            if let Some(scaling) = &deployment.scaling {
+                let view = scaling.view();
+                desired.with_label_values(&names).set(view.desired.into());
+                let ratio = view.latest.and_then(|decision| decision.utilization);
+                utilization.with_label_values(&names).set(ratio.unwrap_or(0.0));
+            }
             in_flight.with_label_values(&names).set((now.busy + now.busy_draining + now.waiting) as i64);
             queue.with_label_values(&names).set(now.waiting as i64);
             for (state, value) in [("free", now.free), ("busy", now.busy), ("draining", now.busy_draining)] {
@@ -44,5 +56,6 @@ pub fn collect(table: &Table, status: &Status) -> prometheus::Result<Vec<MetricF
             }
         }
     }
-    Ok([in_flight, queue, slots, replicas].iter().flat_map(Collector::collect).collect())
+    let counts = [in_flight, queue, slots, replicas, desired];
+    Ok(counts.iter().flat_map(Collector::collect).chain(utilization.collect()).collect())
 }

@@ -31,6 +31,7 @@ pub struct Metrics {
     auth_failures: IntCounterVec,
     token_key_fetches: IntCounterVec,
     token_keys_fetched: IntGaugeVec,
+    autoscaler_decisions: IntCounterVec,
     /// Open connections, by listener.
     pub connections: IntGaugeVec,
     /// Accepts that failed, for want of file descriptors or otherwise.
@@ -180,6 +181,11 @@ impl Metrics {
                 &["issuer", "result"],
             )?,
             token_keys_fetched: fetched,
+            autoscaler_decisions: counter(
+                "autoscaler_decisions_total",
+                "Changes of the number of replicas.",
+                &["endpoint", "deployment", "direction", "reason"],
+            )?,
             connections,
             refused_documents: refused,
             registry,
@@ -220,6 +226,12 @@ impl Metrics {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             self.token_keys_fetched.with_label_values(&[issuer]).set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
         }
+    }
+
+    /// Counts a change of a deployment's number of replicas.
+    pub fn scaled(&self, endpoint: &str, deployment: &str, up: bool, reason: &str) {
+        let direction = if up { "up" } else { "down" };
+        self.autoscaler_decisions.with_label_values(&[endpoint, deployment, direction, reason]).inc();
     }
 
     /// The handles of one deployment.

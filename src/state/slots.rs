@@ -8,11 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::model::endpoint::RequestSettings;
 use crate::policy::admit::{Admission, Arrival, Avoid, Grant, Occupancy, ReplicaId, Rules, Ticket};
 use crate::policy::health::Fitness;
+use crate::policy::scale::Signals;
+use crate::policy::scale::tally::Tally;
+
+mod waiting;
+pub use waiting::{Acquired, Waiting};
 
 /// One running model server.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ pub struct Replica {
 #[derive(Debug)]
 pub struct Slots {
     inner: Mutex<Inner>,
+    /// Told when a request waits where there is no replica.
+    asked: Notify,
 }
 
 #[derive(Debug)]
@@ -38,6 +45,11 @@ struct Inner {
     admission: Admission<oneshot::Sender<Slot>>,
     /// By [`ReplicaId::index`]; `None` where no replica is.
     replicas: Vec<Option<Entry>>,
+    tally: Tally,
+    /// How long a request may wait for the first replica, where there may be none.
+    cold_start_timeout: Option<Duration>,
+    /// When the first replica is expected.
+    expected: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -85,13 +97,45 @@ fn rules(settings: &RequestSettings) -> Rules {
 impl Slots {
     /// No replicas yet.
     pub fn new(settings: &RequestSettings) -> Arc<Self> {
-        let inner = Inner { admission: Admission::new(rules(settings)), replicas: Vec::new() };
-        Arc::new(Self { inner: Mutex::new(inner) })
+        let inner = Inner {
+            admission: Admission::new(rules(settings)),
+            replicas: Vec::new(),
+            tally: Tally::new(Instant::now()),
+            cold_start_timeout: None,
+            expected: None,
+        };
+        Arc::new(Self { inner: Mutex::new(inner), asked: Notify::new() })
+    }
+
+    /// How long a request that finds no replica may wait for the first; `None`: as long as any other.
+    pub fn set_cold_start_timeout(&self, timeout: Option<Duration>) {
+        self.lock().cold_start_timeout = timeout;
+    }
+
+    /// When the first replica is expected, for those who are turned away meanwhile.
+    pub fn expect_replica(&self, at: Option<Instant>) {
+        self.lock().expected = at;
+    }
+
+    /// Returns when a request waits where there is no replica, or has since this was last called.
+    pub async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// What went on since this was last called; for one caller only.
+    pub fn take_signals(&self, now: Instant) -> Signals {
+        let mut inner = self.lock();
+        inner.pass(now);
+        let (waiting, is_cold) = (inner.admission.waiting(), !inner.admission.any_ready());
+        inner.tally.take(waiting, is_cold)
     }
 
     /// Applies changed settings; what is in flight is not touched.
     pub fn set_rules(self: &Arc<Self>, settings: &RequestSettings) {
-        let grants = self.lock().admission.set_rules(rules(settings));
+        let mut inner = self.lock();
+        inner.pass(Instant::now());
+        let grants = inner.admission.set_rules(rules(settings));
+        drop(inner);
         self.hand_out(grants);
     }
 
@@ -99,6 +143,7 @@ impl Slots {
     /// on its way out is taken back, with what is in flight on it.
     pub fn add(self: &Arc<Self>, id: u64, address: &str) -> ReplicaId {
         let mut inner = self.lock();
+        inner.pass(Instant::now());
         let (at, grants) = match inner.draining(address) {
             Some(at) => (at, inner.admission.restore(at)),
             None => inner.add(Replica::new(id, address)),
@@ -125,6 +170,8 @@ impl Slots {
     /// [`NoSlot::QueueFull`], or [`NoSlot::NoReplica`] where that is why the queue is full.
     pub fn acquire(self: &Arc<Self>, now: Instant, deadline: Instant, avoid: Avoid) -> Result<Acquired, NoSlot> {
         let mut inner = self.lock();
+        inner.pass(now);
+        let (deadline, is_first) = inner.patience(now, deadline);
         let mut receiver = None;
         let arrival = inner.admission.arrive(avoid, deadline, || {
             let (sender, slot) = oneshot::channel();
@@ -133,12 +180,20 @@ impl Slots {
         });
         match (arrival, receiver) {
             (Arrival::Queued(ticket), Some(slot)) => {
+                inner.tally.came();
+                if is_first {
+                    self.asked.notify_one();
+                }
                 Ok(Acquired::Waiting(Waiting { slots: self.clone(), ticket, deadline, slot }))
             }
             (Arrival::Granted(id), _) => {
+                inner.tally.came();
                 inner.slot(self, id, now).map(Acquired::Slot).ok_or(NoSlot::NoReplica(Duration::from_secs(1)))
             }
-            (Arrival::Full | Arrival::Queued(_), _) => Err(inner.turned_away(now, NoSlot::QueueFull)),
+            (Arrival::Full | Arrival::Queued(_), _) => {
+                inner.tally.refused();
+                Err(inner.turned_away(now, NoSlot::QueueFull))
+            }
         }
     }
 
@@ -150,6 +205,11 @@ impl Slots {
     /// A count of everything.
     pub fn occupancy(&self) -> Occupancy {
         self.lock().admission.occupancy()
+    }
+
+    /// Requests in flight on a replica.
+    pub fn busy_on(&self, id: ReplicaId) -> u32 {
+        self.lock().admission.replica(id).0
     }
 
     /// Every replica, those on their way out included.
@@ -173,7 +233,11 @@ impl Slots {
     /// it does not wait for itself.
     fn give_up(&self, ticket: Ticket, now: Instant) -> NoSlot {
         let mut inner = self.lock();
+        inner.pass(now);
         let left = inner.admission.leave(ticket);
+        if left.is_some() {
+            inner.tally.timed_out();
+        }
         let told = inner.turned_away(now, NoSlot::TimedOut);
         drop(inner);
         drop(left);
@@ -182,7 +246,10 @@ impl Slots {
 
     /// Lets replicas be probed whose back-off is over.
     fn tick(self: &Arc<Self>, now: Instant) {
-        let grants = self.lock().admission.tick(now);
+        let mut inner = self.lock();
+        inner.pass(now);
+        let grants = inner.admission.tick(now);
+        drop(inner);
         self.hand_out(grants);
     }
 
@@ -214,6 +281,11 @@ impl Replica {
 }
 
 impl Inner {
+    /// Time passes, before anything changes.
+    fn pass(&mut self, now: Instant) {
+        self.tally.pass(now, self.admission.waiting());
+    }
+
     fn add(&mut self, replica: Replica) -> (ReplicaId, Vec<Grant<oneshot::Sender<Slot>>>) {
         let (at, grants) = self.admission.add();
         if self.replicas.len() <= at.index() {
@@ -226,7 +298,22 @@ impl Inner {
     /// What a request turned away now should be told: `why`, or that there is no replica.
     fn turned_away(&self, now: Instant, why: fn(Duration) -> NoSlot) -> NoSlot {
         let after = self.admission.retry_after(now);
-        if self.admission.any_ready() { why(after) } else { NoSlot::NoReplica(after) }
+        if self.admission.any_ready() {
+            return why(after);
+        }
+        let start = self.expected.map(|at| at.saturating_duration_since(now)).unwrap_or_default();
+        NoSlot::NoReplica(after.max(start))
+    }
+
+    /// How long a request that comes now may wait, and whether it waits for the first replica: of those that there are,
+    /// it is none, fit or not.
+    fn patience(&self, now: Instant, deadline: Instant) -> (Instant, bool) {
+        match self.cold_start_timeout {
+            Some(timeout) if !self.admission.any_ready() && self.admission.occupancy().set_aside == 0 => {
+                (now + timeout, true)
+            }
+            _ => (deadline, false),
+        }
     }
 
     /// A replica at `address` that is on its way out.
@@ -260,6 +347,7 @@ impl Slot {
             return;
         }
         let mut inner = self.slots.lock();
+        inner.pass(Instant::now());
         self.replica.suspect.store(false, Ordering::Relaxed);
         let grants = inner.admission.succeeded(self.id);
         drop(inner);
@@ -288,52 +376,16 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        let now = Instant::now();
+        let held = now.saturating_duration_since(self.since);
         let mut inner = self.slots.lock();
-        let (grant, gone) = inner.admission.release(self.id, self.since.elapsed());
+        inner.pass(now);
+        inner.tally.served(held);
+        let (grant, gone) = inner.admission.release(self.id, held);
         let entry = if gone { inner.replicas[self.id.index()].take() } else { None };
         drop(inner);
         drop(entry);
         self.slots.hand_out(grant);
-    }
-}
-
-/// What [`Slots::acquire`] gives.
-#[derive(Debug)]
-pub enum Acquired {
-    /// Go ahead.
-    Slot(Slot),
-    /// Wait for it.
-    Waiting(Waiting),
-}
-
-/// A place in the queue; given up when dropped.
-#[derive(Debug)]
-pub struct Waiting {
-    slots: Arc<Slots>,
-    ticket: Ticket,
-    deadline: Instant,
-    slot: oneshot::Receiver<Slot>,
-}
-
-impl Waiting {
-    /// Waits for a slot, until the deadline.
-    ///
-    /// # Errors
-    /// [`NoSlot`] when the deadline passes first.
-    pub async fn slot(mut self) -> Result<Slot, NoSlot> {
-        match tokio::time::timeout_at(self.deadline.into(), &mut self.slot).await {
-            Ok(Ok(slot)) => Ok(slot),
-            // The sender lives in the queue until it is used or this waiter leaves.
-            Ok(Err(_)) | Err(_) => Err(self.slots.give_up(self.ticket, Instant::now())),
-        }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let left = self.slots.lock().admission.leave(self.ticket);
-        drop(left);
-        // A slot that was granted in the meantime is in the channel, and goes back when that is dropped.
     }
 }
 

@@ -12,6 +12,7 @@ use http::uri::PathAndQuery;
 
 use super::key_sets::KeySetOf;
 use super::metrics::{DeploymentMetrics, EndpointMetrics};
+use super::scaling::Scaling;
 use super::slots::Slots;
 use super::tls::Connector;
 use crate::model::endpoint;
@@ -54,6 +55,8 @@ pub struct Deployment {
     pub spec: endpoint::Deployment,
     /// Its slots and queue.
     pub slots: Arc<Slots>,
+    /// How its number of replicas is decided; `None` where it is fixed.
+    pub scaling: Option<Arc<Scaling>>,
     /// Its counters.
     pub metrics: Arc<DeploymentMetrics>,
     /// The name, as sent in `azureml-model-deployment`.

@@ -17,6 +17,7 @@ mod processes;
 mod program;
 mod reload;
 mod replicas;
+mod scaling;
 mod signals;
 mod slow;
 mod soak;

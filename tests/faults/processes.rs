@@ -30,12 +30,12 @@ fn all_ready(all: &[Value]) -> bool {
 }
 
 /// The models' processes: below the router and the guards, with nothing below them.
-fn models(router: &Program) -> Vec<u32> {
+pub fn models(router: &Program) -> Vec<u32> {
     descendants(router.pid()).into_iter().filter(|pid| descendants(*pid).is_empty()).collect()
 }
 
 /// Questions whose answers, each its own, were learnt when nothing was wrong.
-async fn questions(router: &Program) -> impl Fn(u64) -> Question + Send + Sync + use<> {
+pub async fn questions(router: &Program) -> impl Fn(u64) -> Question + Send + Sync + use<> {
     let mut caller = Caller::new(router.scoring);
     let mut learnt: Vec<Question> = Vec::new();
     for number in 0..16 {

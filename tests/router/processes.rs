@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
-use inference_router::control::processes::{Event, ReplicaSpec, Settings, Supervisor};
+use inference_router::control::processes::{Event, ReplicaSpec, Settings, Supervisor, Wanted};
 use inference_router::model::endpoint::Process;
 use inference_router::model::name::Name;
 use rustix::process::{Pid, Signal, kill_process};
@@ -22,6 +22,10 @@ const EXECUTABLE: &str = env!("CARGO_BIN_EXE_inference-router");
 
 /// Writes its process id to a file named after its port, then is a model.
 const SERVE: &str = r#"echo $$ > "$PIDS/{port}"; exec "$0" model-server --port {port}"#;
+
+fn wanted(spec: ReplicaSpec, count: u32) -> Wanted {
+    Wanted { spec, count, busy: BTreeMap::new() }
+}
 
 struct Rig {
     supervisor: Supervisor,
@@ -43,7 +47,7 @@ impl Rig {
 
     /// Applies `count` replicas of `script` and waits until they are ready.
     async fn ready(&mut self, endpoint: &str, script: &str, count: u32) -> HashMap<u32, SocketAddr> {
-        self.supervisor.apply(vec![(self.spec(endpoint, script), count)]);
+        self.supervisor.apply(vec![wanted(self.spec(endpoint, script), count)]);
         let mut addresses = HashMap::new();
         while addresses.len() < count as usize {
             if let Event::Ready { key, address } = self.next().await {
@@ -153,7 +157,7 @@ async fn a_killed_replica_is_gone_and_comes_back_on_another_port() {
 async fn a_surplus_replica_is_stopped_only_when_it_is_drained() {
     let mut rig = Rig::new(PATIENCE, PATIENCE);
     let addresses = rig.ready("surplus", SERVE, 2).await;
-    let one = vec![(rig.spec("surplus", SERVE), 1)];
+    let one = vec![wanted(rig.spec("surplus", SERVE), 1)];
     rig.supervisor.apply(one);
     let drained = rig.next_gone(1).await.expect("requests may be in flight");
     assert!(listens(addresses[&1]));
@@ -179,7 +183,7 @@ async fn draining_does_not_take_longer_than_its_timeout() {
 async fn an_old_replica_leaves_only_when_a_new_one_is_ready() {
     let mut rig = Rig::new(PATIENCE, PATIENCE);
     let old = rig.ready("changed", SERVE, 2).await;
-    rig.supervisor.apply(vec![(rig.spec("changed", &format!("true; {SERVE}")), 2)]);
+    rig.supervisor.apply(vec![wanted(rig.spec("changed", &format!("true; {SERVE}")), 2)]);
     let (mut new, mut gone) = (0, BTreeSet::new());
     while gone.len() < 2 {
         match rig.next().await {
@@ -203,7 +207,7 @@ async fn an_old_replica_leaves_only_when_a_new_one_is_ready() {
 async fn stopping_needs_nobody_who_receives_events() {
     let mut rig = Rig::new(PATIENCE, PATIENCE);
     let address = rig.ready("unheard", SERVE, 1).await[&0];
-    rig.supervisor.apply(vec![(rig.spec("unheard", SERVE), 4)]);
+    rig.supervisor.apply(vec![wanted(rig.spec("unheard", SERVE), 4)]);
     until("the channel is full", || rig.events.len() == 1).await;
     timeout(PATIENCE, rig.supervisor.stop()).await.expect("stops with its events unread");
     assert!(!listens(address));
@@ -227,7 +231,7 @@ async fn a_program_that_does_not_exist_is_reported_and_tried_ever_more_slowly() 
     let mut missing = rig.spec("missing", "");
     missing.process.command = vec!["no-such-model".to_owned()];
     let started = Instant::now();
-    rig.supervisor.apply(vec![(missing, 1), (rig.spec("sound", SERVE), 1)]);
+    rig.supervisor.apply(vec![wanted(missing, 1), wanted(rig.spec("sound", SERVE), 1)]);
     let (mut starts, mut sound) = (0, None);
     while starts < 4 || sound.is_none() {
         match rig.next().await {

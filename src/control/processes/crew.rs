@@ -9,12 +9,9 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 use super::plan::{Seen, plan};
 use super::replica::{Order, Replica, Shared};
-use super::{ReplicaKey, ReplicaSpec};
+use super::{ReplicaKey, Wanted};
 use crate::model::endpoint::Process;
 use crate::model::name::Name;
-
-/// What there should be; the latest one counts.
-pub(super) type Desired = Vec<(ReplicaSpec, u32)>;
 
 pub(super) struct Crew {
     shared: Arc<Shared>,
@@ -25,6 +22,8 @@ pub(super) struct Crew {
 struct Deployment {
     process: Arc<Process>,
     count: u32,
+    /// Requests in flight, by index, when the count was last set.
+    busy: BTreeMap<u32, u32>,
     members: BTreeMap<u32, Member>,
 }
 
@@ -42,7 +41,7 @@ impl Crew {
     }
 
     /// Follows `desired` until its sender is dropped, then stops everything; returns when all replicas are gone.
-    pub(super) async fn run(mut self, mut desired: watch::Receiver<Desired>) {
+    pub(super) async fn run(mut self, mut desired: watch::Receiver<Vec<Wanted>>) {
         loop {
             tokio::select! {
                 changed = desired.changed() => match changed {
@@ -62,16 +61,22 @@ impl Crew {
         }
     }
 
-    fn adopt(&mut self, desired: &Desired) {
+    fn adopt(&mut self, desired: &[Wanted]) {
         for deployment in self.deployments.values_mut() {
             deployment.count = 0;
         }
-        for (spec, count) in desired {
+        for Wanted { spec, count, busy } in desired {
             let deployment =
                 self.deployments.entry((spec.endpoint.clone(), spec.deployment.clone())).or_insert_with(|| {
-                    Deployment { process: Arc::new(spec.process.clone()), count: 0, members: BTreeMap::new() }
+                    Deployment {
+                        process: Arc::new(spec.process.clone()),
+                        count: 0,
+                        busy: BTreeMap::new(),
+                        members: BTreeMap::new(),
+                    }
                 });
             deployment.count = *count;
+            deployment.busy.clone_from(busy);
             if *deployment.process != spec.process {
                 deployment.process = Arc::new(spec.process.clone());
             }
@@ -115,6 +120,7 @@ impl Deployment {
                 index: *index,
                 current: member.process == self.process,
                 ready: member.ready.load(Ordering::Acquire),
+                busy: self.busy.get(index).copied().unwrap_or_default(),
             })
             .collect()
     }

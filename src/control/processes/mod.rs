@@ -12,6 +12,7 @@ mod ports;
 mod probe;
 mod replica;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use self::crew::{Crew, Desired};
+use self::crew::Crew;
 use self::ports::Ports;
 use self::replica::Shared;
 use crate::model::endpoint::Process;
@@ -48,6 +49,17 @@ pub struct ReplicaSpec {
     pub deployment: Name,
     /// How to start one replica.
     pub process: Process,
+}
+
+/// The replicas that a deployment should have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// What they run.
+    pub spec: ReplicaSpec,
+    /// How many; 0 means none.
+    pub count: u32,
+    /// Requests in flight on those there are, by index: of those that are too many, the idlest go.
+    pub busy: BTreeMap<u32, u32>,
 }
 
 /// Which replica. No two living processes have the same key; a restarted one keeps it.
@@ -96,7 +108,7 @@ pub enum Event {
 /// Keeps the desired replicas running. Dropping it stops them in the background; [`Supervisor::stop`] waits for that.
 #[derive(Debug)]
 pub struct Supervisor {
-    desired: watch::Sender<Desired>,
+    desired: watch::Sender<Vec<Wanted>>,
     crew: JoinHandle<()>,
 }
 
@@ -104,18 +116,18 @@ impl Supervisor {
     /// Without any replica yet. To be called inside a tokio runtime, which runs everything from here on. `events` may
     /// be slow or full: replicas wait for it and lose nothing, until everything is to stop.
     pub fn new(settings: Settings, events: mpsc::Sender<Event>) -> Self {
-        let (desired, changes) = watch::channel(Desired::new());
+        let (desired, changes) = watch::channel(Vec::new());
         let shared = Shared { settings, events, ports: Ports::default(), changed: Notify::new() };
         let crew = tokio::spawn(Crew::new(Arc::new(shared)).run(changes));
         Self { desired, crew }
     }
 
-    /// Makes the replicas of every deployment what `desired` says, in the background: each deployment with its number
-    /// of replicas, 0 or missing meaning none.
+    /// Makes the replicas of every deployment what `desired` says, in the background; a deployment that is missing has
+    /// none.
     ///
-    /// Missing ones are started; surplus ones are drained and stopped, the highest index first. When the `process` of
+    /// Missing ones are started; surplus ones are drained and stopped, the idlest first. When the `process` of
     /// a deployment changed, new replicas start first, and an old one is stopped for each new one that is ready.
-    pub fn apply(&mut self, desired: Vec<(ReplicaSpec, u32)>) {
+    pub fn apply(&mut self, desired: Vec<Wanted>) {
         self.desired.send_replace(desired);
     }
 

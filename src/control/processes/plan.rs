@@ -1,5 +1,7 @@
 //! What to start and stop so that a deployment has the replicas it should have: a decision, without doing anything.
 
+use std::cmp::Reverse;
+
 /// One replica that was not told to stop.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seen {
@@ -7,6 +9,8 @@ pub(super) struct Seen {
     /// Started from the `process` block now in force.
     pub(super) current: bool,
     pub(super) ready: bool,
+    /// Requests in flight on it, as far as is known.
+    pub(super) busy: u32,
 }
 
 /// What to do now; the next change is planned for afresh.
@@ -18,12 +22,13 @@ pub(super) struct Plan {
     pub(super) stop: Vec<u32>,
 }
 
-/// Brings `replicas` towards `count` current ones. Surplus goes from the highest index down. Replicas of an earlier
+/// Brings `replicas` towards `count` current ones. Of those that are too many go first what is not ready, then the
+/// idlest, of equals the highest index. Replicas of an earlier
 /// `process` block stay while they serve and fewer than `count` current ones are ready, so that a change of command
 /// does not cost capacity.
 pub(super) fn plan(count: u32, replicas: &[Seen]) -> Plan {
     let mut current: Vec<&Seen> = replicas.iter().filter(|replica| replica.current).collect();
-    current.sort_by_key(|replica| replica.index);
+    current.sort_by_key(|replica| (!replica.ready, Reverse(replica.busy), replica.index));
     let keep = current.len().min(count as usize);
     let ready = current[..keep].iter().filter(|replica| replica.ready).count();
     let surplus = current.split_off(keep).into_iter();
@@ -35,7 +40,7 @@ pub(super) fn plan(count: u32, replicas: &[Seen]) -> Plan {
     let outdated = serving.split_off(serving.len().min(count as usize - ready)).into_iter();
 
     let mut stop: Vec<u32> = surplus.chain(outdated).chain(idle).map(|replica| replica.index).collect();
-    stop.sort_by_key(|index| std::cmp::Reverse(*index));
+    stop.sort_by_key(|index| Reverse(*index));
     Plan { start: count - keep as u32, stop }
 }
 
@@ -44,19 +49,27 @@ mod tests {
     use super::*;
 
     fn new(index: u32, ready: bool) -> Seen {
-        Seen { index, current: true, ready }
+        Seen { index, current: true, ready, busy: 0 }
     }
 
     fn old(index: u32, ready: bool) -> Seen {
-        Seen { index, current: false, ready }
+        Seen { index, current: false, ready, busy: 0 }
     }
 
     #[test]
-    fn missing_replicas_start_and_surplus_ones_stop_from_the_top() {
+    fn missing_replicas_start_and_of_surplus_ones_those_that_do_not_serve_stop_first() {
         assert_eq!(plan(3, &[new(1, true)]), Plan { start: 2, stop: vec![] });
         let four = [new(0, true), new(3, true), new(1, false), new(2, true)];
-        assert_eq!(plan(2, &four), Plan { start: 0, stop: vec![3, 2] });
+        assert_eq!(plan(2, &four), Plan { start: 0, stop: vec![3, 1] });
         assert_eq!(plan(0, &four), Plan { start: 0, stop: vec![3, 2, 1, 0] });
+    }
+
+    #[test]
+    fn the_idlest_stop_first() {
+        let busy = |index, busy| Seen { busy, ..new(index, true) };
+        let three = [busy(0, 0), busy(1, 2), busy(2, 1)];
+        assert_eq!(plan(2, &three), Plan { start: 0, stop: vec![0] });
+        assert_eq!(plan(1, &three), Plan { start: 0, stop: vec![2, 0] });
     }
 
     #[test]

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::check::Check;
-use super::super::endpoint::{Deployment, Process, RequestSettings, ScaleSettings, Target, defaults};
+use super::super::endpoint::{Deployment, Process, RequestSettings, Target, defaults};
 use super::super::problem::{field, item, quoted};
 use super::super::resource::{RawDataCollector, RawDeployment, RawProcess, RawRequestSettings, RawScaleSettings};
-use super::{address, path::path as valid_path, upstream_tls};
+use super::{address, path::path as valid_path, scale, upstream_tls};
 
 const PORT: RangeInclusive<i64> = 1..=65_535;
 const REQUEST_TIMEOUT_MS: RangeInclusive<i64> = 1..=300_000;
@@ -18,10 +18,6 @@ const STREAM_IDLE_TIMEOUT_MS: RangeInclusive<i64> = 1..=86_400_000;
 const MAX_CONCURRENT: RangeInclusive<i64> = 1..=1_000_000;
 const MAX_QUEUE_WAIT_MS: RangeInclusive<i64> = 0..=300_000;
 const MAX_QUEUE_LENGTH: RangeInclusive<i64> = 0..=1_000_000;
-const INSTANCES: RangeInclusive<i64> = 0..=1_000;
-const SCALED_INSTANCES: RangeInclusive<i64> = 1..=1_000;
-const TARGET_PERCENTAGE: RangeInclusive<i64> = 1..=100;
-const POLLING_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
 
 /// What a command or a variable says where the replica's port goes.
 const PORT_PLACE: &str = "{port}";
@@ -45,7 +41,8 @@ pub(super) fn deployment(check: &mut Check, path: &str, raw: &RawDeployment) -> 
     let nothing = RawRequestSettings::default();
     let requests = requests(check, &at("requestSettings"), raw.request_settings.as_ref().unwrap_or(&nothing));
     let nothing = RawScaleSettings::default();
-    let scale = scale(check, &at("scaleSettings"), raw.scale_settings.as_ref().unwrap_or(&nothing), target.as_ref());
+    let scale =
+        scale::read(check, &at("scaleSettings"), raw.scale_settings.as_ref().unwrap_or(&nothing), target.as_ref());
     if let Some(collector) = &raw.data_collector {
         data_collector(check, &at("dataCollector"), collector);
     }
@@ -203,42 +200,6 @@ fn requests(check: &mut Check, path: &str, raw: &RawRequestSettings) -> RequestS
 }
 
 const MS: &str = " milliseconds";
-
-fn scale(check: &mut Check, path: &str, raw: &RawScaleSettings, target: Option<&Target>) -> ScaleSettings {
-    let at = |name| field(path, name);
-    check.word(&at("type"), raw.kind.as_deref(), &[("default", ()), ("target_utilization", ())]);
-    let count = check.number(&at("instanceCount"), raw.instance_count, INSTANCES, defaults::INSTANCE_COUNT, "");
-    let least = check.number(&at("minInstances"), raw.min_instances, SCALED_INSTANCES, defaults::MIN_INSTANCES, "");
-    let most = check.number(&at("maxInstances"), raw.max_instances, SCALED_INSTANCES, defaults::MAX_INSTANCES, "");
-    if least > most {
-        let default = if raw.max_instances.is_none() { " (the default)" } else { "" };
-        check.problem(
-            &at("minInstances"),
-            format!("is {least}, but must not be more than maxInstances, which is {most}{default}"),
-        );
-    }
-    check.number(
-        &at("targetUtilizationPercentage"),
-        raw.target_utilization_percentage,
-        TARGET_PERCENTAGE,
-        defaults::TARGET_UTILIZATION_PERCENTAGE,
-        " percent",
-    );
-    let interval = raw.polling_interval.map_or(defaults::POLLING_INTERVAL, |written| written.0);
-    if !POLLING_INTERVAL.contains(&interval) {
-        let written = super::super::duration::WrittenDuration(interval);
-        check.problem(&at("pollingInterval"), format!("is {written}, but must be between 100ms and 10m"));
-    }
-    let fixed = match target {
-        Some(Target::Instances(addresses)) => i64::try_from(addresses.len()).unwrap_or(i64::MAX),
-        _ => count,
-    };
-    if raw.instance_count.is_some_and(|_| fixed != count) {
-        let why = format!("is {count}, but `instances` lists {fixed}, and the router cannot start fixed addresses");
-        check.problem(&at("instanceCount"), format!("{why}; remove it, or list as many"));
-    }
-    ScaleSettings::Fixed { instances: u32::try_from(fixed).unwrap_or(u32::MAX) }
-}
 
 fn data_collector(check: &mut Check, path: &str, raw: &RawDataCollector) {
     if let Some(rate) = raw.sampling_rate.filter(|rate| !(0.0..=1.0).contains(rate)) {

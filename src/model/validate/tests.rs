@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::super::endpoint::{Auth, KeySource, Process, ScaleSettings, Target};
+use super::super::endpoint::{Auth, KeySource, Process, ScaleSettings, Target, Utilization};
 use super::*;
 
 /// A document that is in order.
@@ -340,7 +340,7 @@ fn scale_settings_are_in_range() {
     let path = |name: &str| format!("spec.deployments[1].scaleSettings.{name}");
     refused(scale(json!({"minInstances": 3, "maxInstances": 2})), &path("minInstances"), &["is 3", "which is 2"]);
     refused(scale(json!({"minInstances": 3})), &path("minInstances"), &["which is 1 (the default)"]);
-    refused(scale(json!({"minInstances": 0})), &path("minInstances"), &["between 1 and"]);
+    refused(scale(json!({"minInstances": -1})), &path("minInstances"), &["between 0 and"]);
     refused(scale(json!({"maxInstances": 1001})), &path("maxInstances"), &["1000"]);
     refused(scale(json!({"instanceCount": -1})), &path("instanceCount"), &["between 0 and"]);
     for percent in [0, 101] {
@@ -353,6 +353,42 @@ fn scale_settings_are_in_range() {
     let document = with("/spec/deployments/0/scaleSettings", json!({"instanceCount": 3}));
     refused(document, "spec.deployments[0].scaleSettings.instanceCount", &["is 3", "lists 2"]);
     assert!(read(with("/spec/deployments/0/scaleSettings", json!({"instanceCount": 2}))).is_ok());
+}
+
+#[test]
+fn replicas_follow_utilization_where_that_is_asked() {
+    let scale = |settings: Value| with("/spec/deployments/1/scaleSettings", settings);
+    let path = |name: &str| format!("spec.deployments[1].scaleSettings.{name}");
+    let read_one = |settings| read(scale(settings)).unwrap().deployments[1].scale.clone();
+    let defaults = Utilization {
+        min: 1,
+        max: 4,
+        target_percent: 70,
+        interval: Duration::from_secs(1),
+        idle_before_zero: Duration::from_secs(600),
+        cold_start_timeout: Duration::from_secs(60),
+    };
+    let wanted = ScaleSettings::Utilization(defaults.clone());
+    assert_eq!(read_one(json!({"type": "target_utilization", "maxInstances": 4})), wanted);
+    let all = json!({"type": "target_utilization", "minInstances": 0, "maxInstances": 4, "targetUtilizationPercentage": 50,
+                     "pollingInterval": "250ms", "idleBeforeZero": "5m", "coldStartTimeoutMs": 2000});
+    let wanted = Utilization {
+        min: 0,
+        target_percent: 50,
+        interval: Duration::from_millis(250),
+        idle_before_zero: Duration::from_secs(300),
+        cold_start_timeout: Duration::from_secs(2),
+        ..defaults
+    };
+    assert_eq!(read_one(all), ScaleSettings::Utilization(wanted));
+    let kind = "target_utilization";
+    refused(scale(json!({"type": kind, "instanceCount": 2})), &path("instanceCount"), &["only for `type: default`"]);
+    refused(scale(json!({"type": kind, "idleBeforeZero": "5m"})), &path("idleBeforeZero"), &["`minInstances: 0`"]);
+    let zero = |name: &str, value: Value| scale(json!({"type": kind, "minInstances": 0, name: value}));
+    refused(zero("idleBeforeZero", json!("1ms")), &path("idleBeforeZero"), &["is 1ms", "1s and 24h"]);
+    refused(zero("coldStartTimeoutMs", json!(0)), &path("coldStartTimeoutMs"), &["between 1 and 600000"]);
+    let document = with("/spec/deployments/0/scaleSettings", json!({"type": kind}));
+    refused(document, "spec.deployments[0].scaleSettings.type", &["fixed addresses", "`process`"]);
 }
 
 #[test]
@@ -476,9 +512,6 @@ fn what_this_version_cannot_do_is_refused() {
     let target =
         json!({"name": "blue", "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "m"}, "port": 1});
     says(with("/spec/deployments/0", target), "spec.deployments[0].targetRef", "`instances`");
-    let scale = json!({"type": "target_utilization", "minInstances": 1, "maxInstances": 3});
-    let document = with("/spec/deployments/1/scaleSettings", scale);
-    says(document, "spec.deployments[1].scaleSettings.type", "use `type: default` with `instanceCount`");
     let collector = json!({"collections": {"response": {"enabled": true}}});
     says(with("/spec/deployments/1/dataCollector", collector), "spec.deployments[1].dataCollector", "false");
 }

@@ -33,13 +33,6 @@ const OF_DEPLOYMENTS: &[Feature<RawDeployment>] = &[
         |deployment| deployment.target_ref.is_some(),
         "is not supported by this version; list the addresses of the replicas in `instances`",
     ),
-    (
-        "scaleSettings.type",
-        |deployment| {
-            deployment.scale_settings.as_ref().and_then(|scale| scale.kind.as_deref()) == Some("target_utilization")
-        },
-        "`target_utilization` is not supported by this version; use `type: default` with `instanceCount`",
-    ),
     ("dataCollector", collects, "is not supported by this version; remove it, or set every `enabled` to false"),
 ];
 

@@ -1,0 +1,137 @@
+//! Several settings beside each other.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::model::endpoint::{Deployment, ScaleSettings, Utilization, defaults};
+
+/// Most settings that are compared at once.
+const MOST: usize = 200;
+
+/// One setting, and the values it takes.
+#[derive(Debug, Clone)]
+pub(super) struct Axis {
+    setting: Setting,
+    values: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Setting {
+    Target,
+    Min,
+    Max,
+    Concurrent,
+    QueueMs,
+}
+
+/// Each with its word, and the values it may have.
+const SETTINGS: [(&str, Setting, std::ops::RangeInclusive<u32>); 5] = [
+    ("target", Setting::Target, 1..=100),
+    ("min", Setting::Min, 0..=1_000),
+    ("max", Setting::Max, 1..=1_000),
+    ("concurrent", Setting::Concurrent, 1..=1_000_000),
+    ("queue-ms", Setting::QueueMs, 0..=300_000),
+];
+
+/// Reads `target=50,70`.
+pub(super) fn axis(text: &str) -> Result<Axis, String> {
+    let known: Vec<&str> = SETTINGS.iter().map(|(word, ..)| *word).collect();
+    let (name, values) = text.split_once('=').ok_or_else(|| format!("write it as `target=50,70`, not `{text}`"))?;
+    let (_, setting, range) = SETTINGS
+        .into_iter()
+        .find(|(word, ..)| *word == name)
+        .ok_or_else(|| format!("`{name}` cannot be compared; these can: {}", known.join(", ")))?;
+    let value = |text: &str| {
+        let value = text.trim().parse().ok().filter(|value| range.contains(value));
+        value.ok_or_else(|| format!("`{text}` is not a number from {} to {}", range.start(), range.end()))
+    };
+    Ok(Axis { setting, values: values.split(',').map(value).collect::<Result<_, String>>()? })
+}
+
+/// A deployment in variants.
+pub(super) struct Variants {
+    /// What is compared.
+    pub(super) names: Vec<&'static str>,
+    /// The values of that, and the deployment with them.
+    pub(super) all: Vec<(Vec<u32>, Deployment)>,
+}
+
+impl Variants {
+    /// Each value of each axis with each of the others.
+    ///
+    /// # Errors
+    /// What does not go together.
+    pub(super) fn of(deployment: &Deployment, axes: &[Axis]) -> Result<Self, String> {
+        let names: Vec<&'static str> = axes.iter().map(Axis::word).collect();
+        if axes.iter().enumerate().any(|(index, axis)| axes[..index].iter().any(|other| other.setting == axis.setting))
+        {
+            return Err("each name may be there once; write its values with commas".to_owned());
+        }
+        if axes.iter().map(|axis| axis.values.len()).product::<usize>() > MOST {
+            return Err(format!("at most {MOST} combinations"));
+        }
+        let mut all = vec![(Vec::new(), deployment.clone())];
+        for axis in axes {
+            let with = |(values, deployment): &(Vec<u32>, Deployment)| {
+                let one = |value: &u32| {
+                    let mut deployment = deployment.clone();
+                    axis.setting.set(&mut deployment, *value);
+                    ([values.as_slice(), &[*value]].concat(), deployment)
+                };
+                axis.values.iter().map(one).collect::<Vec<_>>()
+            };
+            all = all.iter().flat_map(with).collect();
+        }
+        // Where the document does not say how few or how many, that gives way to what is compared.
+        for (_, deployment) in &mut all {
+            if let ScaleSettings::Utilization(settings) = &mut deployment.scale
+                && settings.min > settings.max
+            {
+                match (names.contains(&"min"), names.contains(&"max")) {
+                    (true, true) => return Err("a `min` is more than a `max`".to_owned()),
+                    (true, false) => settings.max = settings.min,
+                    (false, _) => settings.min = settings.max,
+                }
+            }
+        }
+        Ok(Self { names, all })
+    }
+}
+
+impl Axis {
+    fn word(&self) -> &'static str {
+        SETTINGS.iter().find(|(_, setting, _)| *setting == self.setting).map_or("", |(word, ..)| word)
+    }
+}
+
+impl Setting {
+    fn set(self, deployment: &mut Deployment, value: u32) {
+        match self {
+            Self::Concurrent => {
+                deployment.requests.max_concurrent_per_instance = NonZeroU32::new(value).unwrap_or(NonZeroU32::MIN)
+            }
+            Self::QueueMs => deployment.requests.max_queue_wait = Duration::from_millis(value.into()),
+            Self::Target => scaled(deployment, |it| it.target_percent = u8::try_from(value).unwrap_or(100)),
+            Self::Min => scaled(deployment, |it| it.min = value),
+            Self::Max => scaled(deployment, |it| it.max = value),
+        }
+    }
+}
+
+/// Changes its autoscaling; where it has a fixed number of replicas, it scales from 1 to that instead.
+fn scaled(deployment: &mut Deployment, change: impl FnOnce(&mut Utilization)) {
+    let instances = match &mut deployment.scale {
+        ScaleSettings::Utilization(settings) => return change(settings),
+        ScaleSettings::Fixed { instances } => *instances,
+    };
+    let mut settings = Utilization {
+        min: 1,
+        max: instances.max(1),
+        target_percent: u8::try_from(defaults::TARGET_UTILIZATION_PERCENTAGE).unwrap_or(100),
+        interval: defaults::POLLING_INTERVAL,
+        idle_before_zero: defaults::IDLE_BEFORE_ZERO,
+        cold_start_timeout: Duration::from_millis(defaults::COLD_START_TIMEOUT_MS.unsigned_abs()),
+    };
+    change(&mut settings);
+    deployment.scale = ScaleSettings::Utilization(settings);
+}

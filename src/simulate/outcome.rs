@@ -1,0 +1,151 @@
+//! What came of a simulation.
+
+use std::time::{Duration, Instant};
+
+use super::Scenario;
+use crate::policy::scale::Signals;
+
+/// What happened, summed up.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outcome {
+    /// Requests that came.
+    pub requests: u64,
+    /// Those that got a replica.
+    pub served: u64,
+    /// Those turned away: the queue was full, or the wait too long.
+    pub rejected: u64,
+    /// Those that took longer than `requestTimeoutMs`.
+    pub timed_out: u64,
+    /// How long those waited that got a replica, ascending, in microseconds.
+    waits: Vec<u32>,
+    /// Time that replicas worked, of the time they could have: each slot counts.
+    pub utilization: f64,
+    /// Replicas that were there, over time; starting and draining ones too.
+    pub replica_hours: f64,
+    /// Most replicas at a time.
+    pub most: u32,
+    /// How often the number of replicas was changed.
+    pub changes: u32,
+    /// What happened in each interval.
+    pub intervals: Vec<Interval>,
+}
+
+/// One interval between two decisions.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Interval {
+    /// Its end, from the beginning.
+    pub at: Duration,
+    /// Replicas asked for, after the decision.
+    pub desired: u32,
+    /// Replicas that took requests.
+    pub ready: u32,
+    /// Requests in flight and waiting, their mean.
+    pub demand: f64,
+    /// Requests that came.
+    pub requests: u64,
+    /// Requests turned away.
+    pub rejected: u64,
+}
+
+impl Outcome {
+    /// How long those waited at most that got a replica, in so many of a hundred cases.
+    pub fn wait(&self, percent: usize) -> Duration {
+        let place = (self.waits.len() * percent / 100).min(self.waits.len().saturating_sub(1));
+        Duration::from_micros(self.waits.get(place).copied().unwrap_or_default().into())
+    }
+
+    /// The longest wait of those that got a replica.
+    pub fn longest_wait(&self) -> Duration {
+        Duration::from_micros(self.waits.last().copied().unwrap_or_default().into())
+    }
+
+    /// Of all requests, the share turned away.
+    pub fn rejected_share(&self) -> f64 {
+        if self.requests == 0 { 0.0 } else { self.rejected as f64 / self.requests as f64 }
+    }
+}
+
+/// Sums up while things happen.
+pub(super) struct Recorder {
+    outcome: Outcome,
+    epoch: Instant,
+    /// Replicas there are, and up to when they are counted.
+    alive: i64,
+    counted: Instant,
+    replica_seconds: f64,
+    worked: f64,
+    slot_seconds: f64,
+    interval: Duration,
+    now: Interval,
+}
+
+impl Recorder {
+    pub(super) fn new(scenario: &Scenario, interval: Duration) -> Self {
+        Self {
+            outcome: Outcome::default(),
+            epoch: scenario.epoch,
+            alive: 0,
+            counted: scenario.epoch,
+            replica_seconds: 0.0,
+            worked: 0.0,
+            slot_seconds: 0.0,
+            interval,
+            now: Interval::default(),
+        }
+    }
+
+    pub(super) fn arrived(&mut self) {
+        self.outcome.requests += 1;
+        self.now.requests += 1;
+    }
+
+    pub(super) fn rejected(&mut self) {
+        self.outcome.rejected += 1;
+        self.now.rejected += 1;
+    }
+
+    pub(super) fn served(&mut self, waited: Duration, timed_out: bool) {
+        self.outcome.served += 1;
+        self.outcome.timed_out += u64::from(timed_out);
+        self.outcome.waits.push(u32::try_from(waited.as_micros()).unwrap_or(u32::MAX));
+    }
+
+    pub(super) fn worked(&mut self, time: Duration) {
+        self.worked += time.as_secs_f64();
+    }
+
+    /// So many more replicas, or fewer, from the beginning on.
+    pub(super) fn alive(&mut self, more: i64) {
+        self.alive += more;
+        self.outcome.most = self.outcome.most.max(u32::try_from(self.alive).unwrap_or_default());
+    }
+
+    /// The same, from now on.
+    pub(super) fn alive_at(&mut self, now: Instant, more: i64) {
+        self.replica_seconds += (now - self.counted).as_secs_f64() * self.alive as f64;
+        self.counted = now;
+        self.alive(more);
+    }
+
+    pub(super) fn interval(&mut self, now: Instant, desired: u32, ready: u32, slots: u64, signals: &Signals) {
+        let before = self.outcome.intervals.last().map(|interval| interval.desired);
+        self.outcome.changes += u32::from(before.is_some_and(|before| before != desired));
+        self.slot_seconds += slots as f64 * self.interval.as_secs_f64();
+        let this = std::mem::take(&mut self.now);
+        self.outcome.intervals.push(Interval {
+            at: now - self.epoch,
+            desired,
+            ready,
+            demand: signals.busy + signals.queued,
+            ..this
+        });
+    }
+
+    pub(super) fn finish(mut self, end: Instant) -> Outcome {
+        self.alive_at(end, 0);
+        self.outcome.replica_hours = self.replica_seconds / 3600.0;
+        self.outcome.utilization = if self.slot_seconds > 0.0 { self.worked / self.slot_seconds } else { 0.0 };
+        self.outcome.waits.sort_unstable();
+        self.outcome
+    }
+}

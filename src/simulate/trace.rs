@@ -1,0 +1,91 @@
+//! Requests that have been: of an access log of the router, or of a table.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Deserialize;
+
+use super::load::Arrival;
+
+/// The first line of a table.
+const HEADER: &str = "at_ms,service_ms";
+
+/// A request that has been.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Traced {
+    /// When it came, and how long a replica worked on it.
+    pub arrival: Arrival,
+    /// Which deployment got it; empty where that is not said.
+    pub deployment: String,
+}
+
+/// What of a line of the access log is needed.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Line {
+    time_generated: String,
+    #[serde(default)]
+    endpoint_name: String,
+    #[serde(default)]
+    deployment_name: String,
+    model_status_code: Option<u16>,
+    total_duration_ms: f64,
+    #[serde(default)]
+    queue_duration_ms: f64,
+}
+
+/// The requests of a text, in the order they came: lines of the access log, of which those of `endpoint` count, or a
+/// table `at_ms,service_ms` with a line for each request. Requests that no replica answered take as long as the others do
+/// in the mean.
+///
+/// # Errors
+/// What cannot be read, and how it should look.
+pub fn parse(text: &str, endpoint: &str) -> Result<Vec<Traced>, String> {
+    let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let mut traced = if first.trim().replace(' ', "") == HEADER { table(text)? } else { log(text, endpoint)? };
+    traced.sort_by_key(|traced| traced.arrival.at);
+    Ok(traced)
+}
+
+fn table(text: &str) -> Result<Vec<Traced>, String> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).skip(1);
+    let row = |(index, line): (usize, &str)| {
+        let wrong = || format!("line {}: `{line}` is not two numbers of milliseconds, as `{HEADER}` says", index + 1);
+        let (at, service) = line.split_once(',').ok_or_else(wrong)?;
+        let millis = |text: &str| {
+            let value: f64 = text.trim().parse().ok()?;
+            Duration::try_from_secs_f64(value / 1000.0).ok()
+        };
+        let (at, service) = millis(at).zip(millis(service)).ok_or_else(wrong)?;
+        Ok(Traced { arrival: Arrival { at, service }, deployment: String::new() })
+    };
+    let rows: Vec<Traced> = lines.map(row).collect::<Result<_, String>>()?;
+    if rows.is_empty() { Err("has no request below its first line".to_owned()) } else { Ok(rows) }
+}
+
+fn log(text: &str, endpoint: &str) -> Result<Vec<Traced>, String> {
+    // The access log shares its stream with the router's own.
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+    let lines: Vec<(SystemTime, Line)> = lines
+        .filter(|line| line.endpoint_name.eq_ignore_ascii_case(endpoint))
+        .filter_map(|line| {
+            let total = Duration::try_from_secs_f64(line.total_duration_ms / 1000.0).ok()?;
+            // Lines are written when a request has ended.
+            Some((humantime::parse_rfc3339(&line.time_generated).ok()?.checked_sub(total)?, line))
+        })
+        .collect();
+    let begin = lines.iter().map(|(at, _)| *at).min().ok_or_else(|| {
+        format!(
+            "has no request of the endpoint {endpoint}; it must be the router's access log, or begin with `{HEADER}`"
+        )
+    })?;
+    let held = |line: &Line| (line.total_duration_ms - line.queue_duration_ms).max(0.0) / 1000.0;
+    let answered: Vec<f64> =
+        lines.iter().filter(|(_, line)| line.model_status_code.is_some()).map(|(_, line)| held(line)).collect();
+    let mean = answered.iter().sum::<f64>() / answered.len().max(1) as f64;
+    let traced = lines.into_iter().map(|(at, line)| {
+        let seconds = if line.model_status_code.is_some() { held(&line) } else { mean };
+        let at = at.duration_since(begin).unwrap_or_default();
+        Traced { arrival: Arrival { at, service: Duration::from_secs_f64(seconds) }, deployment: line.deployment_name }
+    });
+    Ok(traced.collect())
+}

@@ -1,0 +1,55 @@
+//! Waiting for a slot.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::{NoSlot, Slot, Slots};
+use crate::policy::admit::Ticket;
+
+/// What [`Slots::acquire`] gives.
+#[derive(Debug)]
+pub enum Acquired {
+    /// Go ahead.
+    Slot(Slot),
+    /// Wait for it.
+    Waiting(Waiting),
+}
+
+/// A place in the queue; given up when dropped.
+#[derive(Debug)]
+pub struct Waiting {
+    pub(super) slots: Arc<Slots>,
+    pub(super) ticket: Ticket,
+    pub(super) deadline: Instant,
+    pub(super) slot: oneshot::Receiver<Slot>,
+}
+
+impl Waiting {
+    /// Waits for a slot, until the deadline.
+    ///
+    /// # Errors
+    /// [`NoSlot`] when the deadline passes first.
+    pub async fn slot(mut self) -> Result<Slot, NoSlot> {
+        match tokio::time::timeout_at(self.deadline.into(), &mut self.slot).await {
+            Ok(Ok(slot)) => Ok(slot),
+            // The sender lives in the queue until it is used or this waiter leaves.
+            Ok(Err(_)) | Err(_) => Err(self.slots.give_up(self.ticket, Instant::now())),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut inner = self.slots.lock();
+        inner.pass(Instant::now());
+        let left = inner.admission.leave(self.ticket);
+        if left.is_some() {
+            inner.tally.left();
+        }
+        drop(inner);
+        drop(left);
+        // A slot that was granted in the meantime is in the channel, and goes back when that is dropped.
+    }
+}

@@ -1,0 +1,168 @@
+//! Local replicas that come and go with the load. That none gets more than it may, the models themselves say.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::client::{Caller, SHORT, head};
+use crate::load::Load;
+use crate::processes::{models, questions};
+use crate::program::{Program, endpoint};
+use crate::{LOOK, soon};
+
+/// What a replica takes at a time.
+const EACH: u64 = 2;
+/// Fewer replicas are wanted only after a minute.
+const LINGERS: Duration = Duration::from_secs(60);
+
+/// A deployment of the sample model, decided on ten times a second.
+fn document(scale: &str) -> String {
+    endpoint(&[format!(
+        "{{name: blue, process: {{command: [inference-router, model-server, --port, \"{{port}}\", --concurrency, \
+         \"{EACH}\", --delay-ms, \"40\"]}}, requestSettings: {{maxConcurrentRequestsPerInstance: {EACH}, \
+         maxQueueWaitMs: 20000}}, scaleSettings: {{type: target_utilization, pollingInterval: 100ms, {scale}}}}}"
+    )])
+}
+
+/// Waits until there are so many replicas, all of them ready.
+async fn until_ready(router: &mut Program, count: u64) {
+    router
+        .until(&format!("{count} ready replicas"), |all| {
+            let [ready, desired] = ["readyReplicas", "desiredReplicas"].map(|name| all[0][name].as_u64());
+            ready == Some(count) && desired == Some(count) && all[0]["pendingReplicas"] == 0
+        })
+        .await;
+}
+
+/// Waits until so many processes run: those that are stopped take their time.
+async fn until_run(router: &Program, count: usize) {
+    soon(&format!("{count} processes"), async {
+        while models(router).len() != count {
+            tokio::time::sleep(LOOK).await;
+        }
+    })
+    .await;
+}
+
+/// How the number of replicas has changed, each with its reason.
+async fn changes(router: &mut Program) -> Vec<(u64, u64, String)> {
+    let all = router.deployments().await;
+    let changes = all[0]["autoscaling"]["changes"].as_array().unwrap().clone();
+    let one = |change: &Value| {
+        let number = |name: &str| change[name].as_u64().unwrap();
+        (number("from"), number("to"), change["reason"].as_str().unwrap().to_owned())
+    };
+    changes.iter().map(one).collect()
+}
+
+/// The models say when they get more than they can take at a time.
+fn nobody_got_too_much(router: &Program) {
+    let log = router.log();
+    let line = log.lines().find(|line| line.contains("waits in line"));
+    assert_eq!(line, None, "a replica got more than it may");
+}
+
+#[tokio::test]
+async fn replicas_follow_the_load_up_and_down_and_no_request_fails() {
+    let mut router = Program::start(document("minInstances: 1, maxInstances: 4"), "").await;
+    until_ready(&mut router, 1).await;
+    let questions = questions(&router).await;
+    let light = Load::start(router.scoring, 1, questions);
+    let heavy = Load::start(router.scoring, 16, self::questions(&router).await);
+    until_ready(&mut router, 4).await;
+    heavy.go_on_for(300).await;
+    heavy.stop().await.only(&[]);
+    let quiet = Instant::now();
+    // Somebody goes on asking while replicas are drained and stopped.
+    while changes(&mut router).await.iter().all(|(from, to, _)| from < to) {
+        light.go_on_for(5).await;
+        assert!(quiet.elapsed() < 2 * LINGERS, "no replica goes");
+    }
+    assert!(quiet.elapsed() > LINGERS - Duration::from_secs(5), "{:?}", quiet.elapsed());
+    until_ready(&mut router, 1).await;
+    light.go_on_for(20).await;
+    light.stop().await.only(&[]);
+    let changes = changes(&mut router).await;
+    let (up, down): (Vec<_>, Vec<_>) = changes.iter().partition(|(from, to, _)| from < to);
+    assert!(up.iter().all(|(.., why)| why == "more_demand"), "{changes:?}");
+    assert!(down.iter().all(|(.., why)| why == "less_demand"), "{changes:?}");
+    let log = router.log();
+    assert!(log.contains("replicas: another number") && log.contains("less_demand"), "{log}");
+    let ups = router.metric("autoscaler_decisions_total", &["\"up\"", "\"more_demand\""]).await;
+    assert_eq!(ups as usize, up.len());
+    assert_eq!(router.metric("autoscaler_desired_replicas", &["blue"]).await, 1.0);
+    nobody_got_too_much(&router);
+    until_run(&router, 1).await;
+}
+
+#[tokio::test]
+async fn replicas_are_killed_and_settings_changed_while_it_scales() {
+    let mut router = Program::start(document("minInstances: 1, maxInstances: 4"), "").await;
+    until_ready(&mut router, 1).await;
+    let load = Load::start(router.scoring, 16, questions(&router).await);
+    router.until("another one is wanted", |all| all[0]["desiredReplicas"].as_u64() > Some(1)).await;
+    // One that serves, or one that is starting: whichever is first.
+    kill_process(Pid::from_raw(models(&router)[0] as i32).unwrap(), Signal::KILL).unwrap();
+    until_ready(&mut router, 4).await;
+    load.go_on_for(100).await;
+    let tally = load.stop().await;
+    tally.only(&["502 replica_closed", SHORT]);
+    assert!(tally.times("502 replica_closed") + tally.times(SHORT) <= EACH, "{tally:?}");
+    // Fewer are allowed at once, more later: nothing fails for that.
+    let load = Load::start(router.scoring, 16, questions(&router).await);
+    std::fs::write(router.document(), document("minInstances: 1, maxInstances: 2")).unwrap();
+    until_ready(&mut router, 2).await;
+    load.go_on_for(100).await;
+    std::fs::write(router.document(), document("minInstances: 3, maxInstances: 3")).unwrap();
+    until_ready(&mut router, 3).await;
+    load.go_on_for(100).await;
+    load.stop().await.only(&[]);
+    let why: Vec<String> = changes(&mut router).await.into_iter().map(|(.., why)| why).collect();
+    assert!(why.contains(&"maximum".to_owned()), "{why:?}");
+    nobody_got_too_much(&router);
+}
+
+#[tokio::test]
+async fn the_first_request_starts_a_replica_and_the_last_replica_goes_when_nobody_asks() {
+    let mut router = Program::start(document("minInstances: 0, maxInstances: 2, idleBeforeZero: 1s"), "").await;
+    until_ready(&mut router, 0).await;
+    for _ in 0..2 {
+        // Twelve at once, as far as the clients are: all wait for the same start.
+        let body = b"{\"data\": [[1,2,3,4,5,6,7,8,9,10]]}";
+        let request = [head("score", "", body.len()).as_bytes(), body].concat();
+        let mut asked = tokio::task::JoinSet::new();
+        for _ in 0..12 {
+            let (mut caller, request) = (Caller::new(router.scoring), request.clone());
+            asked.spawn(async move {
+                caller.connect().await.unwrap();
+                soon("an answer", caller.exchange(&request)).await.unwrap().status()
+            });
+        }
+        assert_eq!(asked.join_all().await, [200; 12]);
+        until_ready(&mut router, 0).await;
+        until_run(&router, 0).await;
+    }
+    let changes = changes(&mut router).await;
+    assert_eq!(changes.first(), Some(&(0, 1, "cold_start".to_owned())), "{changes:?}");
+    assert_eq!(changes.last().map(|(_, to, why)| (*to, why.as_str())), Some((0, "idle")), "{changes:?}");
+    nobody_got_too_much(&router);
+}
+
+#[tokio::test]
+async fn a_replica_that_does_not_start_is_waited_for_so_long_and_no_longer() {
+    let never = "minInstances: 0, maxInstances: 1, coldStartTimeoutMs: 1500";
+    let document = document(never).replace("--delay-ms, \"40\"]", "--delay-ms, \"40\"], readinessPath: /nothing");
+    let router = Program::start(document, "").await;
+    let body = b"{\"data\": [[1,2,3,4,5,6,7,8,9,10]]}";
+    let request = [head("score", "", body.len()).as_bytes(), body].concat();
+    let mut caller = Caller::new(router.scoring);
+    caller.connect().await.unwrap();
+    let asked = Instant::now();
+    let answer = soon("an answer", caller.exchange(&request)).await.unwrap();
+    assert_eq!(answer.status(), 503, "{answer:?}");
+    assert!(String::from_utf8_lossy(&answer.body).contains("no_ready_replica"), "{answer:?}");
+    assert!(asked.elapsed() >= Duration::from_millis(1500), "{:?}", asked.elapsed());
+    let retry_after: u64 = answer.field("retry-after").unwrap().parse().unwrap();
+    assert!((1..=3).contains(&retry_after), "as long again as it has taken: {retry_after}");
+}
