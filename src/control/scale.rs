@@ -170,10 +170,11 @@ impl<T: Target> Scaler<T> {
         };
         match why_not {
             None => {
-                let (rejected, waiting) = (signals.rejected_per_second, signals.waiting);
+                let percent = utilization.map(|ratio| (ratio * 100.0).round());
+                let [demand, rejected] = [demand, signals.rejected_per_second].map(|value| format!("{value:.1}"));
                 tracing::info!(
-                    %endpoint, %deployment, before, wanted, reason = reason.word(), demand, utilization, rejected, waiting,
-                    "replicas: another number"
+                    %endpoint, %deployment, before, wanted, reason = reason.word(), demand, utilization_percent = percent,
+                    rejected_per_second = rejected, waiting = signals.waiting, "replicas: another number"
                 );
                 self.metrics.scaled(endpoint.as_str(), deployment.as_str(), wanted > before, reason.word());
                 scaling.done(decision);

@@ -103,12 +103,14 @@ pub fn decide(
     let replicas = |demand: f64| (demand / each * (1.0 - 1e-5)).ceil().max(0.0) as u32;
     let Estimate { likely, high } = history.estimate();
     let demanded = replicas(likely);
-    let is_asked_for = waiting > 0 || demanded > 0;
-    if current == 0 && is_asked_for {
-        return (demanded.clamp(1, settings.max), Reason::ColdStart);
+    let is_active = waiting > 0 || history.is_active();
+    if current == 0 && is_active {
+        return (demanded.clamp(settings.min.max(1), settings.max), Reason::ColdStart);
     }
-    let is_idle = !is_asked_for && (current == 0 || history.idle_for(now) >= settings.idle_before_zero);
-    let least = if is_idle { settings.min } else { settings.min.max(1) };
+    if settings.min == 0 && !is_active && (current == 0 || history.idle_for(now) >= settings.idle_before_zero) {
+        return (0, if current == 0 { Reason::Fits } else { Reason::Idle });
+    }
+    let least = settings.min.max(1);
     if current < least {
         return (least, Reason::Minimum);
     }
@@ -118,9 +120,6 @@ pub fn decide(
     if demanded > current {
         let wanted = demanded.min(settings.max);
         return (wanted, if wanted == current { Reason::Maximum } else { Reason::MoreDemand });
-    }
-    if is_idle && current > 0 && least == 0 {
-        return (0, Reason::Idle);
     }
     let fewer = replicas(high).max(least);
     if fewer >= current {

@@ -76,11 +76,12 @@ pub(super) struct Recorder {
     worked: f64,
     slot_seconds: f64,
     interval: Duration,
+    desired: u32,
     now: Interval,
 }
 
 impl Recorder {
-    pub(super) fn new(scenario: &Scenario, interval: Duration) -> Self {
+    pub(super) fn new(scenario: &Scenario, interval: Duration, desired: u32) -> Self {
         Self {
             outcome: Outcome::default(),
             epoch: scenario.epoch,
@@ -90,6 +91,7 @@ impl Recorder {
             worked: 0.0,
             slot_seconds: 0.0,
             interval,
+            desired,
             now: Interval::default(),
         }
     }
@@ -128,8 +130,8 @@ impl Recorder {
     }
 
     pub(super) fn interval(&mut self, now: Instant, desired: u32, ready: u32, slots: u64, signals: &Signals) {
-        let before = self.outcome.intervals.last().map(|interval| interval.desired);
-        self.outcome.changes += u32::from(before.is_some_and(|before| before != desired));
+        self.outcome.changes += u32::from(self.desired != desired);
+        self.desired = desired;
         self.slot_seconds += slots as f64 * self.interval.as_secs_f64();
         let this = std::mem::take(&mut self.now);
         self.outcome.intervals.push(Interval {

@@ -78,7 +78,7 @@ impl<'s> World<'s> {
             desired,
             starting: VecDeque::new(),
             started: 0,
-            recorder: Recorder::new(scenario, interval),
+            recorder: Recorder::new(scenario, interval, desired),
         };
         // Those there are at the beginning have started before.
         for _ in 0..desired {

@@ -65,7 +65,12 @@ fn replicas(area: &Area<'_>, deployment: &Deployment, intervals: &[Interval]) ->
         .draw_series(LineSeries::new(demand, DEMAND.stroke_width(1)))?
         .label("demand, in replicas at 100 %")
         .legend(line(DEMAND));
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
     Ok(())
 }
 

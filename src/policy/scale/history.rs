@@ -41,6 +41,8 @@ pub struct History {
     estimate: Estimate,
     /// When there was last a request.
     active: Instant,
+    /// Whether there was one in the last interval.
+    is_active: bool,
     /// Of those that were turned away, and of all that came.
     rejected: Spread,
     offered: Spread,
@@ -90,6 +92,7 @@ impl History {
             samples: VecDeque::new(),
             estimate: Estimate::default(),
             active: now,
+            is_active: false,
             rejected: Spread::default(),
             offered: Spread::default(),
         }
@@ -97,7 +100,8 @@ impl History {
 
     /// Takes note of the last interval.
     pub fn note(&mut self, signals: &Signals, now: Instant) {
-        if signals.busy > 0.0 || signals.arrived_per_second > 0.0 || signals.waiting > 0 {
+        self.is_active = signals.busy > 0.0 || signals.arrived_per_second > 0.0 || signals.waiting > 0;
+        if self.is_active {
             self.active = now;
         }
         let (work, squares) = (signals.work as f32, signals.squares as f32);
@@ -130,6 +134,11 @@ impl History {
         let wanted = self.lingering(time);
         let newest = self.samples.iter().rev().take(wanted);
         (self.samples.len() >= wanted).then(|| newest.map(|sample| f64::from(sample.estimated)).fold(0.0, f64::max))
+    }
+
+    /// Whether there was a request in the last interval.
+    pub fn is_active(&self) -> bool {
+        self.is_active
     }
 
     /// How long there has been no request.

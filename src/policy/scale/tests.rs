@@ -121,6 +121,14 @@ fn the_last_replica_goes_when_nobody_has_asked_and_the_first_request_starts_one(
     assert_eq!(idle(599).decide(&zero, 1), (1, Reason::Fits));
     assert_eq!(idle(600).decide(&zero, 1), (0, Reason::Idle));
     assert_eq!(idle(600).decide(&settings(), 1), (1, Reason::Fits), "one always stays");
+    // Few requests long ago are no demand for ever.
+    let rare = (0..20).fold(Told::new(), |told, _| told.busy(1, 0.1).of(29, Signals::default()));
+    let soon = Utilization { idle_before_zero: Duration::from_secs(20), ..zero.clone() };
+    assert_eq!(rare.decide(&soon, 1), (0, Reason::Idle));
+    assert_eq!(rare.decide(&soon, 0), (0, Reason::Fits));
+    // Who could not even wait has asked all the same.
+    let refused = Signals { arrived_per_second: 1.0, rejected_per_second: 1.0, is_cold: true, ..Signals::default() };
+    assert_eq!(idle(700).of(1, refused).decide(&zero, 0), (1, Reason::ColdStart));
     let told = idle(700);
     assert_eq!(told.decide(&zero, 0), (0, Reason::Fits));
     assert_eq!(decide(&zero, 1, &told.history, 0, 1, told.now), (1, Reason::ColdStart));

@@ -112,8 +112,8 @@ async fn a_client_that_takes_nothing_of_its_answer_is_cut_off() {
     let tls = Tls::start_settings(&[&endpoint(&[model.address], "{}")], |settings| {
         settings.limits.body_idle_timeout = Duration::from_millis(200);
     });
+    // Counted from before its handshake on; whoever looks a moment later may find it gone already.
     let client = open(&tls, &request("POST", "{}")).await;
-    tls.metric_is("inference_router_connections{listener=\"scoring_tls\"}", 1.0).await;
     tls.metric_is("inference_router_connections{listener=\"scoring_tls\"}", 0.0).await;
     drop(client);
 }
