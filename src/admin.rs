@@ -133,13 +133,15 @@ fn describe_deployment(endpoint: &str, deployment: &Deployment, traffic: u8, sta
         (None, ScaleSettings::Fixed { instances }) => Some(*instances),
         (None, ScaleSettings::Utilization(_)) => None,
     };
+    let pending = status.pending(endpoint, name);
     json!({
         "name": name,
         "traffic": traffic,
         "source": source,
         "desiredReplicas": desired,
         "readyReplicas": now.ready,
-        "pendingReplicas": status.pending(endpoint, name),
+        "pendingReplicas": pending.count,
+        "problem": pending.problem,
         "replicas": replicas.collect::<Vec<Value>>(),
         "slots": {"busy": now.busy, "free": now.free, "draining": now.busy_draining},
         "queue": now.waiting,

@@ -1,11 +1,11 @@
 //! `simulate`: what a deployment's settings come to, before anybody depends on them.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -25,16 +25,16 @@ mod print;
 use compare::Variants;
 
 #[derive(Debug, Args)]
-#[command(next_line_help = true)]
+#[command(next_line_help = true, group = ArgGroup::new("load").required(true))]
 pub(super) struct Options {
     /// The endpoint's document.
     #[arg(long, value_name = "FILE")]
     endpoint: PathBuf,
     /// Requests that have been: an access log of this router, or a table that begins with `at_ms,service_ms`.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["rps", "service_ms", "shape", "even"], required_unless_present = "rps")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rps", "service_ms", "shape", "even"], group = "load")]
     trace: Option<PathBuf>,
     /// Requests a second: one number, or two, as `5..50`, for shapes that change between them.
-    #[arg(long, value_name = "N|N..M", value_parser = rate)]
+    #[arg(long, value_name = "N|N..M", value_parser = rate, group = "load")]
     rps: Option<(f64, f64)>,
     /// How requests come over time; `ramp` if `--rps` has two numbers.
     #[arg(long, value_enum)]
@@ -83,9 +83,15 @@ impl Options {
     pub(super) fn run(self) -> ExitCode {
         match self.simulate() {
             Ok(text) => {
-                // A reader that has seen enough is no failure.
-                let _ = write!(std::io::stdout(), "{text}");
-                ExitCode::from(DONE)
+                let mut out = std::io::stdout();
+                match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+                    // A reader that has seen enough is no failure.
+                    Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                        eprintln!("the outcome cannot be written: {error}");
+                        ExitCode::from(FAILED)
+                    }
+                    _ => ExitCode::from(DONE),
+                }
             }
             Err(Failed(what, code)) => {
                 eprintln!("{what}");
@@ -257,7 +263,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 fn minutes(text: &str) -> Result<f64, String> {
-    const MOST: f64 = 7.0 * 24.0 * 60.0;
+    const MOST: f64 = trace::LONGEST.as_secs() as f64 / 60.0;
     let fits = |minutes: &f64| *minutes > 0.0 && *minutes <= MOST;
     number(text).ok().filter(fits).ok_or_else(|| "it must be more than 0 and at most a week (10080)".to_owned())
 }

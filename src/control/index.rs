@@ -18,7 +18,7 @@ use crate::policy::split::Split;
 use crate::state::metrics::{DeploymentMetrics, Metrics};
 use crate::state::scaling::{Rules, Scaling};
 use crate::state::slots::Slots;
-use crate::state::status::Status;
+use crate::state::status::{Pending, Status};
 use crate::state::table::{Deployment, Endpoint, Published, Table};
 use crate::state::tls::Connector;
 use crate::state::tokens::Tokens;
@@ -55,8 +55,8 @@ struct Live {
     slots: Arc<Slots>,
     metrics: Arc<DeploymentMetrics>,
     replicas: HashMap<Source, ReplicaId>,
-    /// Processes that are started but not ready.
-    pending: Vec<ReplicaKey>,
+    /// Processes that are not ready yet, with what happened to each that is started again.
+    pending: BTreeMap<ReplicaKey, Option<String>>,
     /// Processes there should be.
     count: u32,
     /// What decides that; `None` where the document does.
@@ -150,25 +150,27 @@ impl Index {
     /// Takes note of a local process.
     pub fn process(&mut self, event: processes::Event) {
         match event {
-            processes::Event::Pending { key } => {
+            processes::Event::Pending { key, trouble } => {
                 if let Some(live) = self.live_of(&key) {
-                    live.pending.push(key);
+                    live.pending.insert(key, trouble);
                 }
             }
             processes::Event::Ready { key, address } => self.process_ready(key, address),
             processes::Event::Gone { key, drained } => self.process_gone(&key, drained),
         }
-        let count = |((endpoint, deployment), live): (&(Name, Name), &Live)| {
-            ((endpoint.as_str().to_owned(), deployment.as_str().to_owned()), live.pending.len())
+        let pending = |((endpoint, deployment), live): (&(Name, Name), &Live)| {
+            let problem = live.pending.values().flatten().next().cloned();
+            let pending = Pending { count: live.pending.len(), problem };
+            ((endpoint.as_str().to_owned(), deployment.as_str().to_owned()), pending)
         };
-        self.status.set_pending(self.live.iter().map(count).collect());
+        self.status.set_pending(self.live.iter().map(pending).collect());
         self.forget();
     }
 
     fn process_ready(&mut self, key: ReplicaKey, address: SocketAddr) {
         let id = self.next_replica();
         if let Some(live) = self.live_of(&key) {
-            live.pending.retain(|pending| *pending != key);
+            live.pending.remove(&key);
             let at = live.slots.add(id, &address.to_string());
             live.replicas.insert(Source::Process(key), at);
         }
@@ -176,7 +178,7 @@ impl Index {
 
     fn process_gone(&mut self, key: &ReplicaKey, drained: Option<oneshot::Sender<()>>) {
         let Some(live) = self.live_of(key) else { return };
-        live.pending.retain(|pending| pending != key);
+        live.pending.remove(key);
         if let Some(at) = live.replicas.remove(&Source::Process(key.clone())) {
             live.slots.remove(at, drained);
         }
@@ -220,7 +222,7 @@ impl Index {
             slots: Slots::new(&spec.requests),
             metrics: Arc::new(metrics.deployment(endpoint.as_str(), spec.name.as_str())),
             replicas: HashMap::new(),
-            pending: Vec::new(),
+            pending: BTreeMap::new(),
             count: 0,
             scaling: None,
         });
@@ -240,7 +242,8 @@ impl Index {
         }
     }
 
-    /// Drops what is left of deployments that are gone, once nothing is in flight or waiting there.
+    /// Drops what is left of deployments that are gone, once nothing is in flight there, and has nobody wait for a
+    /// replica that will not come.
     fn forget(&mut self) {
         let endpoints = &self.endpoints;
         if self.live.len() == endpoints.values().map(|endpoint| endpoint.deployments.len()).sum::<usize>() {
@@ -249,9 +252,13 @@ impl Index {
         }
         self.live.retain(|(endpoint, deployment), live| {
             let wanted = endpoints.get(endpoint.key()).is_some_and(|e| e.deployment(deployment.key()).is_some());
+            if wanted {
+                return true;
+            }
+            live.slots.abandon();
             let processes = live.replicas.keys().any(|source| matches!(source, Source::Process(_)));
             let now = live.slots.occupancy();
-            wanted || processes || !live.pending.is_empty() || now.busy + now.busy_draining + now.waiting > 0
+            processes || !live.pending.is_empty() || now.busy + now.busy_draining + now.waiting > 0
         });
     }
 }

@@ -210,6 +210,11 @@ impl<W> Admission<W> {
         self.queue.remove(place).map(|waiter| waiter.waiter)
     }
 
+    /// Takes all waiters out of the queue.
+    pub fn dismiss(&mut self) -> Vec<W> {
+        self.queue.drain(..).map(|waiter| waiter.waiter).collect()
+    }
+
     /// A slot comes back after `held`. Returns who gets it, and whether the replica, which was on its way out, is gone.
     pub fn release(&mut self, id: ReplicaId, held: Duration) -> (Option<Grant<W>>, bool) {
         let replica = &mut self.replicas[id.index()];

@@ -10,12 +10,14 @@ use crate::policy::scale::Signals;
 pub struct Outcome {
     /// Requests that came.
     pub requests: u64,
-    /// Those that got a replica.
+    /// Those that were answered.
     pub served: u64,
     /// Those turned away: the queue was full, or the wait too long.
     pub rejected: u64,
     /// Those that took longer than `requestTimeoutMs`.
     pub timed_out: u64,
+    /// Those that were waiting or worked on at the end.
+    pub unfinished: u64,
     /// How long those waited that got a replica, ascending, in microseconds.
     waits: Vec<u32>,
     /// Time that replicas worked, of the time they could have: each slot counts.
@@ -106,14 +108,19 @@ impl Recorder {
         self.now.rejected += 1;
     }
 
-    pub(super) fn served(&mut self, waited: Duration, timed_out: bool) {
-        self.outcome.served += 1;
-        self.outcome.timed_out += u64::from(timed_out);
+    /// A request got a replica.
+    pub(super) fn granted(&mut self, waited: Duration) {
         self.outcome.waits.push(u32::try_from(waited.as_micros()).unwrap_or(u32::MAX));
     }
 
-    pub(super) fn worked(&mut self, time: Duration) {
+    /// A replica has worked so long on a request.
+    pub(super) fn worked(&mut self, time: Duration, timed_out: bool) {
         self.worked += time.as_secs_f64();
+        if timed_out {
+            self.outcome.timed_out += 1;
+        } else {
+            self.outcome.served += 1;
+        }
     }
 
     /// So many more replicas, or fewer, from the beginning on.
@@ -143,8 +150,9 @@ impl Recorder {
         });
     }
 
-    pub(super) fn finish(mut self, end: Instant) -> Outcome {
+    pub(super) fn finish(mut self, end: Instant, unfinished: u64) -> Outcome {
         self.alive_at(end, 0);
+        self.outcome.unfinished = unfinished;
         self.outcome.replica_hours = self.replica_seconds / 3600.0;
         self.outcome.utilization = if self.slot_seconds > 0.0 { self.worked / self.slot_seconds } else { 0.0 };
         self.outcome.waits.sort_unstable();

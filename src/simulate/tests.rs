@@ -205,6 +205,16 @@ fn a_cold_start_that_takes_too_long_turns_away() {
     assert_eq!((outcome.served, outcome.rejected), (0, 1));
 }
 
+/// Who is turned away while it starts comes back when it should be there, and finds it.
+#[test]
+fn a_start_longer_than_the_idle_time_is_seen_through() {
+    let mut scenario = scenario(|scale, _| (scale.min, scale.idle_before_zero) = (0, MINUTE / 4));
+    scenario.start = 3 * MINUTE;
+    let one = |minutes| Arrival { at: MINUTE * minutes + MINUTE / 10, service: MINUTE / 60 };
+    let outcome = scenario.run([one(1), one(4), one(10)]);
+    assert_eq!((outcome.served, outcome.rejected), (1, 2), "{outcome:?}");
+}
+
 #[test]
 fn the_same_seed_is_the_same_outcome() {
     let scenario = scenario(as_it_is);
@@ -223,7 +233,7 @@ fn a_fixed_number_stays_and_every_request_is_accounted_for() {
     scenario.time = 10 * MINUTE;
     let load = Load::new(steady(20.0), Pattern::Random, all_take(200), scenario.time - MINUTE, 1);
     let outcome = scenario.run(load);
-    assert_eq!(outcome.requests, outcome.served + outcome.rejected);
+    assert_eq!((outcome.requests, outcome.unfinished), (outcome.served + outcome.rejected, 0));
     assert!((0.4..0.6).contains(&outcome.rejected_share()), "two replicas serve ten a second");
     assert!((outcome.replica_hours - 2.0 * 10.0 / 60.0).abs() < 1e-6, "{}", outcome.replica_hours);
     assert!((0.85..0.91).contains(&outcome.utilization), "a minute of ten is without load: {}", outcome.utilization);

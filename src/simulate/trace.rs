@@ -1,6 +1,6 @@
 //! Requests that have been: of an access log of the router, or of a table.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 
@@ -8,6 +8,8 @@ use super::load::Arrival;
 
 /// The first line of a table.
 const HEADER: &str = "at_ms,service_ms";
+/// The longest time that is simulated: a week.
+pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A request that has been.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,16 +35,33 @@ struct Line {
     queue_duration_ms: f64,
 }
 
-/// The requests of a text, in the order they came: lines of the access log, of which those of `endpoint` count, or a
-/// table `at_ms,service_ms` with a line for each request. Requests that no replica answered take as long as the others do
-/// in the mean.
+/// The requests of a text, in the order they came, the first at 0: lines of the access log, of which those of `endpoint`
+/// count, or a table `at_ms,service_ms` with a line for each request, whatever its times count from. Requests that no
+/// replica answered take as long as the others do in the mean.
 ///
 /// # Errors
-/// What cannot be read, and how it should look.
+/// What cannot be read, and how it should look; or that it is longer than [`LONGEST`].
 pub fn parse(text: &str, endpoint: &str) -> Result<Vec<Traced>, String> {
+    // Spreadsheets begin what they write with a mark of its encoding.
+    let text = text.trim_start_matches('\u{feff}');
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    let mut traced = if first.trim().replace(' ', "") == HEADER { table(text)? } else { log(text, endpoint)? };
+    let columns = first.replace([' ', '\t', '\r'], "");
+    let mut traced = match columns.strip_prefix(HEADER) {
+        Some("") => table(text)?,
+        Some(_) => return Err(format!("its first line must be `{HEADER}` and no more, not `{}`", first.trim())),
+        None => log(text, endpoint)?,
+    };
     traced.sort_by_key(|traced| traced.arrival.at);
+    let begin = traced.first().map(|first| first.arrival.at).unwrap_or_default();
+    traced.iter_mut().for_each(|traced| traced.arrival.at -= begin);
+    let last = traced.iter().map(|traced| traced.arrival.at.max(traced.arrival.service)).max().unwrap_or_default();
+    if last > LONGEST {
+        return Err(
+            "spans more than a week, or a request takes that long: leave out what is too early, too late or too \
+                    long; times are milliseconds"
+                .to_owned(),
+        );
+    }
     Ok(traced)
 }
 
@@ -73,19 +92,22 @@ fn log(text: &str, endpoint: &str) -> Result<Vec<Traced>, String> {
             Some((humantime::parse_rfc3339(&line.time_generated).ok()?.checked_sub(total)?, line))
         })
         .collect();
-    let begin = lines.iter().map(|(at, _)| *at).min().ok_or_else(|| {
-        format!(
+    if lines.is_empty() {
+        return Err(format!(
             "has no request of the endpoint {endpoint}; it must be the router's access log, or begin with `{HEADER}`"
-        )
-    })?;
+        ));
+    }
     let held = |line: &Line| (line.total_duration_ms - line.queue_duration_ms).max(0.0) / 1000.0;
     let answered: Vec<f64> =
         lines.iter().filter(|(_, line)| line.model_status_code.is_some()).map(|(_, line)| held(line)).collect();
     let mean = answered.iter().sum::<f64>() / answered.len().max(1) as f64;
     let traced = lines.into_iter().map(|(at, line)| {
         let seconds = if line.model_status_code.is_some() { held(&line) } else { mean };
-        let at = at.duration_since(begin).unwrap_or_default();
+        let at = at.duration_since(UNIX_EPOCH).unwrap_or_default();
         Traced { arrival: Arrival { at, service: Duration::from_secs_f64(seconds) }, deployment: line.deployment_name }
     });
     Ok(traced.collect())
 }
+
+#[cfg(test)]
+mod tests;

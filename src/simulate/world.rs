@@ -10,7 +10,7 @@ use super::Scenario;
 use super::load::Arrival;
 use super::outcome::{Outcome, Recorder};
 use crate::model::endpoint::{ScaleSettings, Utilization};
-use crate::policy::admit::{Admission, Arrival as Answer, Avoid, Grant, ReplicaId, Rules, Ticket};
+use crate::policy::admit::{Admission, Arrival as Answer, Avoid, Grant, Occupancy, ReplicaId, Rules, Ticket};
 use crate::policy::scale::decide;
 use crate::policy::scale::history::History;
 use crate::policy::scale::tally::Tally;
@@ -27,8 +27,8 @@ struct Waiter {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    /// A replica has finished with a request that it got then.
-    Done(ReplicaId, Instant),
+    /// A replica has finished with a request that it got then, or `requestTimeoutMs` is over.
+    Done { id: ReplicaId, since: Instant, timed_out: bool },
     /// A request has waited long enough.
     GiveUp(Ticket),
     /// A replica takes requests; its number among those that were started.
@@ -103,8 +103,8 @@ impl<'s> World<'s> {
                 self.arrive(&mut arrivals);
             }
         }
-        self.now = end;
-        self.recorder.finish(end)
+        let Occupancy { busy, busy_draining, waiting, .. } = self.admission.occupancy();
+        self.recorder.finish(end, (busy + busy_draining + waiting) as u64)
     }
 
     /// Time passes, before anything changes.
@@ -150,18 +150,20 @@ impl<'s> World<'s> {
     /// A replica works on a request, for as long as it may.
     fn serve(&mut self, (waiter, id): Grant<Waiter>) {
         let timeout = self.scenario.requests.timeout;
-        self.recorder.served(self.now - waiter.since, waiter.service > timeout);
-        self.plan(self.now + waiter.service.min(timeout), Event::Done(id, self.now));
+        self.recorder.granted(self.now - waiter.since);
+        let done = Event::Done { id, since: self.now, timed_out: waiter.service > timeout };
+        self.plan(self.now + waiter.service.min(timeout), done);
     }
 
     fn happen(&mut self) {
         let Some(Reverse((_, _, event))) = self.events.pop() else { return };
         self.pass();
         match event {
-            Event::Done(id, since) => {
-                self.tally.served(self.now - since);
-                self.recorder.worked(self.now - since);
-                let (grant, gone) = self.admission.release(id, self.now - since);
+            Event::Done { id, since, timed_out } => {
+                let held = self.now - since;
+                self.tally.served(held);
+                self.recorder.worked(held, timed_out);
+                let (grant, gone) = self.admission.release(id, held);
                 grant.into_iter().for_each(|grant| self.serve(grant));
                 if gone {
                     self.recorder.alive_at(self.now, -1);

@@ -48,7 +48,7 @@ pub fn collect(table: &Table, status: &Status) -> prometheus::Result<Vec<MetricF
             }
             for (state, value) in [
                 ("ready", now.ready),
-                ("pending", status.pending(names[0], names[1])),
+                ("pending", status.pending(names[0], names[1]).count),
                 ("set_aside", now.set_aside),
                 ("draining", now.draining),
             ] {

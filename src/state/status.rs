@@ -20,7 +20,16 @@ pub enum Part {
 #[derive(Debug, Default)]
 pub struct Status {
     problems: RwLock<BTreeMap<Part, Vec<Problem>>>,
-    pending: RwLock<BTreeMap<(String, String), usize>>,
+    pending: RwLock<BTreeMap<(String, String), Pending>>,
+}
+
+/// Replicas of a deployment that are known but cannot take requests yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// How many.
+    pub count: usize,
+    /// What happened to one that is started again and again, in words.
+    pub problem: Option<String>,
 }
 
 impl Status {
@@ -37,14 +46,14 @@ impl Status {
         changed
     }
 
-    /// Replicas of a deployment that are known but cannot take requests yet.
-    pub fn pending(&self, endpoint: &str, deployment: &str) -> usize {
+    /// Those of one deployment.
+    pub fn pending(&self, endpoint: &str, deployment: &str) -> Pending {
         let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
-        pending.get(&(endpoint.to_owned(), deployment.to_owned())).copied().unwrap_or_default()
+        pending.get(&(endpoint.to_owned(), deployment.to_owned())).cloned().unwrap_or_default()
     }
 
-    /// Replaces the counts of such replicas, by endpoint and deployment.
-    pub fn set_pending(&self, pending: BTreeMap<(String, String), usize>) {
+    /// Replaces them all, by endpoint and deployment.
+    pub fn set_pending(&self, pending: BTreeMap<(String, String), Pending>) {
         *self.pending.write().unwrap_or_else(PoisonError::into_inner) = pending;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use inference_router::policy::health::FAILURES;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -108,7 +109,9 @@ async fn replicas_are_killed_and_settings_changed_while_it_scales() {
     load.go_on_for(100).await;
     let tally = load.stop().await;
     tally.only(&["502 replica_closed", SHORT]);
-    assert!(tally.times("502 replica_closed") + tally.times(SHORT) <= EACH, "{tally:?}");
+    // Those it was working on, and those it still took until it was set aside.
+    let lost = tally.times("502 replica_closed") + tally.times(SHORT);
+    assert!(lost < u64::from(FAILURES) + EACH, "{tally:?}");
     // Fewer are allowed at once, more later: nothing fails for that.
     let load = Load::start(router.scoring, 16, questions(&router).await);
     std::fs::write(router.document(), document("minInstances: 1, maxInstances: 2")).unwrap();
@@ -165,4 +168,39 @@ async fn a_replica_that_does_not_start_is_waited_for_so_long_and_no_longer() {
     assert!(asked.elapsed() >= Duration::from_millis(1500), "{:?}", asked.elapsed());
     let retry_after: u64 = answer.field("retry-after").unwrap().parse().unwrap();
     assert!((1..=3).contains(&retry_after), "as long again as it has taken: {retry_after}");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_deployment_that_is_removed_is_told_at_once() {
+    let never = document("minInstances: 0, maxInstances: 1, coldStartTimeoutMs: 600000")
+        .replace("--delay-ms, \"40\"]", "--delay-ms, \"40\"], readinessPath: /nothing");
+    let mut router = Program::start(never, "").await;
+    let body = b"{\"data\": [[1,2,3,4,5,6,7,8,9,10]]}";
+    let request = [head("score", "", body.len()).as_bytes(), body].concat();
+    let mut caller = Caller::new(router.scoring);
+    caller.connect().await.unwrap();
+    let asked = tokio::spawn(async move { soon("an answer", caller.exchange(&request)).await.unwrap() });
+    router.until("it waits", |all| all[0]["queue"] == 1 && all[0]["pendingReplicas"] == 1).await;
+    std::fs::write(router.document(), document("minInstances: 1, maxInstances: 1").replace("blue", "green")).unwrap();
+    let answer = asked.await.unwrap();
+    assert_eq!(answer.status(), 503, "{answer:?}");
+    assert!(String::from_utf8_lossy(&answer.body).contains("no_ready_replica"), "{answer:?}");
+    until_ready(&mut router, 1).await;
+    until_run(&router, 1).await;
+}
+
+#[tokio::test]
+async fn a_process_that_cannot_start_is_pending_and_says_why() {
+    let missing =
+        document("minInstances: 1, maxInstances: 1").replace("[inference-router, model-server", "[no-such-model");
+    let mut router = Program::start(missing, "").await;
+    router
+        .until("it says why", |all| {
+            let problem = all[0]["problem"].as_str().unwrap_or_default();
+            all[0]["pendingReplicas"] == 1 && problem.contains("blue/0 cannot be started: a program was not found")
+        })
+        .await;
+    std::fs::write(router.document(), document("minInstances: 1, maxInstances: 1")).unwrap();
+    until_ready(&mut router, 1).await;
+    router.until("nothing is wrong any more", |all| all[0]["problem"].is_null()).await;
 }

@@ -15,6 +15,7 @@ mod lifecycle;
 mod peers;
 mod processes;
 mod reload;
+mod simulate;
 mod smoke;
 mod tls;
 mod wire;

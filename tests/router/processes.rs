@@ -233,9 +233,13 @@ async fn a_program_that_does_not_exist_is_reported_and_tried_ever_more_slowly() 
     let started = Instant::now();
     rig.supervisor.apply(vec![wanted(missing, 1), wanted(rig.spec("sound", SERVE), 1)]);
     let (mut starts, mut sound) = (0, None);
-    while starts < 4 || sound.is_none() {
+    // One without trouble, and four after it.
+    while starts < 5 || sound.is_none() {
         match rig.next().await {
-            Event::Pending { key } if key.endpoint.matches("missing") => starts += 1,
+            Event::Pending { key, trouble } if key.endpoint.matches("missing") => {
+                assert_eq!(trouble.is_some(), starts > 0, "{trouble:?}");
+                starts += 1;
+            }
             Event::Ready { key, address } if key.endpoint.matches("sound") => sound = Some(address),
             Event::Gone { key, .. } => assert!(key.endpoint.matches("missing")),
             Event::Pending { .. } => {}

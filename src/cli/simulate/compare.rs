@@ -82,17 +82,15 @@ impl Variants {
             };
             all = all.iter().flat_map(with).collect();
         }
-        // Where the document does not say how few or how many, that gives way to what is compared.
-        for (_, deployment) in &mut all {
-            if let ScaleSettings::Utilization(settings) = &mut deployment.scale
-                && settings.min > settings.max
-            {
-                match (names.contains(&"min"), names.contains(&"max")) {
-                    (true, true) => return Err("a `min` is more than a `max`".to_owned()),
-                    (true, false) => settings.max = settings.min,
-                    (false, _) => settings.min = settings.max,
-                }
-            }
+        // The router would refuse it too.
+        let crossed = all.iter().find_map(|(_, deployment)| match &deployment.scale {
+            ScaleSettings::Utilization(settings) if settings.min > settings.max => Some((settings.min, settings.max)),
+            _ => None,
+        });
+        if let Some((min, max)) = crossed {
+            return Err(format!(
+                "{min} replicas at least and {max} at most do not go together; what is not compared is as in the document"
+            ));
         }
         Ok(Self { names, all })
     }

@@ -20,10 +20,12 @@ pub(super) fn outcome(deployment: &Deployment, percent: u8, outcome: &Outcome, s
         // Writing to a text does not fail.
         let _ = writeln!(text, "{minute:8.1}{ready:10}{desired:11}{demand:8.1}{requests:10}{rejected:10}");
     }
-    let Outcome { requests, served, rejected, timed_out, utilization, replica_hours, most, changes, .. } = outcome;
+    let Outcome { requests, served, rejected, timed_out, unfinished, .. } = outcome;
+    let Outcome { utilization, replica_hours, most, changes, .. } = outcome;
     let _ = write!(
         text,
-        "\nrequests {requests}, served {served}, rejected with 503 {rejected} ({:.3} %), timed out with 504 {timed_out}\n\
+        "\nrequests {requests}, served {served}, rejected with 503 {rejected} ({:.3} %), timed out with 504 {timed_out}, \
+         unfinished at the end {unfinished}\n\
          queue wait p50 {} ms, p95 {} ms, p99 {} ms, longest {} ms\n\
          utilization {:.1} %, most replicas {most}, changes {changes}, replica-hours {replica_hours:.2}\n\n",
         outcome.rejected_share() * 100.0,

@@ -83,10 +83,12 @@ impl fmt::Display for ReplicaKey {
 /// What became of a replica. Each start says `Pending`, then `Ready` at most once, then `Gone` once, in this order.
 #[derive(Debug)]
 pub enum Event {
-    /// It is being started.
+    /// It is being started, or will be in a moment after it died.
     Pending {
         /// Which one.
         key: ReplicaKey,
+        /// How it died, in words; `None` the first time.
+        trouble: Option<String>,
     },
     /// It takes requests.
     Ready {

@@ -69,18 +69,14 @@ impl Replica {
     pub(super) async fn run(self) {
         let mut backoff = Backoff::default();
         let mut last_port = None;
-        loop {
-            self.emit(Event::Pending { key: self.key.clone() }).await;
-            match self.live(&mut last_port).await {
-                End::Ordered => return,
-                End::Died { why, ready_for } => {
-                    let wait = backoff.after(ready_for);
-                    self.report(&why, wait);
-                    tokio::select! {
-                        () = self.ordered(Order::Drain) => return,
-                        () = sleep(wait) => {}
-                    }
-                }
+        self.pending(None).await;
+        while let End::Died { why, ready_for } = self.live(&mut last_port).await {
+            let wait = backoff.after(ready_for);
+            let trouble = self.report(&why, wait);
+            self.pending(Some(trouble)).await;
+            tokio::select! {
+                () = self.ordered(Order::Drain) => return self.gone(None).await,
+                () = sleep(wait) => {}
             }
         }
     }
@@ -160,6 +156,10 @@ impl Replica {
         }
     }
 
+    async fn pending(&self, trouble: Option<String>) {
+        self.emit(Event::Pending { key: self.key.clone(), trouble }).await;
+    }
+
     async fn gone(&self, drained: Option<oneshot::Sender<()>>) {
         self.emit(Event::Gone { key: self.key.clone(), drained }).await;
     }
@@ -185,15 +185,18 @@ impl Replica {
         self.shared.changed.notify_one();
     }
 
-    fn report(&self, why: &Death, wait: Duration) {
+    /// Logs how it died, and says it.
+    fn report(&self, why: &Death, wait: Duration) -> String {
         let (replica, program) = (&self.name, self.process.command.first().map_or("", String::as_str));
         if let Death::Exited(Ok(status)) = why
             && status.code() != Some(i32::from(NOT_STARTED))
         {
             tracing::warn!(replica, program, "replica ended by itself: {why}; next start in {wait:?}");
+            format!("replica {replica} ended by itself: {why}")
         } else {
             let folder = self.process.working_dir.as_deref().map(|folder| folder.display().to_string());
             tracing::error!(replica, program, folder, "replica cannot be started: {why}; next start in {wait:?}");
+            format!("replica {replica} cannot be started: {why}")
         }
     }
 }
@@ -206,7 +209,7 @@ impl fmt::Display for Death {
                 write!(f, "{error}; check that the working folder exists and that this router's own program file does")
             }
             Self::Exited(Ok(status)) if status.code() == Some(i32::from(NOT_STARTED)) => f.write_str(
-                "a program was not found or cannot be run, its last line in this log says which; \
+                "a program was not found or cannot be run, its last line in the log says which; \
                  check `command`, PATH and the working folder",
             ),
             Self::Exited(Ok(status)) => match status.code() {

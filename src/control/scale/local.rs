@@ -42,7 +42,7 @@ impl Local {
 
 impl Target for Local {
     fn replicas(&self) -> Supply {
-        let starting = self.status.pending(self.endpoint.as_str(), self.deployment.as_str());
+        let starting = self.status.pending(self.endpoint.as_str(), self.deployment.as_str()).count;
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Supply { ready: count(self.slots.occupancy().ready), starting: count(starting) }
     }

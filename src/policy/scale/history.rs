@@ -27,6 +27,8 @@ const SURE: f64 = 3.0;
 const WAITING: f64 = 2.5;
 /// What few differences say of variance is rough: it is not more than so many times that.
 const ROUGH: f64 = 4.0;
+/// A replica that has not started for so long, and nobody asks, is not waited for any more.
+const LONGEST_START: Duration = Duration::from_secs(600);
 /// Intervals that are remembered, at least: ten minutes of the usual ones.
 const REMEMBERED: usize = 600;
 /// Intervals by whose differences chance is estimated.
@@ -40,6 +42,8 @@ pub struct History {
     samples: VecDeque<Sample>,
     estimate: Estimate,
     /// When there was last a request.
+    asked: Instant,
+    /// The same, or since when there is a replica, if that was later.
     active: Instant,
     /// Whether there was one in the last interval.
     is_active: bool,
@@ -91,6 +95,7 @@ impl History {
             interval,
             samples: VecDeque::new(),
             estimate: Estimate::default(),
+            asked: now,
             active: now,
             is_active: false,
             rejected: Spread::default(),
@@ -102,6 +107,10 @@ impl History {
     pub fn note(&mut self, signals: &Signals, now: Instant) {
         self.is_active = signals.busy > 0.0 || signals.arrived_per_second > 0.0 || signals.waiting > 0;
         if self.is_active {
+            self.asked = now;
+        }
+        // Who was told to come back when there is a replica cannot ask before there is one.
+        if self.is_active || signals.is_cold && now.saturating_duration_since(self.asked) < LONGEST_START {
             self.active = now;
         }
         let (work, squares) = (signals.work as f32, signals.squares as f32);
@@ -141,7 +150,7 @@ impl History {
         self.is_active
     }
 
-    /// How long there has been no request.
+    /// How long there has been no request, though there was a replica.
     pub fn idle_for(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.active)
     }
@@ -151,12 +160,12 @@ impl History {
         let (interval, service) = (self.interval.as_secs_f64().max(1e-6), signals.service_seconds);
         let offered = self.offered.add(signals.arrived_per_second, service, interval);
         let rejected = self.rejected.add(signals.rejected_per_second, service, interval);
-        let backlog = signals.queued + rejected;
+        let (busy, backlog) = (signals.busy, signals.queued + rejected);
         match (signals.is_cold, service > 0.0) {
             // All that come wait: for how long says nothing of how many replicas they need.
-            (true, _) => signals.busy + offered,
-            (false, true) => signals.busy + backlog.min((offered - signals.busy).max(0.0)),
-            (false, false) => signals.busy + backlog,
+            (true, _) => busy.max(offered),
+            (false, true) => busy + backlog.min((offered - busy).max(0.0)),
+            (false, false) => busy + backlog,
         }
     }
 

@@ -138,6 +138,20 @@ fn the_last_replica_goes_when_nobody_has_asked_and_the_first_request_starts_one(
     assert_eq!(decide(&zero, 1, &told.history, 1, 150, told.now), (1, Reason::Fits));
 }
 
+/// Its clients were told to come back when it is there.
+#[test]
+fn a_replica_that_starts_is_waited_for_and_only_then_is_time_idle() {
+    let zero = Utilization { min: 0, idle_before_zero: Duration::from_secs(5), ..settings() };
+    let cold = Signals { is_cold: true, ..Signals::default() };
+    let started = |seconds| Told::new().busy(1, 0.5).of(seconds, cold);
+    assert_eq!(started(60).decide(&zero, 1), (1, Reason::Fits));
+    assert_eq!(started(60).of(4, Signals::default()).decide(&zero, 1), (1, Reason::Fits));
+    assert_eq!(started(60).of(5, Signals::default()).decide(&zero, 1), (0, Reason::Idle));
+    // One that never starts is not tried for ever.
+    assert_eq!(started(600).decide(&zero, 1), (1, Reason::Fits));
+    assert_eq!(started(605).decide(&zero, 1), (0, Reason::Idle));
+}
+
 #[test]
 fn what_comes_at_random_is_not_taken_for_more() {
     // 5 requests at a time on average, of a quarter of a second each.

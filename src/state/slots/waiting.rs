@@ -30,13 +30,27 @@ impl Waiting {
     /// Waits for a slot, until the deadline.
     ///
     /// # Errors
-    /// [`NoSlot`] when the deadline passes first.
+    /// [`NoSlot`] when the deadline passes first, or no replica will come any more.
     pub async fn slot(mut self) -> Result<Slot, NoSlot> {
         match tokio::time::timeout_at(self.deadline.into(), &mut self.slot).await {
             Ok(Ok(slot)) => Ok(slot),
-            // The sender lives in the queue until it is used or this waiter leaves.
+            // The sender lives in the queue until it is used, this waiter leaves or the queue is abandoned.
             Ok(Err(_)) | Err(_) => Err(self.slots.give_up(self.ticket, Instant::now())),
         }
+    }
+}
+
+impl Slots {
+    /// No replica will come any more: without one that takes requests, those who wait are told so at once.
+    pub fn abandon(&self) {
+        let mut inner = self.lock();
+        inner.pass(Instant::now());
+        (inner.cold_start_timeout, inner.expected) = (None, None);
+        let dismissed = if inner.admission.any_ready() { Vec::new() } else { inner.admission.dismiss() };
+        dismissed.iter().for_each(|_| inner.tally.left());
+        drop(inner);
+        // Each hears that there is nobody any more who could give it a slot.
+        drop(dismissed);
     }
 }
 
