@@ -127,11 +127,12 @@ fn describe_deployment(endpoint: &str, deployment: &Deployment, traffic: u8, sta
     let source = match &deployment.spec.target {
         Target::Instances(_) => "instances",
         Target::Process(_) => "process",
+        Target::Workload(_) => "targetRef",
     };
     let desired = match (&deployment.scaling, &deployment.spec.scale) {
         (Some(scaling), _) => Some(scaling.desired()),
         (None, ScaleSettings::Fixed { instances }) => Some(*instances),
-        (None, ScaleSettings::Utilization(_)) => None,
+        (None, ScaleSettings::Utilization(_) | ScaleSettings::Unmanaged) => None,
     };
     let pending = status.pending(endpoint, name);
     json!({

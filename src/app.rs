@@ -14,9 +14,11 @@ use tokio::task::JoinSet;
 use crate::admin::Admin;
 use crate::config::{SCORING, SCORING_TLS, Settings, Workers};
 use crate::control::certificates::Certificates;
+use crate::control::cluster;
 use crate::control::files::{Environment, Files, Loaded, Scope};
 use crate::control::index::{Desired, Index};
 use crate::control::{issuers, signing};
+use crate::model::limits::KubernetesSettings;
 use crate::model::problem::Problem;
 use crate::proxy::Shared;
 use crate::proxy::listen::{DataPlane, Listener};
@@ -43,6 +45,8 @@ pub enum Source {
     Files(Vec<PathBuf>),
     /// These, for good.
     Fixed(Vec<Desired>),
+    /// A Kubernetes cluster.
+    Cluster(KubernetesSettings),
 }
 
 /// What an [`App`] is made from, besides its settings.
@@ -102,9 +106,10 @@ pub struct App {
     status: Arc<Status>,
     endpoints: Vec<Desired>,
     files: Option<(Files, Vec<PathBuf>)>,
+    cluster: Option<KubernetesSettings>,
     executable: PathBuf,
     log_writer: Option<std::thread::JoinHandle<()>>,
-    when_ready: Option<Box<dyn FnOnce() + Send>>,
+    when_ready: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl App {
@@ -113,8 +118,13 @@ impl App {
     /// # Errors
     /// [`BuildError`]; nothing is left behind.
     pub fn build(settings: Settings, surroundings: Surroundings) -> Result<Self, BuildError> {
+        let mut cluster = None;
         let (endpoints, files, mut problems) = match surroundings.source {
             Source::Fixed(endpoints) => (endpoints, None, Vec::new()),
+            Source::Cluster(settings) => {
+                cluster = Some(settings);
+                (Vec::new(), None, Vec::new())
+            }
             Source::Files(places) => {
                 let mut files = Files::new(places.clone(), surroundings.environment);
                 let loaded = files.load(&Scope::Everything, Instant::now());
@@ -157,6 +167,7 @@ impl App {
             status,
             endpoints,
             files,
+            cluster,
             executable: surroundings.executable,
             log_writer,
             when_ready: None,
@@ -164,7 +175,7 @@ impl App {
     }
 
     /// Calls `tell` once, when every replica that was wanted at the start is ready.
-    pub fn when_ready(&mut self, tell: impl FnOnce() + Send + 'static) {
+    pub fn when_ready(&mut self, tell: impl FnOnce() + Send + Sync + 'static) {
         self.when_ready = Some(Box::new(tell));
     }
 
@@ -208,6 +219,9 @@ impl App {
             Workers::Auto => std::thread::available_parallelism()?.get(),
             Workers::Count(count) => count.get(),
         };
+        let client = self.cluster.as_ref().map(|_| runtime.block_on(cluster::connect())).transpose();
+        let client = client.map_err(|what| RunError::System(io::Error::other(what)))?;
+        let cluster = client.zip(self.cluster);
         // The table is there before the first connection is accepted.
         let shared = &self.shared;
         let mut index =
@@ -225,6 +239,8 @@ impl App {
         let control = Control {
             index,
             files: self.files,
+            cluster,
+            lifecycle: self.shared.lifecycle.clone(),
             metrics: self.shared.metrics.clone(),
             status: self.status,
             executable: self.executable,
@@ -288,7 +304,6 @@ async fn supervise(
         control.run(finished).await;
         "the control plane"
     });
-    lifecycle.enter(Phase::Serving);
     tokio::select! {
         () = stop => {}
         ended = unexpected_end(data_plane, &mut tasks) => return Err(RunError::Ended(ended)),

@@ -1,7 +1,7 @@
 //! Floor 5: the commands. Logs go to stderr, results to stdout.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use crate::app::{App, BuildError, Source, Surroundings};
 use crate::config::{self, ClientListener, Log, LogFormat, LogLevel, Settings};
 use crate::control::files::{Environment, Files, Loaded, Scope};
 use crate::control::{certificates, signing};
+use crate::model::crd;
 use crate::model::problem::Problem;
 use crate::{guard, model_server};
 
@@ -78,6 +79,9 @@ enum Command {
         inference-router simulate --endpoint my-endpoint.yaml --trace access.log --compare target=50,70,90 max=4,8\n\n\
         Requests go through the same code that admits, picks and scales in the router.")]
     Simulate(simulate::Options),
+    /// Print the definition of `OnlineEndpoint` for Kubernetes.
+    #[command(after_help = "Example: inference-router crd | kubectl apply --server-side -f -")]
+    Crd,
     /// Run the sample model server: a linear regression that behaves like Azure's azmlinfsrv.
     #[command(after_help = "Example: inference-router model-server --port 5001 --concurrency 2 --delay-ms 100\n\
         Then:    curl -d '{\"data\": [[1,2,3,4,5,6,7,8,9,10]]}' http://127.0.0.1:5001/score")]
@@ -136,6 +140,7 @@ impl Cli {
             Command::Keys(keys) => keys.run(),
             Command::Token(token) => token.run(),
             Command::Simulate(options) => options.run(),
+            Command::Crd => print(&crd::text()),
             Command::ModelServer(options) => options.run(),
             Command::Guard { grace_ms, command } => guard::run(Duration::from_millis(grace_ms), command),
         }
@@ -151,7 +156,10 @@ fn serve(config: &Path) -> ExitCode {
         }
     };
     start_log(&settings.log);
-    let source = Source::Files(settings.endpoint_files.clone());
+    let source = match &settings.kubernetes {
+        Some(cluster) => Source::Cluster(cluster.clone()),
+        None => Source::Files(settings.endpoint_files.clone()),
+    };
     match build(settings, source) {
         Ok(app) => run(app),
         Err(code) => code,
@@ -319,6 +327,18 @@ fn start_log(log: &Log) {
     match log.format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+    }
+}
+
+/// Writes a result to standard output.
+fn print(text: &str) -> ExitCode {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A reader that has seen enough is no failure.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            fail(&std::io::Error::new(error.kind(), format!("standard output cannot be written: {error}")))
+        }
+        _ => ExitCode::from(DONE),
     }
 }
 

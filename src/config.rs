@@ -1,5 +1,6 @@
 //! Settings of the router process: a YAML file, variables over it, checked once, all problems at once.
 
+mod endpoints;
 mod environment;
 mod listeners;
 mod raw;
@@ -19,7 +20,7 @@ use crate::control::yaml;
 use crate::model::check::Check;
 use crate::model::decode::decode;
 use crate::model::duration::WrittenDuration;
-use crate::model::limits::{Limits, Shutdown, StatusCodes, TokenSettings};
+use crate::model::limits::{KubernetesSettings, Limits, Shutdown, StatusCodes, TokenSettings};
 use crate::model::problem::{Problem, field, item, quoted, together};
 use crate::model::resource::KIND;
 use crate::model::tls::ServerTls;
@@ -47,8 +48,10 @@ pub struct Settings {
     pub limits: Limits,
     /// How it leaves.
     pub shutdown: Shutdown,
-    /// Files and folders with endpoints; absolute, except in the default.
+    /// Files and folders with endpoints; absolute, except in the default. Empty with `kubernetes`.
     pub endpoint_files: Vec<PathBuf>,
+    /// The cluster that endpoints come from; `None`: they come from files.
+    pub kubernetes: Option<KubernetesSettings>,
     /// The router's own tokens.
     pub tokens: TokenSettings,
     /// What is logged.
@@ -126,6 +129,7 @@ impl Default for Settings {
             limits: Limits::default(),
             shutdown: Shutdown::default(),
             endpoint_files: vec![PathBuf::from("endpoints/")],
+            kubernetes: None,
             tokens: TokenSettings::default(),
             log: Log { level: LogLevel::Info, format: LogFormat::Json, access: true },
         }
@@ -239,7 +243,12 @@ fn settings(check: &mut Check, raw: &RawSettings, folder: &Path) -> Settings {
             .unwrap_or(default.status_codes),
         limits: limits(check, raw.limits.as_ref().unwrap_or(&RawLimits::default()), &default.limits),
         shutdown: shutdown(check, raw.shutdown.as_ref().unwrap_or(&RawShutdown::default()), &default.shutdown),
-        endpoint_files: endpoint_files(check, raw, &default.endpoint_files, folder),
+        endpoint_files: endpoints::files(check, raw, &default.endpoint_files, folder),
+        kubernetes: raw
+            .endpoints
+            .as_ref()
+            .and_then(|raw| raw.kubernetes.as_ref())
+            .map(|raw| endpoints::kubernetes(check, raw)),
         tokens: tokens(check, raw.tokens.as_ref().unwrap_or(&RawTokens::default()), &default.tokens, folder),
         log: log(check, raw.log.as_ref().unwrap_or(&RawLog::default()), &default.log),
     }
@@ -334,20 +343,6 @@ fn shutdown(check: &mut Check, raw: &RawShutdown, default: &Shutdown) -> Shutdow
         unready_delay: time(check, "shutdown.unreadyDelay", raw.unready_delay, UNREADY_DELAY, delay),
         drain_timeout: time(check, "shutdown.drainTimeout", raw.drain_timeout, DRAIN_TIMEOUT, drain),
     }
-}
-
-/// Relative to the settings file's folder, so that the router can be started from anywhere.
-fn endpoint_files(check: &mut Check, raw: &RawSettings, default: &[PathBuf], folder: &Path) -> Vec<PathBuf> {
-    const PATH: &str = "endpoints.files";
-    let written = raw.endpoints.as_ref().and_then(|endpoints| endpoints.files.as_deref());
-    let Some(written) = written else { return default.iter().map(|file| folder.join(file)).collect() };
-    if written.is_empty() {
-        check.problem(PATH, "is empty; name at least one file or folder with endpoints");
-    }
-    for (index, _) in written.iter().enumerate().filter(|(_, file)| file.as_deref().unwrap_or_default().is_empty()) {
-        check.problem(&item(PATH, index), "is empty; name a file or a folder");
-    }
-    written.iter().flatten().map(|file| folder.join(file)).collect()
 }
 
 fn tokens(check: &mut Check, raw: &RawTokens, default: &TokenSettings, folder: &Path) -> TokenSettings {

@@ -3,22 +3,28 @@
 use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use kube::Client;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
+use crate::control::cluster::{Cluster, Effect};
 use crate::control::files::{Files, Loaded, Scope, Watch};
 use crate::control::index::Index;
 use crate::control::processes::{self, Supervisor, Wanted};
 use crate::control::scale::local::{Local, Order};
 use crate::control::scale::{Scaled, Scalers};
 use crate::control::signing;
-use crate::model::limits::TokenSettings;
+use crate::model::limits::{KubernetesSettings, TokenSettings};
+use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
-use crate::state::status::{Part, Status};
+use crate::state::status::{Part, Pending, Status};
 
 /// How long a local model gets between SIGTERM and SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(10);
+/// How often statuses in a cluster are looked at.
+const REPORTS: Duration = Duration::from_secs(1);
 /// Events of local processes that may wait for the control plane.
 const EVENTS: usize = 256;
 
@@ -26,12 +32,14 @@ const EVENTS: usize = 256;
 pub(super) struct Control {
     pub(super) index: Index,
     pub(super) files: Option<(Files, Vec<PathBuf>)>,
+    pub(super) cluster: Option<(Client, KubernetesSettings)>,
+    pub(super) lifecycle: Lifecycle,
     pub(super) metrics: Arc<Metrics>,
     pub(super) status: Arc<Status>,
     pub(super) executable: PathBuf,
     pub(super) drain_timeout: Duration,
     pub(super) tokens: TokenSettings,
-    pub(super) when_ready: Option<Box<dyn FnOnce() + Send>>,
+    pub(super) when_ready: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl Control {
@@ -47,7 +55,13 @@ impl Control {
         let mut watch = self.files.as_ref().map(|(_, places)| Watch::new(places));
         let (orders, mut ordered) = mpsc::channel(EVENTS);
         let mut scalers = Scalers::default();
+        let mut reports = tokio::time::interval(REPORTS);
+        reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.start(&mut supervisor, &mut scalers, &orders);
+        let mut cluster = self.cluster.take().map(|(client, settings)| Cluster::start(client, &settings));
+        if cluster.is_none() {
+            self.lifecycle.enter(Phase::Serving);
+        }
         loop {
             if self.when_ready.is_some() && self.index.is_complete() {
                 self.when_ready.take().into_iter().for_each(|tell| tell());
@@ -58,7 +72,23 @@ impl Control {
                     None => pending().await,
                 }
             };
+            let see = async {
+                match &mut cluster {
+                    Some(cluster) => cluster.see().await,
+                    None => pending().await,
+                }
+            };
             tokio::select! {
+                () = see => {
+                    if let Some(cluster) = &mut cluster {
+                        self.follow(cluster, &mut scalers);
+                    }
+                }
+                _ = reports.tick() => {
+                    if let Some(cluster) = &mut cluster {
+                        self.report(cluster);
+                    }
+                }
                 scope = look => {
                     let began = Instant::now();
                     if self.reload(&scope) {
@@ -79,6 +109,62 @@ impl Control {
             }
         }
         supervisor.stop().await;
+    }
+
+    /// Makes the index of what a cluster has, as far as that is another than before.
+    fn follow(&mut self, cluster: &mut Cluster, scalers: &mut Scalers) {
+        let trouble = cluster.trouble();
+        let words: Vec<String> = trouble.iter().map(ToString::to_string).collect();
+        if self.status.set_problems(Part::Cluster, trouble) {
+            match words.as_slice() {
+                [] => tracing::info!("the cluster is watched again"),
+                words => {
+                    tracing::warn!(problems = words.join("; "), "the cluster cannot be watched; what is known stays")
+                }
+            }
+        }
+        let (mut names, mut others) = (Vec::new(), Vec::new());
+        for effect in cluster.effects() {
+            match effect {
+                Effect::Endpoint(name, desired) => names.push((name, desired)),
+                other => others.push(other),
+            }
+        }
+        let mut rescale = !names.is_empty();
+        if rescale {
+            self.index.update(names);
+        }
+        for effect in others {
+            match effect {
+                Effect::Pod { of: (endpoint, deployment), uid, address } => {
+                    self.index.pod(&endpoint, &deployment, &uid, address);
+                }
+                Effect::Pending((endpoint, deployment), count) => {
+                    self.index.pending(&endpoint, &deployment, Pending { count, problem: None });
+                }
+                Effect::Replicas((endpoint, deployment), count) => {
+                    rescale |= self.index.observe(&endpoint, &deployment, count);
+                }
+                Effect::Endpoint(..) => {}
+            }
+        }
+        if rescale {
+            let scaled = self.index.scaled();
+            let target = |scaled: &Scaled| cluster.target(scaled, &self.status);
+            scalers.apply(scaled, &self.metrics, target);
+        }
+        if cluster.is_complete() && self.lifecycle.phase() == Phase::Starting {
+            tracing::info!(endpoints = self.index.len(), "the cluster is known");
+            self.lifecycle.enter(Phase::Serving);
+        }
+    }
+
+    /// Has the cluster be told how things are.
+    fn report(&self, cluster: &mut Cluster) {
+        cluster.report_all(|endpoint, deployment| self.index.counts(endpoint, deployment), SystemTime::now());
+        for scaled in self.index.scaled() {
+            cluster.tell_scaled(&scaled);
+        }
     }
 
     /// Looks at the files, and makes the index of them. Returns whether anything has changed.
@@ -106,7 +192,7 @@ impl Control {
     /// Has processes run as the index wants them, and scaled where it says so.
     fn start(&self, supervisor: &mut Supervisor, scalers: &mut Scalers, orders: &mpsc::Sender<Order>) {
         self.start_processes(supervisor);
-        let local = |scaled: &Scaled| Local::new(scaled, self.status.clone(), orders.clone());
+        let local = |scaled: &Scaled| Some(Local::new(scaled, self.status.clone(), orders.clone()));
         scalers.apply(self.index.scaled(), &self.metrics, local);
     }
 

@@ -190,6 +190,7 @@ fn file_of(endpoint: &Endpoint, which: Which) -> Result<PathBuf, Failed> {
             format!("in the variable {variable}, which is set where the router is started")
         }
         Some(KeySource::Value(_)) => "in the document itself; change it there, or better move it to a file".to_owned(),
+        Some(KeySource::Secret { name, .. }) => format!("in the Secret {name}; use --namespace"),
         None => "not there; add it to the document first".to_owned(),
     };
     Err(format!("the {word} key of {name} is {elsewhere}").into())

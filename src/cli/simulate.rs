@@ -1,6 +1,5 @@
 //! `simulate`: what a deployment's settings come to, before anybody depends on them.
 
-use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::{BAD_CONFIGURATION, DONE, FAILED, Failed};
+use super::{BAD_CONFIGURATION, FAILED, Failed};
 use crate::control::documents;
 use crate::model::endpoint::{Deployment, Endpoint};
 use crate::policy::split::Split;
@@ -82,17 +81,7 @@ struct Part<'e> {
 impl Options {
     pub(super) fn run(self) -> ExitCode {
         match self.simulate() {
-            Ok(text) => {
-                let mut out = std::io::stdout();
-                match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-                    // A reader that has seen enough is no failure.
-                    Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-                        eprintln!("the outcome cannot be written: {error}");
-                        ExitCode::from(FAILED)
-                    }
-                    _ => ExitCode::from(DONE),
-                }
-            }
+            Ok(text) => super::print(&text),
             Err(Failed(what, code)) => {
                 eprintln!("{what}");
                 ExitCode::from(code)

@@ -117,8 +117,17 @@ written! {
     pub(super) struct RawEndpoints {
         /// Files and folders.
         files: Vec<Option<String>>,
-        /// A later feature.
-        kubernetes: Value,
+        /// A cluster.
+        #[serde(deserialize_with = "mapping")]
+        kubernetes: RawKubernetes,
+    }
+
+    /// `endpoints.kubernetes`.
+    pub(super) struct RawKubernetes {
+        /// None: all.
+        namespaces: Vec<Option<String>>,
+        /// What scoring URIs begin with.
+        scoring_url: String,
     }
 
     /// `tokens`.
@@ -148,11 +157,5 @@ written! {
 /// its line.
 pub(super) type NotYet = (&'static str, fn(&RawSettings) -> bool, &'static str);
 
-pub(super) const NOT_YET: &[NotYet] = &[
-    (
-        "endpoints.kubernetes",
-        |raw| raw.endpoints.as_ref().is_some_and(|endpoints| endpoints.kubernetes.is_some()),
-        "is not supported by this version; use `endpoints.files`",
-    ),
-    ("fleet", |raw| raw.fleet.is_some(), "is not supported by this version; remove it and run one router"),
-];
+pub(super) const NOT_YET: &[NotYet] =
+    &[("fleet", |raw| raw.fleet.is_some(), "is not supported by this version; remove it and run one router")];

@@ -102,6 +102,17 @@ pub(super) const KEYS: &[Key] = &[
         |s| paths(&s.endpoint_files),
         "files and folders with OnlineEndpoint documents, relative to this file; watched for changes",
     ),
+    optional(
+        "endpoints.kubernetes.namespaces",
+        |_| "[]".to_owned(),
+        "instead of files, a cluster: namespaces whose OnlineEndpoints count; empty: all. KUBECONFIG, or else the pod's \
+         service account, says which cluster",
+    ),
+    optional(
+        "endpoints.kubernetes.scoringUrl",
+        |_| "https://models.example".to_owned(),
+        "where clients reach the router: what scoring URIs in statuses begin with",
+    ),
     key("tokens.issuer", |s| s.tokens.issuer.clone(), "who issues the router's own tokens, for `authMode: aml_token`"),
     key(
         "tokens.signingKeyFile",

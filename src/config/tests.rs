@@ -122,12 +122,24 @@ fn each_rule_names_the_key_and_what_would_be_right() {
 
 #[test]
 fn what_this_version_cannot_do_is_refused() {
-    for (text, path) in
-        [("fleet: {mode: strict}", "fleet"), ("endpoints: {kubernetes: {namespaces: []}}", "endpoints.kubernetes")]
-    {
-        refused(text, path, "not supported by this version");
-    }
+    refused("fleet: {mode: strict}", "fleet", "not supported by this version");
     variable_refused("INFERENCE_ROUTER__FLEET__MODE", "x", "not supported by this version");
+}
+
+#[test]
+fn endpoints_come_from_files_or_from_a_cluster() {
+    let cluster =
+        |text: &str| parse(text, "file", Path::new("/w"), std::iter::empty()).map(|settings| settings.kubernetes);
+    assert_eq!(cluster("endpoints: {files: [a]}").unwrap(), None);
+    let text = "endpoints: {kubernetes: {namespaces: [team-a, team-b], scoringUrl: 'https://models.example/'}}";
+    let namespaces = vec!["team-a".to_owned(), "team-b".to_owned()];
+    let scoring_url = Some("https://models.example".to_owned());
+    assert_eq!(cluster(text).unwrap(), Some(KubernetesSettings { namespaces, scoring_url }));
+    assert_eq!(cluster("endpoints: {kubernetes: {}}").unwrap(), Some(KubernetesSettings::default()));
+    refused("endpoints: {files: [a], kubernetes: {}}", "endpoints.files", "remove one");
+    refused("endpoints: {kubernetes: {namespaces: [Team]}}", "endpoints.kubernetes.namespaces[0]", "small letters");
+    refused("endpoints: {kubernetes: {namespaces: [a, a]}}", "endpoints.kubernetes.namespaces[1]", "once");
+    refused("endpoints: {kubernetes: {scoringUrl: models}}", "endpoints.kubernetes.scoringUrl", "https://");
 }
 
 #[test]

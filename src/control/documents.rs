@@ -2,7 +2,7 @@
 
 use crate::model::endpoint::{Auth, Endpoint};
 use crate::model::problem::Problem;
-use crate::model::validate;
+use crate::model::validate::{self, Origin};
 
 use super::yaml;
 
@@ -34,7 +34,7 @@ pub fn parse(text: &str, source: &str) -> Parsed {
             }
         };
         let name = document.pointer("/metadata/name").and_then(|name| name.as_str()).map(str::to_owned);
-        match validate::read(document) {
+        match validate::read(document, Origin::File) {
             Ok(endpoint) => parsed.endpoints.push(endpoint),
             Err(refused) => {
                 let source = if several { place(source, index, name.as_deref()) } else { source.to_owned() };

@@ -3,25 +3,27 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::HeaderValue;
 use http::uri::PathAndQuery;
 use tokio::sync::oneshot;
 
+use super::cluster::Counts;
 use super::processes::{self, ReplicaKey, ReplicaSpec, Wanted};
 use super::scale::Scaled;
-use crate::model::endpoint::{self, ScaleSettings, Target};
+use crate::model::endpoint::{self, Target};
 use crate::model::name::Name;
 use crate::policy::access::Access;
-use crate::policy::admit::ReplicaId;
 use crate::policy::split::Split;
-use crate::state::metrics::{DeploymentMetrics, Metrics};
-use crate::state::scaling::{Rules, Scaling};
-use crate::state::slots::Slots;
+use crate::state::metrics::Metrics;
 use crate::state::status::{Pending, Status};
 use crate::state::table::{Deployment, Endpoint, Published, Table};
 use crate::state::tls::Connector;
 use crate::state::tokens::Tokens;
+
+mod live;
+use live::{Live, Source};
 
 /// An endpoint that is wanted, its keys resolved.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,27 +51,6 @@ pub struct Index {
     next_generation: u64,
 }
 
-/// What outlives a change of a deployment's document.
-#[derive(Debug)]
-struct Live {
-    slots: Arc<Slots>,
-    metrics: Arc<DeploymentMetrics>,
-    replicas: HashMap<Source, ReplicaId>,
-    /// Processes that are not ready yet, with what happened to each that is started again.
-    pending: BTreeMap<ReplicaKey, Option<String>>,
-    /// Processes there should be.
-    count: u32,
-    /// What decides that; `None` where the document does.
-    scaling: Option<Arc<Scaling>>,
-}
-
-/// What a replica is known by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Source {
-    Address(String),
-    Process(ReplicaKey),
-}
-
 impl Index {
     /// An index of nothing.
     pub fn new(table: Published, metrics: Arc<Metrics>, status: Arc<Status>, tokens: Arc<Tokens>) -> Self {
@@ -83,19 +64,67 @@ impl Index {
         let mut endpoints = BTreeMap::new();
         for wanted in desired {
             let name = wanted.spec.name.clone();
-            // What was not read again is the same object, and most was not.
-            let is_wanted = |spec: &Arc<endpoint::Endpoint>| Arc::ptr_eq(spec, &wanted.spec) || *spec == wanted.spec;
-            let now = self.endpoints.remove(&name);
-            let same =
-                now.filter(|now| is_wanted(&now.spec) && now.access == wanted.access && now.has_tls(&wanted.tls));
+            let same = self.endpoints.remove(&name).filter(|now| is_same(now, &wanted));
             changed |= same.is_none();
             endpoints.insert(name, same.unwrap_or_else(|| Arc::new(self.build(wanted))));
         }
         self.endpoints = endpoints;
         if changed {
-            self.table.store(Arc::new(Table::new(self.endpoints.values().cloned())));
+            self.publish();
         }
         self.forget();
+    }
+
+    /// Changes what some names mean; all others stay. Requests in flight keep what they have.
+    pub fn update(&mut self, names: impl IntoIterator<Item = (Name, Option<Desired>)>) {
+        let mut changed = false;
+        for (name, desired) in names {
+            let before = self.endpoints.remove(&name);
+            let Some(wanted) = desired else {
+                changed |= before.is_some();
+                continue;
+            };
+            let same = before.filter(|now| is_same(now, &wanted));
+            changed |= same.is_none();
+            let endpoint = same.unwrap_or_else(|| Arc::new(self.build(wanted)));
+            self.endpoints.insert(name, endpoint);
+        }
+        if changed {
+            self.publish();
+        }
+        self.forget();
+    }
+
+    /// A pod of a deployment takes requests at `address`, or takes none any more.
+    pub fn pod(&mut self, endpoint: &Name, deployment: &Name, uid: &Arc<str>, address: Option<SocketAddr>) {
+        let id = self.next_replica();
+        if let Some(live) = self.live.get_mut(&(endpoint.clone(), deployment.clone())) {
+            live.set_pod(uid, address, id);
+        }
+    }
+
+    /// A deployment's workload is told to have so many replicas, by whomever; `None`: there is no such workload. Returns
+    /// whether it can be scaled now and could not before, or the other way round.
+    pub fn observe(&mut self, endpoint: &Name, deployment: &Name, count: Option<u32>) -> bool {
+        let Some(live) = self.live.get_mut(&(endpoint.clone(), deployment.clone())) else { return false };
+        let is_news = live.observed.is_some() != count.is_some();
+        live.observed = count;
+        if let (Some(scaling), Some(count)) = (&live.scaling, count) {
+            scaling.observed(count, SystemTime::now());
+        }
+        is_news
+    }
+
+    /// How things are with a deployment.
+    pub fn counts(&self, endpoint: &Name, deployment: &Name) -> Option<Counts> {
+        let live = self.live.get(&(endpoint.clone(), deployment.clone()))?;
+        let now = live.slots.occupancy();
+        let slots = now.busy + now.free;
+        Some(Counts {
+            ready: u32::try_from(now.ready).unwrap_or(u32::MAX),
+            desired: live.scaling.as_ref().map(|scaling| scaling.desired()).or(live.observed),
+            utilization: (slots > 0).then(|| (now.busy + now.waiting) as f64 / slots as f64),
+        })
     }
 
     /// The local processes that are wanted.
@@ -112,6 +141,10 @@ impl Index {
     /// The deployments whose number of processes is decided as they go.
     pub fn scaled(&self) -> Vec<Scaled> {
         let scaled = self.deployments().filter_map(|(endpoint, deployment, live)| {
+            let is_there = live.observed.is_some() || !matches!(deployment.target, Target::Workload(_));
+            if !is_there {
+                return None;
+            }
             let (endpoint, deployment) = (endpoint.clone(), deployment.name.clone());
             Some(Scaled { endpoint, deployment, scaling: live.scaling.clone()?, slots: live.slots.clone() })
         });
@@ -127,11 +160,21 @@ impl Index {
         }
     }
 
+    /// How many endpoints there are.
+    pub fn len(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.endpoints.is_empty()
+    }
+
     /// Whether every local process that is wanted is ready.
     pub fn is_complete(&self) -> bool {
         self.deployments().all(|(_, deployment, live)| match deployment.target {
             Target::Process(_) => live.replicas.len() >= live.count as usize,
-            Target::Instances(_) => true,
+            Target::Instances(_) | Target::Workload(_) => true,
         })
     }
 
@@ -149,6 +192,10 @@ impl Index {
 
     /// Takes note of a local process.
     pub fn process(&mut self, event: processes::Event) {
+        let (processes::Event::Pending { key, .. }
+        | processes::Event::Ready { key, .. }
+        | processes::Event::Gone { key, .. }) = &event;
+        let key = key.clone();
         match event {
             processes::Event::Pending { key, trouble } => {
                 if let Some(live) = self.live_of(&key) {
@@ -158,13 +205,17 @@ impl Index {
             processes::Event::Ready { key, address } => self.process_ready(key, address),
             processes::Event::Gone { key, drained } => self.process_gone(&key, drained),
         }
-        let pending = |((endpoint, deployment), live): (&(Name, Name), &Live)| {
+        if let Some(live) = self.live_of(&key) {
             let problem = live.pending.values().flatten().next().cloned();
             let pending = Pending { count: live.pending.len(), problem };
-            ((endpoint.as_str().to_owned(), deployment.as_str().to_owned()), pending)
-        };
-        self.status.set_pending(self.live.iter().map(pending).collect());
+            self.pending(&key.endpoint, &key.deployment, pending);
+        }
         self.forget();
+    }
+
+    /// Takes note of replicas that do not take requests yet.
+    pub fn pending(&self, endpoint: &Name, deployment: &Name, pending: Pending) {
+        self.status.set_pending(endpoint.as_str(), deployment.as_str(), pending);
     }
 
     fn process_ready(&mut self, key: ReplicaKey, address: SocketAddr) {
@@ -193,6 +244,10 @@ impl Index {
         self.next_replica
     }
 
+    fn publish(&self) {
+        self.table.store(Arc::new(Table::new(self.endpoints.values().cloned())));
+    }
+
     fn build(&mut self, wanted: Desired) -> Endpoint {
         let name = wanted.spec.name.clone();
         let deployments = wanted.spec.deployments.iter().map(|spec| {
@@ -218,14 +273,10 @@ impl Index {
 
     fn build_deployment(&mut self, endpoint: &Name, spec: &endpoint::Deployment, tls: Option<Connector>) -> Deployment {
         let metrics = &self.metrics;
-        let live = self.live.entry((endpoint.clone(), spec.name.clone())).or_insert_with(|| Live {
-            slots: Slots::new(&spec.requests),
-            metrics: Arc::new(metrics.deployment(endpoint.as_str(), spec.name.as_str())),
-            replicas: HashMap::new(),
-            pending: BTreeMap::new(),
-            count: 0,
-            scaling: None,
-        });
+        let live = self
+            .live
+            .entry((endpoint.clone(), spec.name.clone()))
+            .or_insert_with(|| Live::new(spec, metrics.deployment(endpoint.as_str(), spec.name.as_str())));
         live.slots.set_rules(&spec.requests);
         live.set_scale(spec);
         live.set_addresses(&spec.target, &mut self.next_replica);
@@ -258,67 +309,19 @@ impl Index {
             live.slots.abandon();
             let processes = live.replicas.keys().any(|source| matches!(source, Source::Process(_)));
             let now = live.slots.occupancy();
-            processes || !live.pending.is_empty() || now.busy + now.busy_draining + now.waiting > 0
+            let stays = processes || !live.pending.is_empty() || now.busy + now.busy_draining + now.waiting > 0;
+            if !stays {
+                self.status.set_pending(endpoint.as_str(), deployment.as_str(), Pending::default());
+            }
+            stays
         });
     }
 }
 
-impl Live {
-    /// How many processes there should be, or what decides it. Who scales goes on from what there was.
-    fn set_scale(&mut self, spec: &endpoint::Deployment) {
-        let settings = match &spec.scale {
-            ScaleSettings::Fixed { instances } => {
-                (self.count, self.scaling) = (*instances, None);
-                self.slots.set_cold_start_timeout(None);
-                return;
-            }
-            ScaleSettings::Utilization(settings) => settings,
-        };
-        self.slots.set_cold_start_timeout((settings.min == 0).then_some(settings.cold_start_timeout));
-        let per_replica = spec.requests.max_concurrent_per_instance.get();
-        let rules = Rules { settings: settings.clone(), per_replica };
-        match &self.scaling {
-            Some(scaling) => scaling.set_rules(rules),
-            None => {
-                self.count = self.count.clamp(settings.min, settings.max);
-                self.scaling = Some(Arc::new(Scaling::new(rules, self.count)));
-            }
-        }
-    }
-
-    /// Requests in flight on each process, by its index.
-    fn busy(&self) -> BTreeMap<u32, u32> {
-        let busy = self.replicas.iter().filter_map(|(source, at)| match source {
-            Source::Process(key) => Some((key.index, self.slots.busy_on(*at))),
-            Source::Address(_) => None,
-        });
-        busy.collect()
-    }
-
-    /// Makes the replicas at fixed addresses what `target` lists; processes come and go by themselves.
-    fn set_addresses(&mut self, target: &Target, next_replica: &mut u64) {
-        let wanted: &[String] = match target {
-            Target::Instances(addresses) => addresses,
-            Target::Process(_) => &[],
-        };
-        let slots = &self.slots;
-        self.replicas.retain(|source, at| {
-            let stays = match source {
-                Source::Address(address) => wanted.contains(address),
-                Source::Process(_) => true,
-            };
-            if !stays {
-                slots.remove(*at, None);
-            }
-            stays
-        });
-        for address in wanted {
-            self.replicas.entry(Source::Address(address.clone())).or_insert_with(|| {
-                *next_replica += 1;
-                slots.add(*next_replica, address)
-            });
-        }
-    }
+/// Whether an endpoint is what is wanted; what was not read again is the same object, and most was not.
+fn is_same(now: &Endpoint, wanted: &Desired) -> bool {
+    let spec = Arc::ptr_eq(&now.spec, &wanted.spec) || now.spec == wanted.spec;
+    spec && now.access == wanted.access && now.has_tls(&wanted.tls)
 }
 
 /// Names and hosts are checked to be fit for a header when their document is.

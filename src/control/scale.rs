@@ -66,8 +66,14 @@ pub struct Scalers {
 }
 
 impl Scalers {
-    /// Scales these deployments and no others from now on, each over the target that `target` makes for it.
-    pub fn apply<T: Target>(&mut self, wanted: Vec<Scaled>, metrics: &Arc<Metrics>, target: impl Fn(&Scaled) -> T) {
+    /// Scales these deployments and no others from now on, each over the target that `target` makes for it,
+    /// if there is one.
+    pub fn apply<T: Target>(
+        &mut self,
+        wanted: Vec<Scaled>,
+        metrics: &Arc<Metrics>,
+        target: impl Fn(&Scaled) -> Option<T>,
+    ) {
         let mut before = std::mem::take(&mut self.running);
         for scaled in wanted {
             let key = (scaled.endpoint.clone(), scaled.deployment.clone());
@@ -78,12 +84,14 @@ impl Scalers {
                 }
                 is_same
             });
-            let running = same.unwrap_or_else(|| {
+            let start = |target| {
                 let scaling = scaled.scaling.clone();
-                let scaler = Scaler::new(target(&scaled), scaled, metrics.clone());
+                let scaler = Scaler::new(target, scaled.clone(), metrics.clone());
                 (scaling, self.tasks.spawn(scaler.run()))
-            });
-            self.running.insert(key, running);
+            };
+            if let Some(running) = same.or_else(|| target(&scaled).map(start)) {
+                self.running.insert(key, running);
+            }
         }
         before.into_values().for_each(|(_, task)| task.abort());
         // What has ended is taken out.

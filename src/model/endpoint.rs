@@ -28,6 +28,8 @@ pub mod defaults {
     pub const MAX_QUEUE_WAIT_MS: i64 = 500;
     /// `requestSettings.maxQueueLength`.
     pub const MAX_QUEUE_LENGTH: i64 = 10_000;
+    /// `port`: that of Azure's inference server.
+    pub const PORT: i64 = 5_001;
     /// `scaleSettings.instanceCount`.
     pub const INSTANCE_COUNT: i64 = 1;
     /// `scaleSettings.minInstances`.
@@ -134,7 +136,17 @@ pub enum KeySource {
     Env(String),
     /// In this file, relative to the document's folder; white space at both ends does not count.
     File(PathBuf),
+    /// In a Kubernetes Secret of the endpoint's namespace.
+    Secret {
+        /// The Secret.
+        name: String,
+        /// The entry of its data; of [`SECRET_KEYS`] the second may be missing.
+        key: &'static str,
+    },
 }
+
+/// The entries of a Secret that keys are in: the primary one and the secondary one.
+pub const SECRET_KEYS: [&str; 2] = ["primaryKey", "secondaryKey"];
 
 /// A key never shows up in a log, not even in a debug line.
 impl fmt::Debug for KeySource {
@@ -143,6 +155,7 @@ impl fmt::Debug for KeySource {
             Self::Value(_) => f.write_str("Value(…)"),
             Self::Env(name) => f.debug_tuple("Env").field(name).finish(),
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Secret { name, key } => f.debug_tuple("Secret").field(name).field(key).finish(),
         }
     }
 }
@@ -194,6 +207,21 @@ pub enum Target {
     Instances(Vec<String>),
     /// Local processes that the router starts and scales.
     Process(Process),
+    /// The pods of a Kubernetes workload.
+    Workload(Workload),
+}
+
+/// Something in Kubernetes that has pods, in the endpoint's namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Workload {
+    /// As `apps/v1`.
+    pub api_version: String,
+    /// As `Deployment`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Where its pods listen.
+    pub port: u16,
 }
 
 /// How to start one local replica.
@@ -234,6 +262,8 @@ pub enum ScaleSettings {
     },
     /// As many as requests need.
     Utilization(Utilization),
+    /// As many as there are: somebody else decides. Only of a workload.
+    Unmanaged,
 }
 
 /// How many replicas requests need.

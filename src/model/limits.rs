@@ -60,6 +60,15 @@ impl Default for TokenSettings {
     }
 }
 
+/// Where in Kubernetes endpoints come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KubernetesSettings {
+    /// Namespaces whose endpoints count; none: all.
+    pub namespaces: Vec<String>,
+    /// Where clients reach the router, as `https://models.example`: what scoring URIs in statuses begin with.
+    pub scoring_url: Option<String>,
+}
+
 /// How the router leaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shutdown {

@@ -3,6 +3,7 @@
 //! Nothing here touches a clock, a socket, a file, the environment or a random number.
 
 pub mod check;
+pub mod crd;
 pub mod decode;
 pub mod duration;
 pub mod endpoint;
@@ -11,6 +12,7 @@ pub mod name;
 pub mod problem;
 pub mod refusal;
 pub mod resource;
+pub mod status;
 pub mod suggest;
 pub mod tls;
 pub mod validate;

@@ -23,7 +23,7 @@ macro_rules! written {
         $($(#[$field_about:meta])* $field:ident: $of:ty,)*
     })*) => {$(
         $(#[$about])*
-        #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
         #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
         $vis struct $name {
             $($(#[$field_about])* #[serde(skip_serializing_if = "Option::is_none")] $vis $field: Option<$of>,)*
@@ -83,44 +83,48 @@ written! {
         uid: Value,
     }
 
-    /// `spec`.
+    /// What clients can call, who may, and which deployments answer.
     pub struct RawSpec {
-        /// `key`, `aml_token`, `aad_token` or `none`.
+        /// Who may call: whoever has a key (`key`), a token that the router has issued (`aml_token`), a token of an OpenID
+        /// Connect issuer (`aad_token`), or anybody (`none`).
         auth_mode: String,
-        /// For `authMode: key`.
+        /// Keys of the endpoint, for `authMode: key`, and for `aml_token` those that get tokens.
         #[serde(deserialize_with = "mapping")]
         keys: RawKeys,
-        /// For `authMode: aad_token`.
+        /// Whose tokens are accepted, for `authMode: aad_token`.
         #[serde(deserialize_with = "mapping")]
         jwt: RawJwt,
-        /// Percent of live traffic by deployment.
+        /// Percent of live traffic by the name of a deployment. Sums to 100, or to 0, which closes the endpoint but for requests
+        /// that name a deployment in `azureml-model-deployment`.
         traffic: BTreeMap<String, i64>,
-        /// Percent of copied traffic by deployment.
+        /// Percent of live requests that are copied to one more deployment, which must have no live traffic; its answers are
+        /// discarded.
         mirror_traffic: BTreeMap<String, i64>,
-        /// Cross-origin rules.
+        /// Which pages of other origins may call; off unless given.
         #[serde(deserialize_with = "mapping")]
         cors: RawCors,
-        /// Bytes per second and endpoint.
+        /// Most bytes a second of requests and responses together; no limit unless given.
         bandwidth_limit_bytes_per_second: i64,
-        /// Versions of the model.
+        /// Versions of the model, 1 to 20.
         #[serde(deserialize_with = "mappings")]
         deployments: Vec<Option<RawDeployment>>,
     }
 
-    /// `spec.keys`.
+    /// Keys that callers send as `Authorization: Bearer …`.
     pub struct RawKeys {
-        /// A Kubernetes Secret with `primaryKey` and `secondaryKey`.
+        /// A Secret of type `inference-router.dev/endpoint-keys` with the entries `primaryKey` and, to change over to,
+        /// `secondaryKey`. Needs Kubernetes.
         #[serde(deserialize_with = "mapping")]
         secret_ref: RawSecretRef,
-        /// The key in use.
+        /// The key in use. Only in endpoint files.
         #[serde(deserialize_with = "mapping")]
         primary: RawKey,
-        /// The key to change over to.
+        /// The key to change over to. Only in endpoint files.
         #[serde(deserialize_with = "mapping")]
         secondary: RawKey,
     }
 
-    /// `spec.keys.secretRef`.
+    /// A Secret.
     pub struct RawSecretRef {
         /// Name of a Secret in the endpoint's namespace.
         name: String,
@@ -136,7 +140,7 @@ written! {
         file: String,
     }
 
-    /// `spec.jwt`.
+    /// Tokens of OpenID Connect issuers.
     pub struct RawJwt {
         /// Who may have signed a token.
         #[serde(deserialize_with = "mappings")]
@@ -149,23 +153,23 @@ written! {
         issuer: String,
         /// As in the token's `aud`.
         audiences: Vec<Option<String>>,
-        /// Where its public keys are; without it, the issuer's discovery document says it.
+        /// Where its public keys are; unless given, the issuer's discovery document says it.
         jwks_uri: String,
-        /// Claims the token must have.
+        /// Claims the token must have, each with one of these values.
         required_claims: BTreeMap<String, Value>,
         /// Scopes, one of which the token must have.
         scopes: Vec<Option<String>>,
         /// Roles, one of which will do instead.
         roles: Vec<Option<String>>,
-        /// Who may have signed the issuer's certificate.
+        /// Who may have signed the issuer's certificate: a PEM file of the router. Only in endpoint files.
         ca_file: String,
-        /// A token to show to the issuer.
+        /// A token to show to the issuer: a file of the router. Only in endpoint files.
         bearer_token_file: String,
-        /// Whether plain HTTP will do.
+        /// Whether plain HTTP will do, where nobody can be on the way.
         allow_http: bool,
     }
 
-    /// `spec.cors`.
+    /// Cross-origin rules.
     pub struct RawCors {
         /// `https://app.example`, or `*`.
         allow_origins: Vec<Option<String>>,
@@ -183,27 +187,28 @@ written! {
 
     /// One of `spec.deployments`.
     pub struct RawDeployment {
-        /// Unique within the endpoint.
+        /// Unique within the endpoint: 3 to 32 letters, digits and single inner dashes, a letter first.
         name: String,
-        /// A Kubernetes workload.
+        /// The workload whose pods are the replicas, in the endpoint's namespace: anything that has pods and a `scale`
+        /// subresource with a selector. Needs Kubernetes.
         #[serde(deserialize_with = "mapping")]
         target_ref: RawTargetRef,
-        /// Fixed addresses.
+        /// Fixed addresses, `host:port`. Only in endpoint files.
         instances: Vec<Option<String>>,
-        /// Local processes.
+        /// Local processes that the router starts. Only in endpoint files.
         #[serde(deserialize_with = "mapping")]
         process: RawProcess,
-        /// Container port, with `targetRef`.
+        /// Where the pods of `targetRef` listen.
         port: i64,
         /// Path on the model for `…/score`.
         scoring_path: String,
         /// Path on the model for `…/swagger.json`.
         swagger_path: String,
-        /// Whether the model sees the client's credential.
+        /// Whether the model sees the client's `authorization` header.
         forward_authorization: bool,
-        /// `host` header sent to the model.
+        /// The `host` header that the model gets; unless given, the replica's address.
         host: String,
-        /// TLS towards the replicas.
+        /// TLS towards the replicas; plain HTTP unless given.
         #[serde(deserialize_with = "mapping")]
         upstream_tls: RawUpstreamTls,
         /// Limits of one request.
@@ -212,22 +217,22 @@ written! {
         /// How many replicas.
         #[serde(deserialize_with = "mapping")]
         scale_settings: RawScaleSettings,
-        /// Collection of payloads.
+        /// Which payloads are collected.
         #[serde(deserialize_with = "mapping")]
         data_collector: RawDataCollector,
     }
 
-    /// `targetRef`.
+    /// A Kubernetes workload.
     pub struct RawTargetRef {
         /// As `apps/v1`.
         api_version: String,
         /// As `Deployment`.
         kind: String,
-        /// In the endpoint's namespace.
+        /// Its name, in the endpoint's namespace.
         name: String,
     }
 
-    /// `process`.
+    /// How to start a local replica.
     pub struct RawProcess {
         /// Program and arguments.
         command: Vec<Option<String>>,
@@ -239,56 +244,57 @@ written! {
         working_dir: String,
     }
 
-    /// `upstreamTls`.
+    /// TLS towards replicas.
     pub struct RawUpstreamTls {
-        /// Who may have signed the replicas' certificates.
+        /// Who may have signed the replicas' certificates: a PEM file. Only in endpoint files.
         ca_file: String,
         /// The name in the replicas' certificates.
         server_name: String,
         /// Whether certificates are taken unseen.
         skip_verify: bool,
-        /// The router's own certificate.
+        /// The router's own certificate: a PEM file. Only in endpoint files.
         cert_file: String,
-        /// The key of the router's own certificate.
+        /// The key of the router's own certificate: a PEM file. Only in endpoint files.
         key_file: String,
     }
 
-    /// `requestSettings`.
+    /// Limits of one request.
     pub struct RawRequestSettings {
-        /// From dispatch to the response head.
+        /// Longest wait for a model's answer to begin, in milliseconds, from when a replica gets the request.
         request_timeout_ms: i64,
-        /// Longest silence inside a response body.
+        /// Longest silence inside a response body, in milliseconds.
         stream_idle_timeout_ms: i64,
-        /// Requests one replica may have in flight.
+        /// Requests that one replica may have in flight, from all routers together; never exceeded.
         max_concurrent_requests_per_instance: i64,
-        /// Longest wait for a replica.
+        /// Longest wait for a free replica, in milliseconds.
         max_queue_wait_ms: i64,
-        /// Most requests that wait.
+        /// Most requests that wait; more are turned away at once.
         max_queue_length: i64,
     }
 
-    /// `scaleSettings`.
+    /// How many replicas there are.
     pub struct RawScaleSettings {
-        /// `default` or `target_utilization`.
+        /// `default`: as many as `instanceCount` says, or, without it, as many as the workload has. `target_utilization`: as
+        /// many as requests need.
         #[serde(rename = "type")]
         kind: String,
-        /// With `default`.
+        /// How many replicas there should be, with `type: default`.
         instance_count: i64,
-        /// With `target_utilization`.
+        /// Least replicas, with `target_utilization`; 0: none while nobody asks.
         min_instances: i64,
-        /// With `target_utilization`.
+        /// Most replicas, with `target_utilization`.
         max_instances: i64,
-        /// With `target_utilization`.
+        /// Share of what replicas can take that should be in use, with `target_utilization`, in percent.
         target_utilization_percentage: i64,
-        /// With `target_utilization`.
+        /// How often to decide, with `target_utilization`: `1s`, from 100 ms to 10 minutes.
         polling_interval: WrittenDuration,
-        /// With `minInstances: 0`.
+        /// How long nobody must have asked before the last replica goes, with `minInstances: 0`: `10m` unless given.
         idle_before_zero: WrittenDuration,
-        /// With `minInstances: 0`.
+        /// How long a request waits that finds no replica, with `minInstances: 0`, in milliseconds: 60000 unless given.
         cold_start_timeout_ms: i64,
     }
 
-    /// `dataCollector`.
+    /// Collection of payloads.
     pub struct RawDataCollector {
         /// Share of the requests, 0 to 1.
         sampling_rate: f64,
@@ -299,7 +305,7 @@ written! {
         collections: RawCollections,
     }
 
-    /// `dataCollector.collections`.
+    /// What is collected.
     pub struct RawCollections {
         /// Request bodies.
         #[serde(deserialize_with = "mapping")]
@@ -317,7 +323,7 @@ written! {
 }
 
 /// A text that debug output never shows.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]
 pub struct Secret(pub String);
 

@@ -4,13 +4,13 @@
 
 mod access;
 mod address;
-mod cors;
-mod deployment;
+pub(super) mod cors;
+pub(super) mod deployment;
 mod issuers;
 pub mod path;
-mod scale;
-mod traffic;
-mod unsupported;
+pub(super) mod scale;
+pub(super) mod traffic;
+pub(super) mod unsupported;
 mod upstream_tls;
 
 use serde_json::Value;
@@ -22,9 +22,19 @@ use super::problem::{self, Problem, field, item, quoted};
 use super::resource::{self, API_VERSION, KIND, RawEndpoint, RawMetadata, RawSpec};
 
 /// Most deployments of one endpoint.
-const MAX_DEPLOYMENTS: usize = 20;
+pub(super) const MAX_DEPLOYMENTS: usize = 20;
 /// Longest namespace, as in Kubernetes.
 const MAX_NAMESPACE: usize = 63;
+
+/// Where a document is from. What it may ask for depends on it: whoever may write an endpoint into a cluster must not be
+/// able to read the router's files or to start programs beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A file of the router.
+    File,
+    /// An object in a Kubernetes cluster.
+    Cluster,
+}
 
 /// A document that is not an endpoint.
 #[derive(Debug)]
@@ -40,7 +50,7 @@ pub struct Refused {
 ///
 /// # Errors
 /// [`Refused`]: fields of the wrong type, unknown fields, values out of range.
-pub fn read(document: Value) -> Result<Endpoint, Refused> {
+pub fn read(document: Value, origin: Origin) -> Result<Endpoint, Refused> {
     let kind = document.get("kind").and_then(Value::as_str);
     let version = document.get("apiVersion").and_then(Value::as_str);
     if let Some(kind) = kind.filter(|kind| *kind != KIND)
@@ -50,7 +60,7 @@ pub fn read(document: Value) -> Result<Endpoint, Refused> {
         return Err(Refused { problems: vec![Problem::new("kind", wrong_kind(kind))], auth: None });
     }
     let (raw, form) = resource::decode(document);
-    let problems = match validate(&raw) {
+    let problems = match validate(&raw, origin) {
         Ok(endpoint) if form.is_empty() => return Ok(endpoint),
         Ok(_) => form,
         Err(rules) => problem::together(form, rules),
@@ -62,7 +72,7 @@ pub fn read(document: Value) -> Result<Endpoint, Refused> {
 ///
 /// # Errors
 /// Every rule it breaks.
-pub fn validate(raw: &RawEndpoint) -> Result<Endpoint, Vec<Problem>> {
+pub fn validate(raw: &RawEndpoint, origin: Origin) -> Result<Endpoint, Vec<Problem>> {
     let mut check = Check::default();
     header(&mut check, raw);
     let nothing = RawMetadata::default();
@@ -73,7 +83,7 @@ pub fn validate(raw: &RawEndpoint) -> Result<Endpoint, Vec<Problem>> {
         check.problem("spec", "is missing; it says which deployments the endpoint has and how traffic is split");
         return Err(check.into_problems());
     };
-    unsupported::refuse(&mut check, spec);
+    unsupported::refuse(&mut check, spec, origin);
     let auth = access::auth(&mut check, spec);
     let traffic = traffic::live(&mut check, spec);
     traffic::mirrored(&mut check, spec);
@@ -114,14 +124,18 @@ fn name(check: &mut Check, path: &str, given: Option<&str>) -> Option<Name> {
 /// The namespace is only shown, but it is shown in labels and logs, so it keeps to the rule of Kubernetes.
 fn namespace(check: &mut Check, metadata: &RawMetadata) -> Option<String> {
     let given = metadata.namespace.as_deref()?;
-    let bytes = given.as_bytes();
-    let letters = bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
-    let ends = given.starts_with('-') || given.ends_with('-');
-    if !letters || ends || bytes.is_empty() || bytes.len() > MAX_NAMESPACE {
+    if !is_namespace(given) {
         let rule = "a namespace has 1 to 63 small letters, digits and inner dashes";
         check.problem("metadata.namespace", format!("is {}, but {rule}", quoted(given)));
     }
     Some(given.to_owned())
+}
+
+/// Whether a namespace of Kubernetes can be called so.
+pub fn is_namespace(name: &str) -> bool {
+    let letters = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let ends = name.starts_with('-') || name.ends_with('-');
+    letters && !ends && (1..=MAX_NAMESPACE).contains(&name.len())
 }
 
 fn deployments(check: &mut Check, spec: &RawSpec) -> Vec<Deployment> {

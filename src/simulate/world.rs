@@ -63,6 +63,8 @@ impl<'s> World<'s> {
         let (scale, desired) = match &scenario.scale {
             ScaleSettings::Fixed { instances } => (None, *instances),
             ScaleSettings::Utilization(settings) => (Some(settings), settings.min),
+            // One is what a workload has unless somebody says otherwise.
+            ScaleSettings::Unmanaged => (None, 1),
         };
         let interval = scale.map_or(RECORDED, |settings| settings.interval);
         let mut world = Self {

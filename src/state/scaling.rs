@@ -2,13 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 
 use crate::model::endpoint::Utilization;
 use crate::policy::scale::{Reason, Signals};
 
+/// How long news of before a change may take.
+const OLD_NEWS: Duration = Duration::from_secs(5);
 /// Decisions that are kept.
 const KEPT: usize = 100;
 
@@ -100,6 +102,18 @@ impl Scaling {
     /// Replicas there should be.
     pub fn desired(&self) -> u32 {
         self.lock().view.desired
+    }
+
+    /// So many replicas there are told to be, whoever told it. What was so before the last change is old news for a while.
+    pub fn observed(&self, count: u32, now: SystemTime) {
+        let view = &mut self.lock().view;
+        let is_old = view.changes.back().is_some_and(|last| {
+            let is_young = now.duration_since(last.at).is_ok_and(|age| age < OLD_NEWS);
+            is_young && last.before == count && last.wanted == view.desired
+        });
+        if !is_old {
+            view.desired = count;
+        }
     }
 
     /// How things are.

@@ -14,6 +14,8 @@ pub enum Part {
     Certificates,
     /// What the router's own tokens are signed with.
     Tokens,
+    /// The Kubernetes cluster that endpoints are in.
+    Cluster,
 }
 
 /// Shared by the control plane, which writes it, and the admin listener.
@@ -52,8 +54,14 @@ impl Status {
         pending.get(&(endpoint.to_owned(), deployment.to_owned())).cloned().unwrap_or_default()
     }
 
-    /// Replaces them all, by endpoint and deployment.
-    pub fn set_pending(&self, pending: BTreeMap<(String, String), Pending>) {
-        *self.pending.write().unwrap_or_else(PoisonError::into_inner) = pending;
+    /// Replaces those of one deployment.
+    pub fn set_pending(&self, endpoint: &str, deployment: &str, pending: Pending) {
+        let mut all = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        let key = (endpoint.to_owned(), deployment.to_owned());
+        if pending == Pending::default() {
+            all.remove(&key);
+        } else {
+            all.insert(key, pending);
+        }
     }
 }

@@ -121,6 +121,7 @@ fn scaled(deployment: &mut Deployment, change: impl FnOnce(&mut Utilization)) {
     let instances = match &mut deployment.scale {
         ScaleSettings::Utilization(settings) => return change(settings),
         ScaleSettings::Fixed { instances } => *instances,
+        ScaleSettings::Unmanaged => 1,
     };
     let mut settings = Utilization {
         min: 1,

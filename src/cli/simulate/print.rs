@@ -78,6 +78,7 @@ pub(super) fn comparison(
 fn settings(deployment: &Deployment, percent: u8, start_seconds: f64) -> String {
     let scale = match &deployment.scale {
         ScaleSettings::Fixed { instances } => format!("always {instances} replicas"),
+        ScaleSettings::Unmanaged => "1 replica, as nothing says how many".to_owned(),
         ScaleSettings::Utilization(settings) => format!(
             "{} to {} replicas for {} % utilization, which start in {start_seconds} s",
             settings.min, settings.max, settings.target_percent

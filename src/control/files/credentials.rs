@@ -68,6 +68,7 @@ impl Files {
                     ));
                 }
             },
+            KeySource::Secret { name, .. } => return Err(format!("the Secret {name} needs Kubernetes")),
             KeySource::File(path) => match small_file::read(path) {
                 Ok(key) => (String::from_utf8_lossy(&key).into_owned(), format!("the file {}", path.display())),
                 Err(error) => return Err(format!("the key file {} cannot be read: {error}", path.display())),

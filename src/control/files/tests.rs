@@ -58,7 +58,7 @@ fn port(loaded: &Loaded, name: &str) -> String {
     let endpoint = loaded.endpoints.iter().find(|endpoint| endpoint.spec.name.matches(name)).unwrap();
     match &endpoint.spec.deployments[0].target {
         Target::Instances(addresses) => addresses[0].rsplit(':').next().unwrap().to_owned(),
-        Target::Process(_) => panic!("no address"),
+        Target::Process(_) | Target::Workload(_) => panic!("no address"),
     }
 }
 

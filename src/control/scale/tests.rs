@@ -94,7 +94,7 @@ impl Rig {
 
     fn apply(&mut self, wanted: bool) {
         let (fake, wanted) = (self.fake.clone(), wanted.then(|| self.scaled.clone()));
-        self.scalers.apply(wanted.into_iter().collect(), &self.metrics, |_| fake.clone());
+        self.scalers.apply(wanted.into_iter().collect(), &self.metrics, |_| Some(fake.clone()));
     }
 
     fn asked(&self) -> Vec<u32> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::super::check::Check;
-use super::super::endpoint::{Auth, KeySource};
+use super::super::endpoint::{Auth, KeySource, SECRET_KEYS};
 use super::super::problem::{field, quoted};
 use super::super::resource::{RawKey, RawKeys, RawSpec};
 use super::issuers;
@@ -40,7 +40,7 @@ pub(super) fn auth(check: &mut Check, spec: &RawSpec) -> Option<Auth> {
     }
     let sources = keys.map(|keys| sources(check, keys)).unwrap_or_default();
     let without_primary = keys.is_none_or(|keys| keys.primary.is_none() && keys.secret_ref.is_none());
-    let how = "write `primary: {env: NAME}`, `{file: PATH}` or `{value: …}`";
+    let how = "write `primary: {env: NAME}`, `{file: PATH}` or `{value: …}`, in a cluster `secretRef: {name: …}`";
     match mode? {
         Mode::Key => {
             if without_primary {
@@ -61,6 +61,13 @@ pub(super) fn auth(check: &mut Check, spec: &RawSpec) -> Option<Auth> {
 }
 
 fn sources(check: &mut Check, keys: &RawKeys) -> Vec<KeySource> {
+    if let Some(secret) = &keys.secret_ref {
+        let name = secret.name.clone().unwrap_or_default();
+        if name.is_empty() {
+            check.problem("spec.keys.secretRef.name", "is missing; name a Secret of the endpoint's namespace");
+        }
+        return SECRET_KEYS.iter().map(|key| KeySource::Secret { name: name.clone(), key }).collect();
+    }
     let named = [("primary", keys.primary.as_ref()), ("secondary", keys.secondary.as_ref())];
     let mut sources: Vec<KeySource> = Vec::new();
     for (name, key) in named {
@@ -93,6 +100,8 @@ fn source(check: &mut Check, path: &str, key: &RawKey) -> Option<KeySource> {
         KeySource::Value(value) => ("value", wrong_value(value)),
         KeySource::Env(name) => ("env", wrong_variable(name)),
         KeySource::File(file) => ("file", file.as_os_str().is_empty().then(|| "is empty; name a file".to_owned())),
+        // Never one of the three.
+        KeySource::Secret { .. } => return None,
     };
     if let Some(wrong) = wrong {
         check.problem(&field(path, name), wrong);

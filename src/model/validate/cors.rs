@@ -9,7 +9,7 @@ use super::super::resource::RawCors;
 use super::address;
 
 /// Browsers cap it at a day or less.
-const MAX_AGE_SECONDS: std::ops::RangeInclusive<i64> = 0..=86_400;
+pub(in crate::model) const MAX_AGE_SECONDS: std::ops::RangeInclusive<i64> = 0..=86_400;
 /// Methods that are never forwarded.
 const NEVER: [&str; 2] = ["CONNECT", "TRACE"];
 

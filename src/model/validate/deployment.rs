@@ -7,17 +7,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::check::Check;
-use super::super::endpoint::{Deployment, Process, RequestSettings, Target, defaults};
+use super::super::endpoint::{Deployment, Process, RequestSettings, Target, Workload, defaults};
 use super::super::problem::{field, item, quoted};
-use super::super::resource::{RawDataCollector, RawDeployment, RawProcess, RawRequestSettings, RawScaleSettings};
+use super::super::resource::{
+    RawDataCollector, RawDeployment, RawProcess, RawRequestSettings, RawScaleSettings, RawTargetRef,
+};
 use super::{address, path::path as valid_path, scale, upstream_tls};
 
-const PORT: RangeInclusive<i64> = 1..=65_535;
-const REQUEST_TIMEOUT_MS: RangeInclusive<i64> = 1..=300_000;
-const STREAM_IDLE_TIMEOUT_MS: RangeInclusive<i64> = 1..=86_400_000;
-const MAX_CONCURRENT: RangeInclusive<i64> = 1..=1_000_000;
-const MAX_QUEUE_WAIT_MS: RangeInclusive<i64> = 0..=300_000;
-const MAX_QUEUE_LENGTH: RangeInclusive<i64> = 0..=1_000_000;
+pub(in crate::model) const PORT: RangeInclusive<i64> = 1..=65_535;
+pub(in crate::model) const REQUEST_TIMEOUT_MS: RangeInclusive<i64> = 1..=300_000;
+pub(in crate::model) const STREAM_IDLE_TIMEOUT_MS: RangeInclusive<i64> = 1..=86_400_000;
+pub(in crate::model) const MAX_CONCURRENT: RangeInclusive<i64> = 1..=1_000_000;
+pub(in crate::model) const MAX_QUEUE_WAIT_MS: RangeInclusive<i64> = 0..=300_000;
+pub(in crate::model) const MAX_QUEUE_LENGTH: RangeInclusive<i64> = 0..=1_000_000;
 
 /// What a command or a variable says where the replica's port goes.
 const PORT_PLACE: &str = "{port}";
@@ -89,22 +91,43 @@ fn target(check: &mut Check, path: &str, raw: &RawDeployment) -> Option<Target> 
             }
         }
     }
-    port(check, &field(path, "port"), raw);
+    let port = port(check, &field(path, "port"), raw);
+    let workload = raw.target_ref.as_ref().map(|raw| workload(check, &field(path, "targetRef"), raw, port));
     let process = raw.process.as_ref().and_then(|raw| process(check, &field(path, "process"), raw));
     let instances = raw.instances.as_deref().map(|raw| instances(check, &field(path, "instances"), raw));
-    process.map(Target::Process).or(instances.map(Target::Instances))
+    let local = process.map(Target::Process).or(instances.map(Target::Instances));
+    workload.map(Target::Workload).or(local)
 }
 
-fn port(check: &mut Check, path: &str, raw: &RawDeployment) {
-    check.number(path, raw.port, PORT, 0, "");
+/// What is there by name alone; whether there is such a thing, the cluster knows.
+fn workload(check: &mut Check, path: &str, raw: &RawTargetRef, port: u16) -> Workload {
+    let mut text = |name, given: &Option<String>, example| {
+        let given = given.as_deref().unwrap_or_default();
+        if given.is_empty() {
+            check.problem(&field(path, name), format!("is missing; write for example `{name}: {example}`"));
+        }
+        given.to_owned()
+    };
+    Workload {
+        api_version: text("apiVersion", &raw.api_version, "apps/v1"),
+        kind: text("kind", &raw.kind, "Deployment"),
+        name: text("name", &raw.name, "my-model"),
+        port,
+    }
+}
+
+fn port(check: &mut Check, path: &str, raw: &RawDeployment) -> u16 {
+    let port = check.number(path, raw.port, PORT, defaults::PORT, "");
+    let port = u16::try_from(port).unwrap_or_default();
     if raw.port.is_none() || raw.target_ref.is_some() {
-        return;
+        return port;
     }
     if raw.instances.is_some() {
         check.problem(path, "is only for `targetRef`: each address in `instances` has its own port; remove it");
     } else if raw.process.is_some() {
         check.problem(path, "is only for `targetRef`: the router gives each process a port as `{port}`; remove it");
     }
+    port
 }
 
 fn instances(check: &mut Check, path: &str, raw: &[Option<String>]) -> Vec<String> {

@@ -9,12 +9,14 @@ use super::super::endpoint::{ScaleSettings, Target, Utilization, defaults};
 use super::super::problem::field;
 use super::super::resource::RawScaleSettings;
 
-const INSTANCES: RangeInclusive<i64> = 0..=1_000;
-const MOST_INSTANCES: RangeInclusive<i64> = 1..=1_000;
-const TARGET_PERCENTAGE: RangeInclusive<i64> = 1..=100;
-const POLLING_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
-const IDLE_BEFORE_ZERO: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
-const COLD_START_TIMEOUT_MS: RangeInclusive<i64> = 1..=600_000;
+pub(in crate::model) const INSTANCES: RangeInclusive<i64> = 0..=1_000;
+pub(in crate::model) const MOST_INSTANCES: RangeInclusive<i64> = 1..=1_000;
+pub(in crate::model) const TARGET_PERCENTAGE: RangeInclusive<i64> = 1..=100;
+pub(in crate::model) const POLLING_INTERVAL: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(600);
+pub(in crate::model) const IDLE_BEFORE_ZERO: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(86_400);
+pub(in crate::model) const COLD_START_TIMEOUT_MS: RangeInclusive<i64> = 1..=600_000;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -29,7 +31,10 @@ pub(super) fn read(check: &mut Check, path: &str, raw: &RawScaleSettings, target
     let kind = check.word(&at("type"), raw.kind.as_deref(), &kinds);
     let scaled = utilization(check, path, raw);
     if kind != Some(Kind::Utilization) {
-        return fixed(check, path, raw, target);
+        return match target {
+            Some(Target::Workload(_)) => fixed_workload(check, path, raw, scaled),
+            _ => fixed(check, path, raw, target),
+        };
     }
     if raw.instance_count.is_some() {
         let why =
@@ -55,6 +60,15 @@ fn fixed(check: &mut Check, path: &str, raw: &RawScaleSettings, target: Option<&
         check.problem(&at, format!("{why}; remove it, or list as many"));
     }
     ScaleSettings::Fixed { instances: u32::try_from(fixed).unwrap_or(u32::MAX) }
+}
+
+/// The replicas of a workload are its own affair, unless the document says how many there should be.
+fn fixed_workload(check: &mut Check, path: &str, raw: &RawScaleSettings, scaled: Utilization) -> ScaleSettings {
+    let Some(count) = raw.instance_count else { return ScaleSettings::Unmanaged };
+    let at = field(path, "instanceCount");
+    let count = check.number(&at, Some(count), MOST_INSTANCES, defaults::INSTANCE_COUNT, "");
+    let count = u32::try_from(count).unwrap_or(1);
+    ScaleSettings::Utilization(Utilization { min: count, max: count, ..scaled })
 }
 
 fn utilization(check: &mut Check, path: &str, raw: &RawScaleSettings) -> Utilization {

@@ -7,6 +7,11 @@ use serde_json::{Value, json};
 use super::super::endpoint::{Auth, KeySource, Process, ScaleSettings, Target, Utilization};
 use super::*;
 
+/// Of a file.
+fn read(document: Value) -> Result<Endpoint, Refused> {
+    super::read(document, Origin::File)
+}
+
 /// A document that is in order.
 fn good() -> Value {
     json!({
@@ -500,18 +505,26 @@ fn router_tokens_need_no_keys_but_take_them() {
 }
 
 #[test]
+fn what_is_of_a_cluster_is_not_for_files_and_the_other_way_round() {
+    refused(with("/spec/keys", json!({"secretRef": {"name": "s"}})), "spec.keys.secretRef", &["needs Kubernetes"]);
+    let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "model"});
+    let target = json!({"name": "blue", "targetRef": target, "port": 1});
+    let document = with("/spec/deployments/0", target);
+    refused(document.clone(), "spec.deployments[0].targetRef", &["needs Kubernetes", "`instances`"]);
+    let problems = super::read(document, Origin::Cluster).unwrap_err().problems;
+    let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+    assert_eq!(paths, ["spec.keys.primary", "spec.deployments[1].process"], "{problems:?}");
+}
+
+#[test]
 fn what_this_version_cannot_do_is_refused() {
     let says = |document: Value, path: &str, gist: &str| {
         refused(document, path, &["not supported by this version", gist]);
     };
-    says(with("/spec/keys", json!({"secretRef": {"name": "s"}})), "spec.keys.secretRef", "file");
     let mut document = with("/spec/mirrorTraffic", json!({"green": 10}));
     set(&mut document, "/spec/traffic", json!({"blue": 100}));
     says(document, "spec.mirrorTraffic", "remove");
     says(with("/spec/bandwidthLimitBytesPerSecond", json!(5)), "spec.bandwidthLimitBytesPerSecond", "remove");
-    let target =
-        json!({"name": "blue", "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "m"}, "port": 1});
-    says(with("/spec/deployments/0", target), "spec.deployments[0].targetRef", "`instances`");
     let collector = json!({"collections": {"response": {"enabled": true}}});
     says(with("/spec/deployments/1/dataCollector", collector), "spec.deployments[1].dataCollector", "false");
 }

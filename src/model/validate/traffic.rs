@@ -8,9 +8,9 @@ use super::super::problem::{field, quoted};
 use super::super::resource::RawSpec;
 use super::super::suggest;
 
-const PERCENT: RangeInclusive<i64> = 0..=100;
+pub(in crate::model) const PERCENT: RangeInclusive<i64> = 0..=100;
 /// More would be as much load on the shadow as on half of the live deployments.
-const MIRRORED_PERCENT: RangeInclusive<i64> = 0..=50;
+pub(in crate::model) const MIRRORED_PERCENT: RangeInclusive<i64> = 0..=50;
 
 /// Percent of live traffic per deployment, in the order of the deployments. Absent: closed, as in Azure.
 pub(super) fn live(check: &mut Check, spec: &RawSpec) -> Vec<u8> {

@@ -1,19 +1,16 @@
-//! What documents can say already and this version does not do yet: refused, because silence would look like success.
+//! What a document can say and cannot have: what this version does not do yet, and what there is only in files or only in
+//! a cluster. Refused, because silence would look like success.
 
 use super::super::check::Check;
 use super::super::problem::{field, item};
-use super::super::resource::{RawDeployment, RawSpec};
+use super::super::resource::{RawDeployment, RawIssuer, RawSpec, RawUpstreamTls};
+use super::Origin;
 
-/// A field, when it asks for the missing feature, and what to do meanwhile.
-type Feature<T> = (&'static str, fn(&T) -> bool, &'static str);
+/// A field, whether it is given, and what to do about it.
+pub(in crate::model) type Feature<T> = (&'static str, fn(&T) -> bool, &'static str);
 
 /// Features of an endpoint. Whoever builds one deletes its line.
 const OF_ENDPOINTS: &[Feature<RawSpec>] = &[
-    (
-        "keys.secretRef",
-        |spec| spec.keys.as_ref().is_some_and(|keys| keys.secret_ref.is_some()),
-        "is not supported by this version; mount the Secret and write `primary: {file: …}`, or use `{env: …}`",
-    ),
     (
         "mirrorTraffic",
         |spec| spec.mirror_traffic.as_ref().is_some_and(|mirrored| !mirrored.is_empty()),
@@ -27,31 +24,91 @@ const OF_ENDPOINTS: &[Feature<RawSpec>] = &[
 ];
 
 /// Features of a deployment. Whoever builds one deletes its line.
-const OF_DEPLOYMENTS: &[Feature<RawDeployment>] = &[
+const OF_DEPLOYMENTS: &[Feature<RawDeployment>] =
+    &[("dataCollector", collects, "is not supported by this version; remove it, or set every `enabled` to false")];
+
+/// What of an endpoint needs a cluster.
+const NEEDS_CLUSTER: &[Feature<RawSpec>] = &[(
+    "keys.secretRef",
+    |spec| spec.keys.as_ref().is_some_and(|keys| keys.secret_ref.is_some()),
+    "needs Kubernetes, and this document is a file; mount the Secret and write `primary: {file: …}`, or use `{env: …}`",
+)];
+
+/// What of a deployment needs a cluster.
+const DEPLOYMENT_NEEDS_CLUSTER: &[Feature<RawDeployment>] = &[(
+    "targetRef",
+    |deployment| deployment.target_ref.is_some(),
+    "needs Kubernetes, and this document is a file; list the addresses of the replicas in `instances`",
+)];
+
+const KEYS_IN_SECRETS: &str = "is only for endpoint files: in a cluster keys are in a Secret of the endpoint's namespace; write `secretRef: {name: …}`";
+const FILE_OF_THE_ROUTER: &str =
+    "would be a file of the router, which whoever may write an endpoint cannot have; remove it";
+
+/// What of an endpoint only a file can have.
+pub(in crate::model) const NEEDS_FILE: &[Feature<RawSpec>] = &[
+    ("keys.primary", |spec| spec.keys.as_ref().is_some_and(|keys| keys.primary.is_some()), KEYS_IN_SECRETS),
+    ("keys.secondary", |spec| spec.keys.as_ref().is_some_and(|keys| keys.secondary.is_some()), KEYS_IN_SECRETS),
+];
+
+/// What of a deployment only a file can have.
+pub(in crate::model) const DEPLOYMENT_NEEDS_FILE: &[Feature<RawDeployment>] = &[
     (
-        "targetRef",
-        |deployment| deployment.target_ref.is_some(),
-        "is not supported by this version; list the addresses of the replicas in `instances`",
+        "instances",
+        |deployment| deployment.instances.is_some(),
+        "is only for endpoint files: whoever may write an endpoint could reach any address that the router can; write \
+         `targetRef`",
     ),
-    ("dataCollector", collects, "is not supported by this version; remove it, or set every `enabled` to false"),
+    (
+        "process",
+        |deployment| deployment.process.is_some(),
+        "is only for endpoint files: the router starts no programs in a cluster; write `targetRef`",
+    ),
+    ("upstreamTls.caFile", |it| tls(it, |tls| tls.ca_file.is_some()), FILE_OF_THE_ROUTER),
+    ("upstreamTls.certFile", |it| tls(it, |tls| tls.cert_file.is_some()), FILE_OF_THE_ROUTER),
+    ("upstreamTls.keyFile", |it| tls(it, |tls| tls.key_file.is_some()), FILE_OF_THE_ROUTER),
+];
+
+/// What of an issuer only a file can have.
+pub(in crate::model) const ISSUER_NEEDS_FILE: &[Feature<RawIssuer>] = &[
+    ("caFile", |issuer| issuer.ca_file.is_some(), FILE_OF_THE_ROUTER),
+    ("bearerTokenFile", |issuer| issuer.bearer_token_file.is_some(), FILE_OF_THE_ROUTER),
 ];
 
 /// Notes each feature that `spec` asks for in vain.
-pub(super) fn refuse(check: &mut Check, spec: &RawSpec) {
-    for (name, asked, what) in OF_ENDPOINTS {
-        if asked(spec) {
-            check.problem(&format!("spec.{name}"), *what);
-        }
-    }
-    let deployments = spec.deployments.iter().flatten().enumerate();
-    for (index, deployment) in deployments {
+pub(super) fn refuse(check: &mut Check, spec: &RawSpec, origin: Origin) {
+    let elsewhere = match origin {
+        Origin::File => NEEDS_CLUSTER,
+        Origin::Cluster => NEEDS_FILE,
+    };
+    note(check, "spec", spec, &[OF_ENDPOINTS, elsewhere]);
+    let elsewhere = match origin {
+        Origin::File => DEPLOYMENT_NEEDS_CLUSTER,
+        Origin::Cluster => DEPLOYMENT_NEEDS_FILE,
+    };
+    for (index, deployment) in spec.deployments.iter().flatten().enumerate() {
         let Some(deployment) = deployment else { continue };
-        for (name, asked, what) in OF_DEPLOYMENTS {
-            if asked(deployment) {
-                check.problem(&format!("{}.{name}", item(&field("spec", "deployments"), index)), *what);
-            }
+        note(check, &item("spec.deployments", index), deployment, &[OF_DEPLOYMENTS, elsewhere]);
+    }
+    if origin == Origin::Cluster {
+        let issuers = spec.jwt.iter().flat_map(|jwt| jwt.issuers.iter().flatten()).enumerate();
+        for (index, issuer) in issuers {
+            let Some(issuer) = issuer else { continue };
+            note(check, &item("spec.jwt.issuers", index), issuer, &[ISSUER_NEEDS_FILE]);
         }
     }
+}
+
+fn note<T>(check: &mut Check, path: &str, of: &T, features: &[&[Feature<T>]]) {
+    for (name, asked, what) in features.iter().copied().flatten() {
+        if asked(of) {
+            check.problem(&name.split('.').fold(path.to_owned(), |path, name| field(&path, name)), *what);
+        }
+    }
+}
+
+fn tls(deployment: &RawDeployment, is_given: fn(&RawUpstreamTls) -> bool) -> bool {
+    deployment.upstream_tls.as_ref().is_some_and(is_given)
 }
 
 fn collects(deployment: &RawDeployment) -> bool {

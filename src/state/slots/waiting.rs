@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::{NoSlot, Slot, Slots};
-use crate::policy::admit::Ticket;
+use crate::policy::admit::{ReplicaId, Ticket};
 
 /// What [`Slots::acquire`] gives.
 #[derive(Debug)]
@@ -41,6 +41,13 @@ impl Waiting {
 }
 
 impl Slots {
+    /// Whether a replica is at `address`.
+    pub fn is_at(&self, id: ReplicaId, address: &str) -> bool {
+        let inner = self.lock();
+        let entry = inner.replicas.get(id.index()).and_then(Option::as_ref);
+        entry.is_some_and(|entry| entry.replica.address == address)
+    }
+
     /// No replica will come any more: without one that takes requests, those who wait are told so at once.
     pub fn abandon(&self) {
         let mut inner = self.lock();

@@ -1,0 +1,59 @@
+//! Where endpoints come from: `endpoints`.
+
+use std::path::{Path, PathBuf};
+
+use super::raw::{RawKubernetes, RawSettings};
+use crate::model::check::Check;
+use crate::model::limits::KubernetesSettings;
+use crate::model::problem::{item, quoted};
+use crate::model::validate;
+
+/// Relative to the settings file's folder, so that the router can be started from anywhere.
+pub(super) fn files(check: &mut Check, raw: &RawSettings, default: &[PathBuf], folder: &Path) -> Vec<PathBuf> {
+    const PATH: &str = "endpoints.files";
+    let endpoints = raw.endpoints.as_ref();
+    let written = endpoints.and_then(|endpoints| endpoints.files.as_deref());
+    if endpoints.is_some_and(|endpoints| endpoints.kubernetes.is_some()) {
+        if written.is_some() {
+            check.problem(
+                PATH,
+                "is given beside `endpoints.kubernetes`, but endpoints come from one of them; remove one",
+            );
+        }
+        return Vec::new();
+    }
+    let Some(written) = written else { return default.iter().map(|file| folder.join(file)).collect() };
+    if written.is_empty() {
+        check.problem(PATH, "is empty; name at least one file or folder with endpoints");
+    }
+    for (index, _) in written.iter().enumerate().filter(|(_, file)| file.as_deref().unwrap_or_default().is_empty()) {
+        check.problem(&item(PATH, index), "is empty; name a file or a folder");
+    }
+    written.iter().flatten().map(|file| folder.join(file)).collect()
+}
+
+/// Which endpoints of a cluster.
+pub(super) fn kubernetes(check: &mut Check, raw: &RawKubernetes) -> KubernetesSettings {
+    const NAMESPACES: &str = "endpoints.kubernetes.namespaces";
+    let written = raw.namespaces.as_deref().unwrap_or_default();
+    let mut namespaces: Vec<String> = Vec::new();
+    for (index, name) in written.iter().enumerate() {
+        let name = name.as_deref().unwrap_or_default();
+        if !validate::is_namespace(name) {
+            let what = "which is not a namespace: 1 to 63 small letters, digits and inner dashes";
+            check.problem(&item(NAMESPACES, index), format!("is {}, {what}", quoted(name)));
+        } else if namespaces.iter().any(|other| other == name) {
+            check.problem(&item(NAMESPACES, index), format!("is {name} a second time; write each once"));
+        }
+        namespaces.push(name.to_owned());
+    }
+    // Empty is the default, so that it can be written down.
+    let scoring_url = raw.scoring_url.as_deref().filter(|url| !url.is_empty());
+    if let Some(url) = scoring_url
+        && url.strip_prefix("https://").or(url.strip_prefix("http://")).is_none_or(str::is_empty)
+    {
+        let what = "but it must be where clients reach the router, such as `https://models.example`";
+        check.problem("endpoints.kubernetes.scoringUrl", format!("is {}, {what}", quoted(url)));
+    }
+    KubernetesSettings { namespaces, scoring_url: scoring_url.map(|url| url.trim_end_matches('/').to_owned()) }
+}

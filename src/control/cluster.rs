@@ -1,0 +1,297 @@
+//! Endpoints, keys and pods of a Kubernetes cluster, through one watch each.
+//!
+//! `watch` sees, the rest decides what that means and does no input or output: what of it concerns routing comes out as
+//! [`Effect`]s, which the control plane applies to its index. While the API server is away everything stays as it was.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use kube::Client;
+use tokio::sync::mpsc;
+
+use super::index::Desired;
+use super::scale::Scaled;
+use crate::model::limits::KubernetesSettings;
+use crate::model::name::Name;
+use crate::model::problem::Problem;
+use crate::state::scaling::Decision;
+use crate::state::status::Status;
+
+mod endpoints;
+mod kinds;
+mod objects;
+mod pods;
+mod report;
+mod routing;
+mod scale;
+mod secrets;
+mod store;
+mod watch;
+mod workloads;
+mod writer;
+
+use endpoints::Endpoints;
+
+use kinds::Kind;
+use objects::{EndpointObject, Key, TargetRef};
+
+use pods::{PodChange, Pods, WorkloadKey};
+pub use report::Counts;
+pub use scale::WorkloadTarget;
+use secrets::Keys;
+use store::{Change, Scope, Store};
+
+use watch::{Seen, Watched, Watches};
+use workloads::Workload;
+use writer::{Note, Writer};
+
+/// As what the router writes into the cluster.
+const MANAGER: &str = "inference-router";
+/// Endpoints whose status is looked at each time, changed or not.
+const REPORTED: usize = 500;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// What is seen and not yet looked at.
+const SEEN: usize = 1024;
+
+/// What something in the cluster means for routing.
+#[derive(Debug)]
+pub enum Effect {
+    /// What a name means now.
+    Endpoint(Name, Option<Desired>),
+    /// A pod of a deployment takes requests at this address, or takes none any more.
+    Pod {
+        /// Whose.
+        of: User,
+        /// Which.
+        uid: Arc<str>,
+        /// Where.
+        address: Option<SocketAddr>,
+    },
+    /// So many pods of a deployment do not take requests yet.
+    Pending(User, usize),
+    /// So many replicas a deployment's workload is told to have; `None`: there is no such workload.
+    Replicas(User, Option<u32>),
+}
+
+/// An endpoint's deployment.
+pub type User = (Name, Name);
+
+/// A workload, and the port of its pods.
+type Named = (Arc<WorkloadKey>, u16);
+
+/// A cluster, as far as it concerns the router.
+pub struct Cluster {
+    client: Client,
+    seen: mpsc::Receiver<Seen>,
+    watches: Watches,
+    objects: Store<EndpointObject>,
+    secrets: Store<Keys>,
+    autoscalers: Store<Option<TargetRef>>,
+    workloads: HashMap<Arc<Kind>, Store<Workload>>,
+    pods: Pods,
+    endpoints: Endpoints,
+    /// Which deployments name which workload; the first has it.
+    users: HashMap<Arc<WorkloadKey>, BTreeSet<User>>,
+    /// What deployments name, by endpoint.
+    named: HashMap<Name, BTreeMap<Name, Named>>,
+    trouble: BTreeMap<Watched, String>,
+    /// Names that may mean something else, workloads of which something has changed.
+    touched: Touched,
+    writer: Writer,
+    /// What scoring URIs begin with.
+    scoring_url: Option<String>,
+    /// Whose status is looked at next.
+    next_report: Option<Key>,
+    /// The last change of a deployment's replicas that there was an Event of.
+    told: HashMap<User, SystemTime>,
+}
+
+#[derive(Debug, Default)]
+struct Touched {
+    /// Objects whose status may be another one now.
+    reports: BTreeSet<Key>,
+    names: BTreeSet<Name>,
+    workloads: BTreeSet<Arc<WorkloadKey>>,
+    pods: Vec<PodChange>,
+}
+
+/// A client of the API server that `KUBECONFIG` names, or else of the pod's own. Nothing is asked of it yet.
+///
+/// # Errors
+/// There is neither, or it cannot be read.
+pub async fn connect() -> Result<Client, String> {
+    let how = "set KUBECONFIG to a file that says where the API server is, or run in a pod with a service account";
+    let mut config = kube::Config::infer().await.map_err(|error| format!("no Kubernetes cluster: {error}; {how}"))?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    // A connection that has died without a word must not be waited for much longer than a watch lasts.
+    config.read_timeout = Some(Duration::from_secs(u64::from(watch::LONGEST_WATCH)) + CONNECT_TIMEOUT);
+    Client::try_from(config).map_err(|error| format!("the Kubernetes cluster cannot be spoken to: {error}; {how}"))
+}
+
+impl Cluster {
+    /// Begins to watch. To be called inside a tokio runtime.
+    pub fn start(client: Client, settings: &KubernetesSettings) -> Self {
+        let (sender, seen) = mpsc::channel(SEEN);
+        let mut scopes: Vec<Scope> = settings.namespaces.iter().map(|name| name.as_str().into()).collect();
+        if scopes.is_empty() {
+            scopes.push("".into());
+        }
+        let mut watches = Watches::new(client.clone(), scopes, sender);
+        watches.start();
+        Self {
+            client: client.clone(),
+            seen,
+            watches,
+            objects: Store::default(),
+            secrets: Store::default(),
+            autoscalers: Store::default(),
+            workloads: HashMap::new(),
+            pods: Pods::default(),
+            endpoints: Endpoints::default(),
+            users: HashMap::new(),
+            named: HashMap::new(),
+            trouble: BTreeMap::new(),
+            touched: Touched::default(),
+            writer: Writer::start(client),
+            scoring_url: settings.scoring_url.clone(),
+            next_report: None,
+            told: HashMap::new(),
+        }
+    }
+
+    /// What has the replicas of a deployment that scales; `None`: it has no workload of its own.
+    pub fn target(&self, scaled: &Scaled, status: &Arc<Status>) -> Option<WorkloadTarget> {
+        let user = (scaled.endpoint.clone(), scaled.deployment.clone());
+        let (workload, _) = self.named.get(&user.0)?.get(&user.1)?;
+        let (client, workload) = (self.client.clone(), workload.clone());
+        Some(WorkloadTarget::new(client, workload, user, scaled.slots.clone(), status.clone()))
+    }
+
+    /// Has statuses be written that are not what they should be: of some endpoints each time, so that all are looked at
+    /// within a while, and of those in which something has changed.
+    pub fn report_all(&mut self, counts: impl Fn(&Name, &Name) -> Option<Counts>, now: SystemTime) {
+        if !self.is_complete() {
+            return;
+        }
+        let changed = std::mem::take(&mut self.touched.reports);
+        let from = self.next_report.take().unwrap_or_else(Key::first);
+        let mut in_turn: Vec<Key> = self.endpoints.keys_from(&from).take(REPORTED + 1).cloned().collect();
+        self.next_report = if in_turn.len() > REPORTED { in_turn.pop() } else { None };
+        let keys: BTreeSet<Key> = changed.into_iter().chain(in_turn).collect();
+        for key in keys {
+            let Some(known) = self.endpoints.get(&key) else {
+                self.writer.forget(&key);
+                continue;
+            };
+            let there = known.object.status.clone().and_then(|status| serde_json::from_value(status).ok());
+            let status = self.report(&key, known, &counts, now);
+            let uid = known.object.uid.clone();
+            self.writer.status(&key, &uid, &there.unwrap_or_default(), status);
+        }
+    }
+
+    /// Has an Event tell of the last change of a deployment's replicas.
+    pub fn tell_scaled(&mut self, scaled: &Scaled) {
+        let Some(last) = scaled.scaling.view().changes.pop_back() else { return };
+        let user = (scaled.endpoint.clone(), scaled.deployment.clone());
+        let object = self.endpoints.holder(&user.0).and_then(|key| Some((key, self.endpoints.get(key)?)));
+        if let Some((key, known)) = object
+            && self.told.insert(user, last.at) != Some(last.at)
+        {
+            let Decision { before, wanted, reason, demand, .. } = &last;
+            let note = format!(
+                "deployment {}: from {before} to {wanted} replicas ({}; demand {demand:.1})",
+                scaled.deployment,
+                reason.word()
+            );
+            let reason = if wanted > before { "ScaledUp" } else { "ScaledDown" };
+            self.writer.event(key, &known.object.uid, Note { is_warning: false, reason: reason.to_owned(), note });
+        }
+    }
+
+    /// The next that is seen, and whatever else there is already; never ends.
+    pub async fn see(&mut self) {
+        match self.seen.recv().await {
+            Some(seen) => self.note(seen),
+            // The sender is in `self`.
+            None => std::future::pending().await,
+        }
+        for _ in 0..SEEN {
+            match self.seen.try_recv() {
+                Ok(seen) => self.note(seen),
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// Whether everything has been listed once: before, what is known may be the half of it.
+    pub fn is_complete(&self) -> bool {
+        let scopes = self.watches.scopes();
+        let is_listed = |(kind, store): (&Arc<Kind>, &Store<Workload>)| {
+            // One that cannot be watched is waited for in vain.
+            store.is_complete(scopes) || self.trouble.keys().any(|(what, _)| *what == kind.to_string())
+        };
+        self.objects.is_complete(scopes)
+            && self.secrets.is_complete(scopes)
+            && self.pods.is_complete(scopes)
+            && self.workloads.iter().all(is_listed)
+            && self.touched.names.is_empty()
+    }
+
+    /// What does not work.
+    pub fn trouble(&self) -> Vec<Problem> {
+        self.trouble.values().map(|what| Problem::new("", what.clone()).from_source("kubernetes")).collect()
+    }
+
+    fn note(&mut self, seen: Seen) {
+        match seen {
+            Seen::Endpoint(scope, event) => {
+                for change in self.objects.note(&scope, event) {
+                    let (Change::Is(key, _) | Change::Gone(key, _)) = change;
+                    let object = self.objects.get(&key).cloned();
+                    let names = self.endpoints.set(&key, object, &self.secrets);
+                    self.touched.names.extend(names);
+                    self.touched.reports.insert(key);
+                }
+            }
+            Seen::Secret(scope, event) => {
+                for change in self.secrets.note(&scope, event) {
+                    let (Change::Is(key, _) | Change::Gone(key, _)) = change;
+                    self.touched.names.extend(self.endpoints.secret_changed(&key, &self.secrets));
+                }
+            }
+            Seen::Pod(scope, event) => {
+                let (changes, workloads) = self.pods.note(&scope, event);
+                self.touched.pods.extend(changes);
+                self.touched.workloads.extend(workloads);
+            }
+            Seen::Workload(kind, scope, event) => {
+                for change in self.workloads.entry(kind.clone()).or_default().note(&scope, event) {
+                    let (Change::Is(key, _) | Change::Gone(key, _)) = change;
+                    let Kind { api_version, kind } = (*kind).clone();
+                    let workload = Arc::new(WorkloadKey { api_version, kind, key });
+                    self.select(&workload);
+                }
+            }
+            Seen::Autoscaler(scope, event) => {
+                for change in self.autoscalers.note(&scope, event) {
+                    let (key, before) = match change {
+                        Change::Is(key, before) => (key, before),
+                        Change::Gone(key, before) => (key, Some(before)),
+                    };
+                    let now = self.autoscalers.get(&key).cloned();
+                    let targets = [before, now].into_iter().flatten().flatten();
+                    self.touched.workloads.extend(targets.map(|target| Arc::new(WorkloadKey::of(&key, target))));
+                }
+            }
+            Seen::Trouble(watched, Some(what)) => {
+                self.trouble.insert(watched, what);
+            }
+            Seen::Trouble(watched, None) => {
+                self.trouble.remove(&watched);
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Endpoints of a cluster: checked, their keys found, one for each name.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::super::certificates::upstream;
+use super::super::index::Desired;
+use super::objects::{EndpointObject, Key};
+use super::secrets::{self, Keys};
+use super::store::Store;
+use crate::model::endpoint::{Auth, Endpoint, KeySource};
+use crate::model::name::Name;
+use crate::model::problem::{Problem, field, item};
+use crate::model::validate::{self, Origin};
+use crate::policy::access::Access;
+use crate::state::tls::Connector;
+
+/// What there is of endpoints.
+#[derive(Debug, Default)]
+pub(super) struct Endpoints {
+    known: BTreeMap<Key, Known>,
+    /// Who would like to have a name; the first has it.
+    claims: HashMap<Name, BTreeSet<Claim>>,
+    by_secret: HashMap<Key, BTreeSet<Key>>,
+}
+
+/// The older object wins.
+type Claim = (String, String, Key);
+
+/// One object.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// As it is.
+    pub(super) object: EndpointObject,
+    /// The name it asks for, if that is one.
+    pub(super) name: Option<Name>,
+    /// What is wrong with it now.
+    pub(super) problems: Vec<Problem>,
+    /// Whether what is wrong is its Secret alone.
+    pub(super) is_secret_missing: bool,
+    /// Its last good version.
+    pub(super) good: Option<Desired>,
+    secret: Option<Key>,
+}
+
+impl Endpoints {
+    /// An object is like this now, or gone. Returns the names whose endpoint may be another now.
+    pub(super) fn set(&mut self, key: &Key, object: Option<EndpointObject>, secrets: &Store<Keys>) -> Vec<Name> {
+        let before = self.known.remove(key);
+        let mut names: Vec<Name> = before.as_ref().and_then(|known| known.name.clone()).into_iter().collect();
+        if let Some(known) = &before {
+            self.forget(key, known);
+        }
+        let Some(object) = object else { return names };
+        // One that was deleted and made anew has no good version yet.
+        let good = before.filter(|known| known.object.uid == object.uid).and_then(|known| known.good);
+        let known = read(key, object, good, secrets);
+        if let Some(name) = &known.name {
+            let claim = (known.object.created.clone(), known.object.uid.clone(), key.clone());
+            self.claims.entry(name.clone()).or_default().insert(claim);
+            names.push(name.clone());
+        }
+        if let Some(secret) = &known.secret {
+            self.by_secret.entry(secret.clone()).or_default().insert(key.clone());
+        }
+        self.known.insert(key.clone(), known);
+        names.dedup();
+        names
+    }
+
+    /// A Secret is another one now. Returns the names whose endpoint may be another now.
+    pub(super) fn secret_changed(&mut self, secret: &Key, secrets: &Store<Keys>) -> Vec<Name> {
+        let users: Vec<Key> = self.by_secret.get(secret).into_iter().flatten().cloned().collect();
+        let again = |key: Key| {
+            let object = self.known.get(&key)?.object.clone();
+            Some(self.set(&key, Some(object), secrets))
+        };
+        users.into_iter().filter_map(again).flatten().collect()
+    }
+
+    /// What a name means: its object's last good version.
+    pub(super) fn of(&self, name: &Name) -> Option<&Desired> {
+        self.holder(name).and_then(|key| self.known.get(key)).and_then(|known| known.good.as_ref())
+    }
+
+    /// The object that has a name.
+    pub(super) fn holder(&self, name: &Name) -> Option<&Key> {
+        self.claims.get(name).and_then(|claims| claims.first()).map(|(.., key)| key)
+    }
+
+    /// Every object that would like to have a name.
+    pub(super) fn claimants(&self, name: &Name) -> impl Iterator<Item = &Key> {
+        self.claims.get(name).into_iter().flatten().map(|(.., key)| key)
+    }
+
+    /// All that is known of an object.
+    pub(super) fn get(&self, key: &Key) -> Option<&Known> {
+        self.known.get(key)
+    }
+
+    /// Every object from this one on.
+    pub(super) fn keys_from(&self, from: &Key) -> impl Iterator<Item = &Key> {
+        self.known.range(from..).map(|(key, _)| key)
+    }
+
+    fn forget(&mut self, key: &Key, known: &Known) {
+        if let Some(name) = &known.name
+            && let Some(claims) = self.claims.get_mut(name)
+        {
+            claims.retain(|(.., other)| other != key);
+            if claims.is_empty() {
+                self.claims.remove(name);
+            }
+        }
+        if let Some(secret) = &known.secret
+            && let Some(users) = self.by_secret.get_mut(secret)
+        {
+            users.remove(key);
+            if users.is_empty() {
+                self.by_secret.remove(secret);
+            }
+        }
+    }
+}
+
+/// Checks an object. Where something is wrong, the good version of before stays, but with the keys of now where those are
+/// in order: a key that was given away must not stay good because something else is wrong.
+fn read(key: &Key, object: EndpointObject, good: Option<Desired>, secrets: &Store<Keys>) -> Known {
+    let name = Name::new(&key.name).ok();
+    let (endpoint, mut problems) = match validate::read(object.document.clone(), Origin::Cluster) {
+        Ok(endpoint) => (Some(endpoint), Vec::new()),
+        Err(refused) => (None, refused.problems),
+    };
+    let secret = endpoint.as_ref().or(good.as_ref().map(|good| &*good.spec)).and_then(|it| secret_of(key, &it.auth));
+    let auth = endpoint.as_ref().map(|endpoint| access(key, &endpoint.auth, secrets));
+    let connectors = endpoint.as_ref().map(connectors);
+    let mut is_secret_missing = false;
+    let good = match (endpoint, auth, connectors) {
+        (Some(endpoint), Some(Ok(access)), Some(Ok(tls))) => Some(Desired { spec: Arc::new(endpoint), access, tls }),
+        (_, auth, connectors) => {
+            if let Some(Err(problem)) = auth {
+                is_secret_missing = problems.is_empty();
+                problems.push(problem);
+            }
+            problems.extend(connectors.and_then(Result::err).into_iter().flatten());
+            good.map(|good| with_keys_of_now(key, good, secrets))
+        }
+    };
+    Known { object, name, problems, is_secret_missing, good, secret }
+}
+
+fn with_keys_of_now(key: &Key, mut good: Desired, secrets: &Store<Keys>) -> Desired {
+    if let Ok(access) = access(key, &good.spec.auth, secrets) {
+        good.access = access;
+    }
+    good
+}
+
+fn secret_of(key: &Key, auth: &Auth) -> Option<Key> {
+    let (Auth::Key(sources) | Auth::RouterToken(sources)) = auth else { return None };
+    sources.iter().find_map(|source| match source {
+        KeySource::Secret { name, .. } => Some(Key { namespace: key.namespace.clone(), name: name.as_str().into() }),
+        _ => None,
+    })
+}
+
+/// Who may call.
+fn access(key: &Key, auth: &Auth, secrets: &Store<Keys>) -> Result<Access, Problem> {
+    let digests = match secret_of(key, auth) {
+        None => Vec::new(),
+        Some(secret) => {
+            let problem = |what: String| Problem::new("spec.keys.secretRef", what);
+            let keys = secrets.get(&secret).ok_or_else(|| {
+                let how = format!("create it in the namespace {}, with the type {}", secret.namespace, secrets::kind());
+                problem(format!("there is no Secret {} with keys; {how}", secret.name))
+            })?;
+            let digests = keys.digests().map_err(|what| problem(format!("the Secret {} {what}", secret.name)))?;
+            digests.to_vec()
+        }
+    };
+    Ok(match auth {
+        Auth::None => Access::Open,
+        Auth::IssuerToken(issuers) => Access::IssuerTokens(issuers.clone()),
+        Auth::Key(_) => Access::Keys(digests),
+        Auth::RouterToken(_) => Access::RouterTokens(digests),
+    })
+}
+
+fn connectors(endpoint: &Endpoint) -> Result<Vec<(Name, Connector)>, Vec<Problem>> {
+    let (mut made, mut problems) = (Vec::new(), Vec::new());
+    for (index, deployment) in endpoint.deployments.iter().enumerate() {
+        let Some(tls) = &deployment.upstream_tls else { continue };
+        match upstream::connector(tls) {
+            Ok(connector) => made.push((deployment.name.clone(), connector)),
+            Err((name, what)) => {
+                let path = field(&field(&item("spec.deployments", index), "upstreamTls"), name);
+                problems.push(Problem::new(path, what));
+            }
+        }
+    }
+    if problems.is_empty() { Ok(made) } else { Err(problems) }
+}

@@ -1,0 +1,165 @@
+//! What is said of an endpoint in its `status`.
+
+use std::time::SystemTime;
+
+use super::Cluster;
+use super::endpoints::Known;
+use super::objects::Key;
+use crate::model::endpoint::{ScaleSettings, Target};
+use crate::model::name::Name;
+use crate::model::status::{Condition, DeploymentStatus, EndpointStatus};
+
+/// How things are with a deployment, as routing sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Counts {
+    /// Replicas that take requests.
+    pub ready: u32,
+    /// Replicas there should be, where that is known.
+    pub desired: Option<u32>,
+    /// Requests in flight and waiting, of what ready replicas can take; `None` without any.
+    pub utilization: Option<f64>,
+}
+
+/// A statement, and why.
+type Statement = (bool, &'static str, String);
+
+impl Cluster {
+    /// What is to be said of an object now. `counts` says how things are with a deployment of an endpoint.
+    pub(super) fn report(
+        &self,
+        key: &Key,
+        known: &Known,
+        counts: impl Fn(&Name, &Name) -> Option<Counts>,
+        now: SystemTime,
+    ) -> EndpointStatus {
+        let before: EndpointStatus =
+            known.object.status.clone().and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default();
+        let holder = known.name.as_ref().and_then(|name| self.endpoints.holder(name));
+        let good = known.good.as_ref().filter(|_| holder == Some(key)).map(|good| &good.spec);
+        let mut deployments = Vec::new();
+        for deployment in good.iter().flat_map(|spec| &spec.deployments) {
+            let name = known.name.as_ref();
+            let counts = name.and_then(|name| counts(name, &deployment.name)).unwrap_or_default();
+            deployments.push(DeploymentStatus {
+                name: deployment.name.to_string(),
+                ready_replicas: counts.ready.into(),
+                desired_replicas: counts.desired.unwrap_or(counts.ready).into(),
+                utilization: counts.utilization.map(|ratio| (ratio * 10.0).round() as i64 * 10),
+            });
+        }
+        let statements = [
+            Some(("Accepted", self.accepted(known, holder, key))),
+            Some(("Ready", self.ready(known, holder == Some(key), &deployments))),
+            self.scalable(known).filter(|_| good.is_some()).map(|statement| ("Scaled", statement)),
+        ];
+        let conditions = statements.into_iter().flatten().map(|(kind, (is_true, reason, message))| {
+            let status = if is_true { "True" } else { "False" };
+            let same = before.conditions.iter().find(|other| other.kind == kind && other.status == status);
+            Condition {
+                kind: kind.to_owned(),
+                status: status.to_owned(),
+                reason: reason.to_owned(),
+                message,
+                observed_generation: known.object.generation,
+                last_transition_time: same.map_or_else(
+                    || humantime::format_rfc3339_seconds(now).to_string(),
+                    |same| same.last_transition_time.clone(),
+                ),
+            }
+        });
+        let path = |what: &str| match (&self.scoring_url, &known.name) {
+            (Some(url), Some(name)) if good.is_some() => format!("{url}/api/v1/endpoint/{name}/{what}"),
+            _ => String::new(),
+        };
+        EndpointStatus {
+            scoring_uri: path("score"),
+            swagger_uri: path("swagger.json"),
+            observed_generation: known.object.generation,
+            conditions: conditions.collect(),
+            deployments,
+        }
+    }
+
+    fn accepted(&self, known: &Known, holder: Option<&Key>, key: &Key) -> Statement {
+        if let Some(holder) = holder.filter(|holder| *holder != key) {
+            let what = format!(
+                "the endpoint {} exists already, in the namespace {}, and is older; give one of them another name",
+                holder.name, holder.namespace
+            );
+            return (false, "NameConflict", what);
+        }
+        if !known.problems.is_empty() {
+            let words: Vec<String> = known.problems.iter().map(ToString::to_string).collect();
+            let reason = if known.is_secret_missing { "BadSecret" } else { "Invalid" };
+            let kept = if known.good.is_some() { "; the last good version serves" } else { "" };
+            return (false, reason, format!("{}{kept}", words.join("; ")));
+        }
+        let Some(good) = &known.good else { return (false, "Invalid", String::new()) };
+        for (deployment, (workload, _)) in super::routing::named(&good.spec) {
+            let what = format!("{} {}", workload.kind, workload.key.name);
+            let is_its = |user: &super::User| *user == (good.spec.name.clone(), deployment.clone());
+            if let Some((endpoint, other)) = self.user(&workload).filter(|user| !is_its(user)) {
+                let what = format!(
+                    "the pods of {what} belong to the deployment {other} of {endpoint}: two could send them more than \
+                     they take; give {deployment} a workload of its own"
+                );
+                return (false, "TargetInUse", what);
+            }
+            match self.workload(&workload).map(|known| &known.selector) {
+                Some(Ok(_)) => {}
+                Some(Err(why)) => return (false, "BadTarget", format!("{what}, the target of {deployment}: {why}")),
+                None => {
+                    let what =
+                        format!("there is no {what}, the target of {deployment}; create it, or correct targetRef");
+                    return (false, "TargetNotFound", what);
+                }
+            }
+        }
+        (true, "Accepted", "the spec is in order, and what it names is there".to_owned())
+    }
+
+    fn ready(&self, known: &Known, is_holder: bool, deployments: &[DeploymentStatus]) -> Statement {
+        let Some(good) = known.good.as_ref().filter(|_| is_holder) else {
+            return (false, "NotAccepted", "nothing is served; see the condition Accepted".to_owned());
+        };
+        let live = good.spec.deployments.iter().zip(&good.spec.traffic).zip(deployments);
+        let live: Vec<_> = live.filter(|((_, percent), _)| **percent > 0).collect();
+        if live.is_empty() {
+            return (false, "Closed", "no deployment has traffic; requests must name one".to_owned());
+        }
+        let is_zero = |scale: &ScaleSettings| matches!(scale, ScaleSettings::Utilization(it) if it.min == 0);
+        for ((deployment, _), status) in live {
+            if status.ready_replicas == 0 && !is_zero(&deployment.scale) {
+                let what = match &deployment.target {
+                    Target::Workload(target) => format!("no pod of {} {} is ready", target.kind, target.name),
+                    Target::Instances(_) | Target::Process(_) => "no replica is ready".to_owned(),
+                };
+                return (false, "NoReadyReplica", format!("deployment {}: {what}", deployment.name));
+            }
+        }
+        (true, "Serving", "every deployment with traffic can take requests".to_owned())
+    }
+
+    /// `None` where the router scales nothing.
+    fn scalable(&self, known: &Known) -> Option<Statement> {
+        let good = known.good.as_ref()?;
+        let is_scaled = |name: &Name| {
+            let deployment = good.spec.deployments.iter().find(|deployment| deployment.name == *name);
+            deployment.is_some_and(|deployment| matches!(deployment.scale, ScaleSettings::Utilization(_)))
+        };
+        let scaled = super::routing::named(&good.spec).into_iter().filter(|(name, _)| is_scaled(name));
+        let mut is_any = false;
+        for (deployment, (workload, _)) in scaled {
+            is_any = true;
+            if let Some(autoscaler) = self.autoscaler(&workload) {
+                let what = format!(
+                    "the HorizontalPodAutoscaler {} scales {} {} too, so the replicas of {deployment} are left to it; \
+                     delete it, or write `type: default`",
+                    autoscaler.name, workload.kind, workload.key.name
+                );
+                return Some((false, "HorizontalPodAutoscaler", what));
+            }
+        }
+        is_any.then(|| (true, "Scaling", "replicas follow the load".to_owned()))
+    }
+}

@@ -1,0 +1,110 @@
+//! What has the pods: how many there should be, and which they are.
+
+use std::collections::BTreeSet;
+
+use kube::core::{Expression, Selector};
+
+use super::objects::RawWorkload;
+
+/// Something that has pods.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Workload {
+    /// Which pods are its own; or why that is not known.
+    pub(super) selector: Result<Selector, String>,
+    /// How many there should be.
+    pub(super) replicas: Option<u32>,
+}
+
+impl Workload {
+    /// What a Deployment and its like say of themselves.
+    pub(super) fn of(raw: RawWorkload) -> Self {
+        let spec = raw.spec;
+        let selector = spec.as_ref().and_then(|spec| spec.selector.clone());
+        let selector = match selector.map(Selector::try_from) {
+            // One that takes every pod is nobody's intention.
+            Some(Ok(selector)) if !selector.selects_all() => Ok(selector),
+            Some(Err(error)) => Err(format!("its selector cannot be read: {error}")),
+            _ => Err("it has no selector".to_owned()),
+        };
+        Self { selector, replicas: spec.and_then(|spec| spec.replicas) }
+    }
+
+    /// What the `scale` subresource says.
+    pub(super) fn scaled(selector: Option<&str>, replicas: Option<i32>) -> Self {
+        let selector = selector.filter(|text| !text.trim().is_empty());
+        let selector = selector.ok_or_else(|| "its scale subresource has no selector".to_owned());
+        Self {
+            selector: selector.and_then(parse),
+            replicas: replicas.and_then(|replicas| u32::try_from(replicas).ok()),
+        }
+    }
+}
+
+/// A selector as text: `app=model,tier in (a, b),!old`.
+fn parse(text: &str) -> Result<Selector, String> {
+    let mut terms = vec![String::new()];
+    let mut depth = 0_i32;
+    for letter in text.chars() {
+        depth += match letter {
+            '(' => 1,
+            ')' => -1,
+            _ => 0,
+        };
+        match terms.last_mut() {
+            Some(term) if letter != ',' || depth > 0 => term.push(letter),
+            _ => terms.push(String::new()),
+        }
+    }
+    terms
+        .iter()
+        .map(|term| term.trim())
+        .map(expression)
+        .collect::<Option<Selector>>()
+        .ok_or_else(|| format!("its selector cannot be read: {text}"))
+}
+
+fn expression(term: &str) -> Option<Expression> {
+    let set = |(name, values): (&str, &str)| {
+        let values = values.trim().strip_prefix('(')?.strip_suffix(')')?;
+        let values: BTreeSet<String> = values.split(',').map(|value| value.trim().to_owned()).collect();
+        Some((name.trim().to_owned(), values))
+    };
+    let pair = |(name, value): (&str, &str)| (name.trim().to_owned(), value.trim_start_matches('=').trim().to_owned());
+    if let Some(parts) = term.split_once(" notin ") {
+        return set(parts).map(|(name, values)| Expression::NotIn(name, values));
+    }
+    if let Some(parts) = term.split_once(" in ") {
+        return set(parts).map(|(name, values)| Expression::In(name, values));
+    }
+    if let Some(parts) = term.split_once("!=") {
+        let (name, value) = pair(parts);
+        return Some(Expression::NotEqual(name, value));
+    }
+    if let Some(parts) = term.split_once('=') {
+        let (name, value) = pair(parts);
+        return Some(Expression::Equal(name, value));
+    }
+    match term.strip_prefix('!') {
+        Some(name) => Some(Expression::DoesNotExist(name.trim().to_owned())),
+        None => (!term.is_empty() && !term.contains(['(', ')', ' '])).then(|| Expression::Exists(term.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_as_text_are_read() {
+        let read = |text: &str| Workload::scaled(Some(text), Some(1)).selector;
+        let shown = |text: &str| read(text).unwrap().to_string();
+        assert_eq!(shown("app=model"), "app=model");
+        assert_eq!(
+            shown("app==model, tier in (a, b),x notin (c),y!=z,!old,new"),
+            "app=model,tier in (a,b),x notin (c),y!=z,!old,new"
+        );
+        for wrong in ["", " ", "a in b", "(", "a b", ","] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+}

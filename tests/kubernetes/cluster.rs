@@ -1,0 +1,191 @@
+//! A cluster, and what is made in it.
+
+use std::path::PathBuf;
+
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+
+use crate::support::apiserver::ApiServer;
+
+/// A cluster with a namespace for one test.
+pub struct Cluster {
+    pub client: Client,
+    pub namespace: String,
+    pub kubeconfig: PathBuf,
+    /// Where faults are asked for; `None`: it is a real one.
+    pub server: Option<ApiServer>,
+    _folder: tempfile::TempDir,
+}
+
+pub const KEY: &str = "a-key-of-the-endpoint-of-the-test";
+
+impl Cluster {
+    pub async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (server, kubeconfig) = match std::env::var_os("KUBECONFIG") {
+            Some(path) => (None, PathBuf::from(path)),
+            None => {
+                let server = ApiServer::start().await;
+                let kubeconfig = server.kubeconfig(folder.path());
+                (Some(server), kubeconfig)
+            }
+        };
+        let read = kube::config::Kubeconfig::read_from(&kubeconfig).unwrap();
+        let config = Config::from_custom_kubeconfig(read, &kube::config::KubeConfigOptions::default()).await.unwrap();
+        let client = Client::try_from(config).unwrap();
+        let namespace = format!("test-{:016x}", rand::random::<u64>());
+        let cluster = Self { client, namespace, kubeconfig, server, _folder: folder };
+        let crd: Value = inference_router::model::crd::definition();
+        let definitions =
+            cluster.at("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
+        let apply = PatchParams::apply("test").force();
+        let name = crd["metadata"]["name"].as_str().unwrap();
+        definitions.patch(name, &apply, &Patch::Apply(&crd)).await.unwrap();
+        let namespaces = cluster.at("v1", "Namespace", "namespaces");
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}});
+        namespaces.create(&PostParams::default(), &object(namespace)).await.unwrap();
+        cluster
+    }
+
+    /// Objects that are in no namespace.
+    fn at(&self, api_version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), &resource(api_version, kind, plural))
+    }
+
+    /// Objects in the namespace of the test.
+    pub fn of(&self, api_version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.namespace, &resource(api_version, kind, plural))
+    }
+
+    pub fn endpoints(&self) -> Api<DynamicObject> {
+        self.of("inference-router.dev/v1alpha1", "OnlineEndpoint", "onlineendpoints")
+    }
+
+    pub fn pods(&self) -> Api<DynamicObject> {
+        self.of("v1", "Pod", "pods")
+    }
+
+    pub fn deployments(&self) -> Api<DynamicObject> {
+        self.of("apps/v1", "Deployment", "deployments")
+    }
+
+    pub fn secrets(&self) -> Api<DynamicObject> {
+        self.of("v1", "Secret", "secrets")
+    }
+
+    /// An endpoint with the deployment `blue`, whose pods are those of the Deployment `model`.
+    pub async fn endpoint(&self, name: &str, port: u16, more: Value) {
+        let mut blue = json!({
+            "name": "blue", "port": port,
+            "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "model"},
+            "requestSettings": {"maxQueueWaitMs": 0},
+        });
+        merge(&mut blue, &more);
+        let spec = json!({
+            "keys": {"secretRef": {"name": "keys"}}, "traffic": {"blue": 100}, "deployments": [blue],
+        });
+        let endpoint = json!({
+            "apiVersion": "inference-router.dev/v1alpha1", "kind": "OnlineEndpoint",
+            "metadata": {"name": name, "namespace": self.namespace}, "spec": spec,
+        });
+        self.endpoints().create(&PostParams::default(), &object(endpoint)).await.unwrap();
+    }
+
+    pub async fn secret(&self, name: &str, key: &str) {
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": self.namespace},
+            "type": "inference-router.dev/endpoint-keys", "data": {"primaryKey": base64(key)},
+        });
+        self.secrets().create(&PostParams::default(), &object(secret)).await.unwrap();
+    }
+
+    /// A Deployment whose pods have the label `app`; nobody makes them.
+    pub async fn workload(&self, name: &str, replicas: u32) {
+        let labels = json!({"app": name});
+        let deployment = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {
+                "replicas": replicas, "selector": {"matchLabels": labels}, "paused": true,
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {"containers": [{"name": "model", "image": "model"}]},
+                },
+            },
+        });
+        self.deployments().create(&PostParams::default(), &object(deployment)).await.unwrap();
+    }
+
+    /// A pod as a ReplicaSet would make it, which no scheduler takes.
+    pub async fn pod(&self, name: &str, app: &str) {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": self.namespace, "labels": {"app": app}},
+            "spec": {"schedulerName": "none", "containers": [{"name": "model", "image": "model"}]},
+        });
+        self.pods().create(&PostParams::default(), &object(pod)).await.unwrap();
+    }
+
+    /// What a kubelet would say of it.
+    pub async fn pod_is(&self, name: &str, ip: &str, is_ready: bool) {
+        let ready = if is_ready { "True" } else { "False" };
+        let status = json!({"status": {
+            "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": ready}],
+        }});
+        self.pods().patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    }
+
+    pub async fn delete_pod(&self, name: &str) {
+        self.pods().delete(name, &DeleteParams::default().grace_period(0)).await.unwrap();
+    }
+
+    /// Changes an endpoint as `kubectl edit` would.
+    pub async fn change(&self, name: &str, change: Value) {
+        self.endpoints().patch(name, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
+    }
+
+    /// A condition of an endpoint, as status and reason.
+    pub async fn condition(&self, name: &str, kind: &str) -> Option<(String, String)> {
+        let endpoint = self.endpoints().get(name).await.ok()?;
+        let conditions = endpoint.data["status"]["conditions"].as_array().cloned()?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let found = conditions.iter().find(|condition| condition["type"] == kind)?;
+        Some((text(&found["status"]), text(&found["reason"])))
+    }
+
+    /// Ends what is not in memory.
+    pub async fn end(self) {
+        if self.server.is_none() {
+            let namespaces = self.at("v1", "Namespace", "namespaces");
+            namespaces.delete(&self.namespace, &DeleteParams::default()).await.unwrap();
+        }
+    }
+}
+
+pub fn object(value: Value) -> DynamicObject {
+    serde_json::from_value(value).unwrap()
+}
+
+fn resource(api_version: &str, kind: &str, plural: &str) -> ApiResource {
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    ApiResource {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        api_version: api_version.to_owned(),
+        kind: kind.to_owned(),
+        plural: plural.to_owned(),
+    }
+}
+
+fn merge(into: &mut Value, more: &Value) {
+    for (name, value) in more.as_object().into_iter().flatten() {
+        into[name] = value.clone();
+    }
+}
+
+pub fn base64(text: &str) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(text)
+}

@@ -1,0 +1,123 @@
+//! Endpoints as objects: made, changed, broken, deleted; their names, their keys, their status.
+
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use crate::cluster::{Cluster, KEY, base64, object};
+use crate::router::{Model, Router, free_port};
+use crate::until;
+
+const OTHER: &str = "another-key-of-the-endpoint-of-the-test";
+
+/// A cluster with one model server, and the endpoint `scored` over it.
+async fn served(ip: &str) -> (Cluster, Router, Model) {
+    let cluster = Cluster::start().await;
+    let port = free_port();
+    let model = Model::start(ip, port, &[]).await;
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 1).await;
+    cluster.endpoint("scored", port, json!({})).await;
+    cluster.pod("one", "model").await;
+    cluster.pod_is("one", ip, true).await;
+    let router = Router::ready(&cluster).await;
+    router.until_scores("scored", 200).await;
+    (cluster, router, model)
+}
+
+async fn until_condition(cluster: &Cluster, name: &str, kind: &str, wanted: (&str, &str)) {
+    let look = || async {
+        let (status, reason) = cluster.condition(name, kind).await?;
+        ((status.as_str(), reason.as_str()) == wanted).then_some(())
+    };
+    until(&format!("{kind} of {name} is {wanted:?}"), look).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_is_made_changed_broken_and_deleted() {
+    let (cluster, router, _model) = served("127.0.5.1").await;
+    until_condition(&cluster, "scored", "Accepted", ("True", "Accepted")).await;
+    until_condition(&cluster, "scored", "Ready", ("True", "Serving")).await;
+    let status = cluster.endpoints().get("scored").await.unwrap().data["status"].clone();
+    assert_eq!(status["scoringUri"], "https://models.example/api/v1/endpoint/scored/score");
+    assert_eq!(status["deployments"][0]["readyReplicas"], 1, "{status}");
+    cluster.change("scored", json!({"spec": {"authMode": "none", "keys": null}})).await;
+    until("nobody is asked for a key", || async { (router.score("scored", "x").await.0 == 200).then_some(()) }).await;
+    // What the API server lets through and the router does not.
+    cluster.change("scored", json!({"spec": {"mirrorTraffic": {"blue": 0}}})).await;
+    until_condition(&cluster, "scored", "Accepted", ("False", "Invalid")).await;
+    assert_eq!(router.score("scored", "x").await.0, 200, "the last good version serves");
+    cluster.change("scored", json!({"spec": {"mirrorTraffic": null}})).await;
+    until_condition(&cluster, "scored", "Accepted", ("True", "Accepted")).await;
+    cluster.endpoints().delete("scored", &DeleteParams::default()).await.unwrap();
+    until("it is gone", || async { (router.score("scored", "x").await.0 == 404).then_some(()) }).await;
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn keys_are_those_of_the_secret_a_second_after_it_has_changed() {
+    let (cluster, router, _model) = served("127.0.6.1").await;
+    assert_eq!(router.score("scored", OTHER).await.0, 401);
+    let both = json!({"data": {"secondaryKey": base64(OTHER)}});
+    cluster.secrets().patch("keys", &PatchParams::default(), &Patch::Merge(both)).await.unwrap();
+    let look = || async { (router.score("scored", OTHER).await.0 == 200).then_some(()) };
+    let (_, took) = until("the second key is good", look).await;
+    assert!(took.as_secs() < 1, "{took:?}");
+    assert_eq!(router.score("scored", KEY).await.0, 200);
+    let one = json!({"data": {"primaryKey": base64(OTHER), "secondaryKey": null}});
+    cluster.secrets().patch("keys", &PatchParams::default(), &Patch::Merge(one)).await.unwrap();
+    let look = || async { (router.score("scored", KEY).await.0 == 401).then_some(()) };
+    let (_, took) = until("the first key is not any more", look).await;
+    assert!(took.as_secs() < 1, "{took:?}");
+    // One that is no key, and none at all: what was good stays, and the status says it.
+    let short = json!({"data": {"primaryKey": base64("short")}});
+    cluster.secrets().patch("keys", &PatchParams::default(), &Patch::Merge(short)).await.unwrap();
+    until_condition(&cluster, "scored", "Accepted", ("False", "BadSecret")).await;
+    assert_eq!(router.score("scored", OTHER).await.0, 200);
+    cluster.secrets().delete("keys", &DeleteParams::default()).await.unwrap();
+    let good = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys", "namespace": cluster.namespace},
+        "type": "inference-router.dev/endpoint-keys", "data": {"primaryKey": base64(KEY)},
+    });
+    cluster.secrets().create(&PostParams::default(), &object(good)).await.unwrap();
+    until_condition(&cluster, "scored", "Accepted", ("True", "Accepted")).await;
+    router.until_scores("scored", 200).await;
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn what_an_endpoint_names_must_be_there_and_nobody_elses() {
+    let (cluster, router, _model) = served("127.0.7.1").await;
+    cluster.endpoint("second", 1, json!({})).await;
+    until_condition(&cluster, "second", "Accepted", ("False", "TargetInUse")).await;
+    assert_eq!(router.score("second", KEY).await.0, 503);
+    let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "missing"});
+    let deployments = json!([{"name": "blue", "targetRef": target}]);
+    cluster.change("second", json!({"spec": {"deployments": deployments}})).await;
+    until_condition(&cluster, "second", "Accepted", ("False", "TargetNotFound")).await;
+    cluster.workload("missing", 1).await;
+    until_condition(&cluster, "second", "Accepted", ("True", "Accepted")).await;
+    until_condition(&cluster, "second", "Ready", ("False", "NoReadyReplica")).await;
+    let autoscaler = json!({
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "somebody", "namespace": cluster.namespace},
+        "spec": {"scaleTargetRef": target, "minReplicas": 1, "maxReplicas": 2},
+    });
+    let autoscalers = cluster.of("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers");
+    autoscalers.create(&PostParams::default(), &object(autoscaler)).await.unwrap();
+    let scale = json!({"type": "target_utilization", "minInstances": 2, "maxInstances": 3});
+    let deployments = json!([{"name": "blue", "targetRef": target, "scaleSettings": scale}]);
+    cluster.change("second", json!({"spec": {"deployments": deployments}})).await;
+    until_condition(&cluster, "second", "Scaled", ("False", "HorizontalPodAutoscaler")).await;
+    let replicas = async || cluster.deployments().get("missing").await.unwrap().data["spec"]["replicas"].as_u64();
+    assert_eq!(replicas().await, Some(1), "it is left to the other");
+    let events = cluster.of("events.k8s.io/v1", "Event", "events");
+    let has_event = || async {
+        let all = events.list(&kube::api::ListParams::default()).await.unwrap();
+        all.items.iter().any(|event| event.data["reason"] == "HorizontalPodAutoscaler").then_some(())
+    };
+    until("an Event says so", has_event).await;
+    autoscalers.delete("somebody", &DeleteParams::default()).await.unwrap();
+    until("minInstances counts", || async { (replicas().await == Some(2)).then_some(()) }).await;
+    until_condition(&cluster, "second", "Scaled", ("True", "Scaling")).await;
+    cluster.end().await;
+}

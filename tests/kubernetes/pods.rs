@@ -1,0 +1,137 @@
+//! Pods come, become ready and unready, terminate, vanish.
+
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+
+use crate::cluster::{Cluster, KEY};
+use crate::router::{Model, Router, free_port};
+use crate::until;
+
+/// From a pod's status to routing; that of the API server and of the test's own looks is in it.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+#[tokio::test]
+async fn a_pod_gets_requests_while_it_is_ready() {
+    let cluster = Cluster::start().await;
+    let port = free_port();
+    let _models = (Model::start("127.0.1.1", port, &[]).await, Model::start("127.0.1.2", port, &[]).await);
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 2).await;
+    cluster.endpoint("scored", port, json!({})).await;
+    let router = Router::ready(&cluster).await;
+    assert_eq!(router.score("scored", KEY).await.0, 503, "no pod is there");
+    cluster.pod("one", "model").await;
+    cluster.pod("two", "model").await;
+    cluster.pod("other", "another").await;
+    cluster.pod_is("other", "127.0.1.3", true).await;
+    cluster.pod_is("one", "127.0.1.1", false).await;
+    assert_eq!(router.score("scored", KEY).await.0, 503, "none is ready");
+    cluster.pod_is("one", "127.0.1.1", true).await;
+    let took = router.until_scores("scored", 200).await;
+    assert!(took < AT_ONCE, "{took:?}");
+    assert_eq!(router.score("scored", KEY).await.1, "at-127.0.1.1");
+    cluster.pod_is("one", "127.0.1.1", false).await;
+    let took = router.until_scores("scored", 503).await;
+    assert!(took < AT_ONCE, "{took:?}");
+    cluster.pod_is("two", "127.0.1.2", true).await;
+    router.until_scores("scored", 200).await;
+    assert_eq!(router.score("scored", KEY).await.1, "at-127.0.1.2");
+    let replicas = &router.deployments("scored").await[0];
+    assert_eq!((replicas["readyReplicas"].as_u64(), replicas["pendingReplicas"].as_u64()), (Some(1), Some(1)));
+    cluster.delete_pod("two").await;
+    router.until_scores("scored", 503).await;
+    cluster.end().await;
+}
+
+/// Its readiness may last until its end.
+#[tokio::test]
+async fn a_pod_that_is_being_deleted_gets_nothing_new() {
+    let cluster = Cluster::start().await;
+    let port = free_port();
+    let _model = Model::start("127.0.2.1", port, &[]).await;
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 1).await;
+    cluster.endpoint("scored", port, json!({})).await;
+    cluster.pod("one", "model").await;
+    cluster.pod_is("one", "127.0.2.1", true).await;
+    let router = Router::ready(&cluster).await;
+    router.until_scores("scored", 200).await;
+    // Somebody holds it, as a finalizer of a node's shutdown does.
+    let held = json!({"metadata": {"finalizers": ["test.example/held"]}});
+    cluster.pods().patch("one", &PatchParams::default(), &Patch::Merge(held)).await.unwrap();
+    cluster.pods().delete("one", &kube::api::DeleteParams::default()).await.unwrap();
+    let took = router.until_scores("scored", 503).await;
+    assert!(took < AT_ONCE, "{took:?}");
+    let free = json!({"metadata": {"finalizers": null}});
+    cluster.pods().patch("one", &PatchParams::default(), &Patch::Merge(free)).await.unwrap();
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn what_vanishes_while_the_watch_is_down_is_gone_when_it_is_back() {
+    let cluster = Cluster::start().await;
+    // Faults are only for the server of the tests.
+    let Some(server) = &cluster.server else { return };
+    let port = free_port();
+    let _model = Model::start("127.0.3.1", port, &[]).await;
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 1).await;
+    cluster.endpoint("scored", port, json!({})).await;
+    cluster.pod("one", "model").await;
+    cluster.pod_is("one", "127.0.3.1", true).await;
+    let router = Router::ready(&cluster).await;
+    router.until_scores("scored", 200).await;
+    server.go_away().await;
+    let pods = crate::support::apiserver::resource("", "v1", "pods");
+    server.store.delete(&pods, &cluster.namespace, "one").unwrap();
+    // Nobody can say any more what happened since.
+    server.store.forget_history();
+    until("the router notices", || async { router.problems().await.contains("cannot be watched").then_some(()) }).await;
+    assert_eq!(router.score("scored", KEY).await.0, 200, "what is known stays");
+    server.come_back().await;
+    router.until_scores("scored", 503).await;
+    until("no problem is left", || async { router.problems().await.contains("\"problems\":[]").then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn while_the_api_server_is_away_requests_are_served_and_a_new_router_is_not_ready() {
+    let cluster = Cluster::start().await;
+    let Some(server) = &cluster.server else { return };
+    let port = free_port();
+    let _model = Model::start("127.0.4.1", port, &["--concurrency", "8"]).await;
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 1).await;
+    let settings = json!({"requestSettings": {"maxConcurrentRequestsPerInstance": 8, "maxQueueWaitMs": 5000}});
+    cluster.endpoint("scored", port, settings).await;
+    cluster.pod("one", "model").await;
+    cluster.pod_is("one", "127.0.4.1", true).await;
+    let router = Router::ready(&cluster).await;
+    router.until_scores("scored", 200).await;
+    server.go_away().await;
+    let late = Router::start(&cluster).await;
+    until("it says why", || async { late.problems().await.contains("cannot be watched").then_some(()) }).await;
+    assert!(!late.is_ready().await);
+    let until_then = std::time::Instant::now() + Duration::from_secs(5);
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (url, http) = (format!("{}/api/v1/endpoint/scored/score", router.scoring), router.http.clone());
+        asked.spawn(async move {
+            let mut count = 0;
+            while std::time::Instant::now() < until_then {
+                let body = r#"{"data": [[1,2,3,4,5,6,7,8,9,10]]}"#;
+                let answer = http.post(&url).bearer_auth(KEY).body(body).send().await.unwrap();
+                assert_eq!(answer.status(), 200);
+                count += 1;
+            }
+            count
+        });
+    }
+    let counts = asked.join_all().await;
+    assert!(counts.iter().sum::<u32>() > 100, "{counts:?}");
+    server.come_back().await;
+    until("the late one is ready", || async { late.is_ready().await.then_some(()) }).await;
+    late.until_scores("scored", 200).await;
+    assert_eq!(router.score("scored", KEY).await.0, 200);
+}

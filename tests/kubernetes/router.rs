@@ -1,0 +1,153 @@
+//! The router's program, and model servers for pods.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, KEY};
+use crate::until;
+
+/// What a model takes.
+const ROWS: &str = r#"{"data": [[1,2,3,4,5,6,7,8,9,10]]}"#;
+
+/// The router while it runs. Killed when dropped.
+pub struct Router {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    pub scoring: String,
+    pub admin: String,
+    pub http: reqwest::Client,
+    _folder: tempfile::TempDir,
+}
+
+/// A model server at an address of its own. Killed when dropped.
+pub struct Model(Child);
+
+impl Router {
+    /// Started, and not yet ready.
+    pub async fn start(cluster: &Cluster) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = json!({
+            "scoring": {"address": "127.0.0.1:0"}, "admin": {"address": "127.0.0.1:0"}, "workers": 2,
+            "endpoints": {"kubernetes": {"namespaces": [cluster.namespace], "scoringUrl": "https://models.example"}},
+            "log": {"format": "text", "access": false},
+            "shutdown": {"unreadyDelay": "0s"},
+        });
+        let file = folder.path().join("router.yaml");
+        std::fs::write(&file, settings.to_string()).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_inference-router"))
+            .args(["serve", "--config", file.to_str().unwrap()])
+            .env("KUBECONFIG", &cluster.kubeconfig)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, to) = (BufReader::new(child.stderr.take().unwrap()).lines(), log.clone());
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                to.lock().unwrap().push(line);
+            }
+        });
+        let address = async |what: &str| {
+            let look = || async { line(&log, &format!("{what} listener")) };
+            let (line, _) = until(what, look).await;
+            format!("http://{}", line.split_once("address=").unwrap().1.trim())
+        };
+        let (scoring, admin) = (address("scoring").await, address("admin").await);
+        let http = reqwest::Client::new();
+        Self { child, log, scoring, admin, http, _folder: folder }
+    }
+
+    /// Started, and ready.
+    pub async fn ready(cluster: &Cluster) -> Self {
+        let router = Self::start(cluster).await;
+        until("a router that is ready", || async { router.is_ready().await.then_some(()) }).await;
+        router
+    }
+
+    pub async fn is_ready(&self) -> bool {
+        let answer = self.http.get(format!("{}/readyz", self.admin)).send().await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    pub async fn problems(&self) -> String {
+        self.http.get(format!("{}/readyz", self.admin)).send().await.unwrap().text().await.unwrap()
+    }
+
+    /// Status, and which model answered.
+    pub async fn score(&self, endpoint: &str, key: &str) -> (u16, String) {
+        let url = format!("{}/api/v1/endpoint/{endpoint}/score", self.scoring);
+        let answer = self.http.post(url).bearer_auth(key).body(ROWS).send().await.unwrap();
+        let name = answer.headers().get("x-model-name").map(|name| name.to_str().unwrap().to_owned());
+        (answer.status().as_u16(), name.unwrap_or_default())
+    }
+
+    /// Whether a request is answered, which is asked until it is so, or not so any more.
+    pub async fn until_scores(&self, endpoint: &str, wanted: u16) -> std::time::Duration {
+        let look = || async { (self.score(endpoint, KEY).await.0 == wanted).then_some(()) };
+        until(&format!("{endpoint} answers {wanted}"), look).await.1
+    }
+
+    pub async fn deployments(&self, endpoint: &str) -> Vec<Value> {
+        let url = format!("{}/api/endpoints", self.admin);
+        let text = self.http.get(url).send().await.unwrap().text().await.unwrap();
+        let all: Value = serde_json::from_str(&text).unwrap();
+        let endpoints = all["endpoints"].as_array().unwrap();
+        let found = endpoints.iter().find(|one| one["name"] == endpoint);
+        found.map(|one| one["deployments"].as_array().unwrap().clone()).unwrap_or_default()
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the router's log:\n{}", self.log());
+        }
+    }
+}
+
+fn line(log: &Mutex<Vec<String>>, part: &str) -> Option<String> {
+    log.lock().unwrap().iter().find(|line| line.contains(part)).cloned()
+}
+
+/// A port that is free on every loopback address.
+pub fn free_port() -> u16 {
+    TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Model {
+    /// Listens when this returns.
+    pub async fn start(ip: &str, port: u16, more: &[&str]) -> Self {
+        let (port_text, name) = (port.to_string(), format!("at-{ip}"));
+        let child = Command::new(env!("CARGO_BIN_EXE_inference-router"))
+            .args(["model-server", "--host", ip, "--port", &port_text, "--name", &name])
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let model = Self(child);
+        let connect = || async { tokio::net::TcpStream::connect((ip, port)).await.ok() };
+        until("a model server", connect).await;
+        model
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

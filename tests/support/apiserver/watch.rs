@@ -1,0 +1,120 @@
+//! Watches: what happens from a version on, a line each.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
+
+use super::answer::{Body, Place, is_selected, status};
+use super::store::{Failure, Happened, Store, api_version, kind_of};
+
+/// How often a quiet watch says up to where it has seen.
+const BOOKMARK: Duration = Duration::from_secs(1);
+
+pub fn answer(store: &Arc<Store>, place: Place, query: &HashMap<String, String>) -> Result<Response<Body>, Failure> {
+    let since = query.get("resourceVersion").and_then(|since| since.parse().ok());
+    let since = since.unwrap_or_else(|| store.version());
+    let seconds = query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(300);
+    let watch = Watch {
+        changes: store.subscribe(),
+        store: store.clone(),
+        place,
+        query: query.clone(),
+        since,
+        end: Instant::now() + Duration::from_secs(seconds),
+        is_over: false,
+    };
+    let lines = futures_util::stream::unfold(watch, |mut watch| async move {
+        let lines = watch.next().await?;
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(lines))), watch))
+    });
+    let body = BodyExt::boxed(StreamBody::new(SyncStream(Box::pin(lines))));
+    Ok(Response::builder().header("content-type", "application/json").body(body).unwrap())
+}
+
+/// A stream that only one task at a time can poll is as good as shared.
+struct SyncStream<S>(std::pin::Pin<Box<S>>);
+
+impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
+    type Item = S::Item;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<S::Item>> {
+        self.0.as_mut().poll_next(cx)
+    }
+}
+
+struct Watch {
+    store: Arc<Store>,
+    changes: tokio::sync::watch::Receiver<u64>,
+    place: Place,
+    query: HashMap<String, String>,
+    since: u64,
+    end: Instant,
+    is_over: bool,
+}
+
+impl Watch {
+    /// The next lines; `None`: its time is over.
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            if self.is_over {
+                return None;
+            }
+            self.changes.borrow_and_update();
+            let upto = self.store.version();
+            let news = match self.store.since(&self.place.resource, self.since) {
+                Ok(news) => news,
+                Err(failure) => {
+                    self.is_over = true;
+                    return Some(line("ERROR", &status(&failure)));
+                }
+            };
+            self.since = upto.max(self.since);
+            let lines: String = news.iter().filter_map(|happened| self.line(happened)).collect();
+            if !lines.is_empty() {
+                return Some(lines);
+            }
+            let until = self.end.min(Instant::now() + BOOKMARK);
+            if timeout_at(until, self.changes.changed()).await.is_err() {
+                self.is_over = Instant::now() >= self.end;
+                return Some(line("BOOKMARK", &self.bookmark()));
+            }
+        }
+    }
+
+    /// Of what somebody sees who looks only at those that are selected.
+    fn line(&self, happened: &Happened) -> Option<String> {
+        let is_its = |object: &Value| {
+            let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
+            (self.place.namespace.is_empty() || self.place.namespace == namespace) && is_selected(object, &self.query)
+        };
+        let before = happened.before.as_deref().filter(|object| is_its(object));
+        let after = happened.after.as_deref().filter(|object| is_its(object));
+        match (before, after) {
+            (None, Some(after)) => Some(line("ADDED", after)),
+            (Some(_), Some(after)) => Some(line("MODIFIED", after)),
+            (Some(before), None) => Some(line("DELETED", happened.after.as_deref().unwrap_or(before))),
+            (None, None) => None,
+        }
+    }
+
+    fn bookmark(&self) -> Value {
+        let of = &self.place.resource;
+        let metadata = json!({"resourceVersion": self.since.to_string(), "creationTimestamp": null});
+        json!({"kind": kind_of(of), "apiVersion": api_version(of), "metadata": metadata})
+    }
+}
+
+fn line(kind: &str, object: &Value) -> String {
+    format!("{}\n", json!({"type": kind, "object": object}))
+}
