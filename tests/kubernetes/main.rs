@@ -13,6 +13,8 @@ mod cluster;
 mod endpoints;
 mod pods;
 mod router;
+mod scaling;
+mod size;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

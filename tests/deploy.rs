@@ -1,0 +1,146 @@
+//! The manifests under `deploy/`, as `kubectl kustomize` makes them.
+
+#![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
+
+use std::path::Path;
+use std::process::Command;
+
+use inference_router::config;
+use inference_router::control::yaml;
+use inference_router::model::validate::{self, Origin};
+use serde_json::{Value, json};
+
+/// The objects of a folder under `deploy/`, with these components; `None`: there is no kubectl that can tell.
+fn built(folder: &str, components: &[&str]) -> Option<Vec<Value>> {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    // A folder beside them, since components are named relative to who takes them.
+    let own = tempfile::tempdir_in(&deploy).unwrap();
+    let components: Vec<String> = components.iter().map(|name| format!("../components/{name}")).collect();
+    let taken = json!({"resources": [format!("../{folder}")], "components": components});
+    std::fs::write(own.path().join("kustomization.yaml"), taken.to_string()).unwrap();
+    let Ok(output) = Command::new("kubectl").arg("kustomize").arg(own.path()).output() else {
+        eprintln!("nothing is tested here without kubectl 1.21 or newer; see https://kubernetes.io/docs/tasks/tools/");
+        return None;
+    };
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{folder}: {}", String::from_utf8_lossy(&output.stderr));
+    let documents = yaml::documents(&text).into_iter();
+    Some(documents.map(|document| document.unwrap_or_else(|problem| panic!("{folder}: {problem}"))).collect())
+}
+
+fn of<'o>(objects: &'o [Value], kind: &str) -> Vec<&'o Value> {
+    objects.iter().filter(|object| object["kind"] == kind).collect()
+}
+
+const OVERLAYS: [&str; 3] = ["overlays/dev", "overlays/ha", "overlays/namespaced"];
+
+#[test]
+fn every_overlay_is_one_whole_router() {
+    for overlay in OVERLAYS {
+        let Some(objects) = built(overlay, &[]) else { return };
+        let [router] = of(&objects, "Deployment")[..] else { panic!("{overlay}") };
+        let spec = &router["spec"]["template"]["spec"];
+        let container = &spec["containers"][0];
+        let pod = &spec["securityContext"];
+        assert_eq!((&pod["runAsNonRoot"], &pod["runAsUser"]), (&json!(true), &json!(65532)), "{overlay}");
+        assert_eq!(pod["seccompProfile"]["type"], "RuntimeDefault", "{overlay}");
+        let context = &container["securityContext"];
+        assert_eq!(context["allowPrivilegeEscalation"], false, "{overlay}");
+        assert_eq!(
+            (&context["readOnlyRootFilesystem"], &context["capabilities"]["drop"]),
+            (&json!(true), &json!(["ALL"]))
+        );
+        assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/readyz");
+        assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/healthz");
+        assert!(container["resources"]["requests"]["memory"].is_string(), "{overlay}");
+        let [settings] = of(&objects, "ConfigMap")[..] else { panic!("{overlay}") };
+        let text = settings["data"]["router.yaml"].as_str().unwrap();
+        let settings = config::parse(text, overlay, Path::new("/"), std::iter::empty()).unwrap();
+        let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap();
+        let shutdown = settings.shutdown.unready_delay + settings.shutdown.drain_timeout;
+        assert!(grace > shutdown.as_secs(), "{overlay}: {grace} s");
+        assert!(settings.kubernetes.is_some() && settings.admin.ip().is_unspecified(), "{overlay}");
+        for service in of(&objects, "Service") {
+            let port = &service["spec"]["ports"][0]["targetPort"];
+            let ports = container["ports"].as_array().unwrap();
+            let number = ports.iter().find(|known| known["name"] == *port).map(|known| &known["containerPort"]);
+            let listens = [settings.scoring, settings.admin].map(|address| json!(address.port()));
+            assert!(number.is_some_and(|number| listens.contains(number)), "{overlay}: {port}");
+        }
+        assert_eq!(of(&objects, "NetworkPolicy").len(), 1, "{overlay}");
+        let [namespace] = of(&objects, "Namespace")[..] else { panic!("{overlay}") };
+        assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted");
+        for object in &objects {
+            let is_of_cluster =
+                ["Namespace", "ClusterRole", "ClusterRoleBinding"].contains(&object["kind"].as_str().unwrap());
+            let namespace = object["metadata"]["namespace"].as_str();
+            assert_eq!(namespace.is_none(), is_of_cluster, "{overlay}: {object}");
+        }
+    }
+}
+
+#[test]
+fn rights_are_no_more_than_what_is_asked_for() {
+    for overlay in OVERLAYS {
+        let Some(objects) = built(overlay, &[]) else { return };
+        let roles = of(&objects, "ClusterRole").into_iter().chain(of(&objects, "Role"));
+        for role in roles {
+            let is_of_people = role["metadata"]["labels"].to_string().contains("aggregate-to");
+            for rule in role["rules"].as_array().unwrap() {
+                assert!(!rule.to_string().contains('*'), "{overlay}: {rule}");
+                let verbs: Vec<&str> =
+                    rule["verbs"].as_array().unwrap().iter().map(|verb| verb.as_str().unwrap()).collect();
+                let writes = verbs.iter().any(|verb| !["get", "list", "watch"].contains(verb));
+                let resources = rule["resources"].to_string();
+                let may_write = ["onlineendpoints/status", "/scale", "\"pods\"", "\"events\""];
+                assert!(
+                    !writes || is_of_people || may_write.iter().any(|of| resources.contains(of)),
+                    "{overlay}: {rule}"
+                );
+                assert!(!(writes && resources.contains("secrets")), "{overlay}: {rule}");
+            }
+        }
+    }
+    let Some(objects) = built("overlays/namespaced", &[]) else { return };
+    for role in of(&objects, "ClusterRole") {
+        assert!(role["metadata"]["labels"].to_string().contains("aggregate-to"), "{role}");
+    }
+    assert!(of(&objects, "ClusterRoleBinding").is_empty());
+}
+
+#[test]
+fn three_routers_are_on_three_nodes_and_do_not_leave_together() {
+    let Some(objects) = built("overlays/ha", &[]) else { return };
+    let router = of(&objects, "Deployment")[0];
+    assert_eq!(router["spec"]["replicas"], 3);
+    let affinity = &router["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"];
+    assert!(affinity.to_string().contains("kubernetes.io/hostname"), "{affinity}");
+    assert_eq!(of(&objects, "PodDisruptionBudget").len(), 1);
+}
+
+#[test]
+fn clients_come_in_as_the_component_says() {
+    for (component, kind) in [("loadbalancer", "LoadBalancer"), ("internal", "LoadBalancer"), ("nodeport", "NodePort")]
+    {
+        let Some(objects) = built("overlays/dev", &[component]) else { return };
+        let kind_of = |name: &str| {
+            let services = of(&objects, "Service");
+            services.iter().find(|service| service["metadata"]["name"] == name).unwrap()["spec"]["type"].clone()
+        };
+        assert_eq!(kind_of("inference-router"), kind, "{component}");
+        assert_eq!(kind_of("inference-router-admin"), "ClusterIP", "nobody is asked for a key there");
+    }
+    let Some(objects) = built("overlays/dev", &["podmonitor"]) else { return };
+    assert_eq!(of(&objects, "PodMonitor").len(), 1);
+}
+
+#[test]
+fn the_example_is_in_order() {
+    let Some(objects) = built("example", &[]) else { return };
+    let endpoint = of(&objects, "OnlineEndpoint")[0];
+    let endpoint = validate::read(endpoint.clone(), Origin::Cluster).unwrap_or_else(|refused| panic!("{refused:?}"));
+    assert_eq!(endpoint.deployments.len(), of(&objects, "Deployment").len());
+    assert_eq!(of(&objects, "Secret")[0]["type"], "inference-router.dev/endpoint-keys");
+    let Some(objects) = built("crd", &[]) else { return };
+    assert_eq!(of(&objects, "CustomResourceDefinition").len(), 1);
+}

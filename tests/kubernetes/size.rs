@@ -1,0 +1,112 @@
+//! A large cluster: how long it takes to know it, how much memory that is, what one event costs.
+//!
+//! `cargo test --release --test kubernetes -- --ignored --nocapture large`
+
+use std::time::{Duration, Instant};
+
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+
+use crate::cluster::{Cluster, KEY, base64};
+use crate::router::Router;
+use crate::support::apiserver::{Store, resource};
+use crate::until;
+
+const ENDPOINTS: u32 = 10_000;
+const PODS_EACH: u32 = 5;
+
+/// Straight into the store: over HTTP it would take minutes.
+fn fill(store: &Store, namespace: &str) {
+    let (endpoints, deployments) =
+        (resource("inference-router.dev", "v1alpha1", "onlineendpoints"), resource("apps", "v1", "deployments"));
+    let pods = resource("", "v1", "pods");
+    let secret = json!({
+        "metadata": {"name": "keys"}, "type": "inference-router.dev/endpoint-keys",
+        "data": {"primaryKey": base64(KEY)},
+    });
+    store.create(&resource("", "v1", "secrets"), namespace, secret).unwrap();
+    for number in 0..ENDPOINTS {
+        let model = format!("model-{number}");
+        let labels = json!({"app": model, "tier": "models", "pod-template-hash": format!("{number:08x}")});
+        let workload = json!({
+            "metadata": {"name": model},
+            "spec": {"replicas": PODS_EACH, "selector": {"matchLabels": {"app": model}}},
+        });
+        store.create(&deployments, namespace, workload).unwrap();
+        let endpoint = json!({
+            "metadata": {"name": format!("endpoint-{number}")},
+            "spec": {
+                "keys": {"secretRef": {"name": "keys"}}, "traffic": {"blue": 100},
+                "deployments": [{"name": "blue",
+                    "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": model}}],
+            },
+        });
+        store.create(&endpoints, namespace, endpoint).unwrap();
+        for pod in 0..PODS_EACH {
+            let name = format!("{model}-{pod}");
+            let spec = json!({"containers": [{"name": "model", "image": "registry.example/models/model:1",
+                "env": [{"name": "A", "value": "b"}], "resources": {"limits": {"memory": "1Gi"}}}]});
+            store
+                .create(&pods, namespace, json!({"metadata": {"name": name, "labels": labels}, "spec": spec}))
+                .unwrap();
+            let ip = format!("10.{}.{}.{}", pod + 1, number / 250, number % 250);
+            let status = |object: &mut serde_json::Value| {
+                object["status"] = json!({"podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]});
+                Ok(())
+            };
+            store.update(&pods, (namespace, &name, "status"), status).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures a release build, for a minute: see the top of the file"]
+async fn a_large_cluster_is_known_soon_and_fits() {
+    let cluster = Cluster::start().await;
+    let Some(server) = &cluster.server else { return };
+    fill(&server.store, &cluster.namespace);
+    let started = Instant::now();
+    let router = Router::ready(&cluster).await;
+    let known = started.elapsed();
+    let all = router.deployments("endpoint-9999").await;
+    assert_eq!(all[0]["readyReplicas"], PODS_EACH, "{all:?}");
+    println!("known after {known:?}, {} MiB", router.memory() >> 20);
+    // All statuses are written once.
+    let is_last = || async { cluster.condition("endpoint-9999", "Ready").await };
+    let mut waited = Duration::ZERO;
+    while is_last().await.is_none() && waited < Duration::from_secs(20) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        waited += Duration::from_secs(1);
+    }
+    let quiet = router.cpu();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let idle = router.cpu() - quiet;
+    println!("at rest {:.1} % of a processor, {} MiB", idle.as_secs_f64() * 20.0, router.memory() >> 20);
+    for (what, is_pod) in [("pod", true), ("endpoint", false)] {
+        let before = router.cpu();
+        const EVENTS: u32 = 200;
+        let begun = Instant::now();
+        for number in 0..EVENTS {
+            if is_pod {
+                let ip = format!("10.1.{}.{}", number / 250, number % 250);
+                cluster.pod_is(&format!("model-{number}-0"), &ip, false).await;
+            } else {
+                let change = json!({"spec": {"deployments": [{"name": "blue", "port": 5002,
+                    "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": format!("model-{number}")}}]}});
+                let name = format!("endpoint-{number}");
+                cluster.endpoints().patch(&name, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
+            }
+        }
+        let last = || async {
+            let deployment = &router.deployments(&format!("endpoint-{}", EVENTS - 1)).await[0];
+            let replicas = deployment["replicas"].to_string();
+            (if is_pod { deployment["readyReplicas"] == PODS_EACH - 1 } else { replicas.contains(":5002") })
+                .then_some(())
+        };
+        let spent = |router: &Router| router.cpu() - before;
+        let took = spent(&router);
+        until("the last is known", last).await;
+        let idle = idle.mul_f64(begun.elapsed().as_secs_f64() / 5.0);
+        println!("an event of a {what}: {:?} of a processor", took.saturating_sub(idle) / EVENTS);
+    }
+}
