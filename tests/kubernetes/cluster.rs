@@ -8,10 +8,12 @@ use serde_json::{Value, json};
 
 use crate::support::apiserver::ApiServer;
 
-/// A cluster with a namespace for one test.
+/// A cluster with two namespaces for one test.
 pub struct Cluster {
     pub client: Client,
     pub namespace: String,
+    /// Another one.
+    pub neighbour: String,
     pub kubeconfig: PathBuf,
     /// Where faults are asked for; `None`: it is a real one.
     pub server: Option<ApiServer>,
@@ -35,7 +37,8 @@ impl Cluster {
         let config = Config::from_custom_kubeconfig(read, &kube::config::KubeConfigOptions::default()).await.unwrap();
         let client = Client::try_from(config).unwrap();
         let namespace = format!("test-{:016x}", rand::random::<u64>());
-        let cluster = Self { client, namespace, kubeconfig, server, _folder: folder };
+        let neighbour = format!("{namespace}-too");
+        let cluster = Self { client, namespace, neighbour, kubeconfig, server, _folder: folder };
         let crd: Value = inference_router::model::crd::definition();
         let definitions =
             cluster.at("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
@@ -43,8 +46,10 @@ impl Cluster {
         let name = crd["metadata"]["name"].as_str().unwrap();
         definitions.patch(name, &apply, &Patch::Apply(&crd)).await.unwrap();
         let namespaces = cluster.at("v1", "Namespace", "namespaces");
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}});
-        namespaces.create(&PostParams::default(), &object(namespace)).await.unwrap();
+        for name in [&cluster.namespace, &cluster.neighbour] {
+            let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+            namespaces.create(&PostParams::default(), &object(namespace)).await.unwrap();
+        }
         cluster
     }
 
@@ -59,7 +64,12 @@ impl Cluster {
     }
 
     pub fn endpoints(&self) -> Api<DynamicObject> {
-        self.of("inference-router.dev/v1alpha1", "OnlineEndpoint", "onlineendpoints")
+        self.endpoints_in(&self.namespace)
+    }
+
+    pub fn endpoints_in(&self, namespace: &str) -> Api<DynamicObject> {
+        let of = resource("inference-router.dev/v1alpha1", "OnlineEndpoint", "onlineendpoints");
+        Api::namespaced_with(self.client.clone(), namespace, &of)
     }
 
     pub fn pods(&self) -> Api<DynamicObject> {
@@ -76,6 +86,10 @@ impl Cluster {
 
     /// An endpoint with the deployment `blue`, whose pods are those of the Deployment `model`.
     pub async fn endpoint(&self, name: &str, port: u16, more: Value) {
+        self.endpoint_in(&self.namespace, name, port, more).await;
+    }
+
+    pub async fn endpoint_in(&self, namespace: &str, name: &str, port: u16, more: Value) {
         let mut blue = json!({
             "name": "blue", "port": port,
             "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "model"},
@@ -87,9 +101,9 @@ impl Cluster {
         });
         let endpoint = json!({
             "apiVersion": "inference-router.dev/v1alpha1", "kind": "OnlineEndpoint",
-            "metadata": {"name": name, "namespace": self.namespace}, "spec": spec,
+            "metadata": {"name": name, "namespace": namespace}, "spec": spec,
         });
-        self.endpoints().create(&PostParams::default(), &object(endpoint)).await.unwrap();
+        self.endpoints_in(namespace).create(&PostParams::default(), &object(endpoint)).await.unwrap();
     }
 
     pub async fn secret(&self, name: &str, key: &str) {
@@ -148,7 +162,11 @@ impl Cluster {
 
     /// A condition of an endpoint, as status and reason.
     pub async fn condition(&self, name: &str, kind: &str) -> Option<(String, String)> {
-        let endpoint = self.endpoints().get(name).await.ok()?;
+        self.condition_in(&self.namespace, name, kind).await
+    }
+
+    pub async fn condition_in(&self, namespace: &str, name: &str, kind: &str) -> Option<(String, String)> {
+        let endpoint = self.endpoints_in(namespace).get(name).await.ok()?;
         let conditions = endpoint.data["status"]["conditions"].as_array().cloned()?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let found = conditions.iter().find(|condition| condition["type"] == kind)?;
@@ -159,7 +177,9 @@ impl Cluster {
     pub async fn end(self) {
         if self.server.is_none() {
             let namespaces = self.at("v1", "Namespace", "namespaces");
-            namespaces.delete(&self.namespace, &DeleteParams::default()).await.unwrap();
+            for name in [&self.namespace, &self.neighbour] {
+                namespaces.delete(name, &DeleteParams::default()).await.unwrap();
+            }
         }
     }
 }

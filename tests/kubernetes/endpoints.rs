@@ -1,5 +1,7 @@
 //! Endpoints as objects: made, changed, broken, deleted; their names, their keys, their status.
 
+use std::time::Duration;
+
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
@@ -81,6 +83,27 @@ async fn keys_are_those_of_the_secret_a_second_after_it_has_changed() {
     cluster.secrets().create(&PostParams::default(), &object(good)).await.unwrap();
     until_condition(&cluster, "scored", "Accepted", ("True", "Accepted")).await;
     router.until_scores("scored", 200).await;
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn of_two_with_one_name_the_older_has_it_until_it_is_gone() {
+    let (cluster, router, _model) = served("127.0.9.1").await;
+    // The API server's times are of seconds.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    cluster.endpoint_in(&cluster.neighbour, "scored", 1, json!({})).await;
+    let neighbour = async |kind: &str| cluster.condition_in(&cluster.neighbour, "scored", kind).await;
+    let is = |status: &str, reason: &str| Some((status.to_owned(), reason.to_owned()));
+    let conflict = || async { (neighbour("Accepted").await == is("False", "NameConflict")).then_some(()) };
+    until("the later one says so", conflict).await;
+    assert_eq!(neighbour("Ready").await, is("False", "NotAccepted"));
+    assert_eq!(router.score("scored", KEY).await.0, 200);
+    assert_eq!(cluster.condition("scored", "Accepted").await, is("True", "Accepted"));
+    cluster.endpoints().delete("scored", &DeleteParams::default()).await.unwrap();
+    // It has no keys in its namespace, and so no good version yet.
+    let missing = || async { (neighbour("Accepted").await == is("False", "BadSecret")).then_some(()) };
+    until("the later one has the name", missing).await;
+    until("it is not served yet", || async { (router.score("scored", KEY).await.0 == 404).then_some(()) }).await;
     cluster.end().await;
 }
 

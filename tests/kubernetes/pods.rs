@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::cluster::{Cluster, KEY};
 use crate::router::{Model, Router, free_port};
+use crate::support::apiserver::Fault;
 use crate::until;
 
 /// From a pod's status to routing; that of the API server and of the test's own looks is in it.
@@ -93,6 +94,40 @@ async fn what_vanishes_while_the_watch_is_down_is_gone_when_it_is_back() {
     server.come_back().await;
     router.until_scores("scored", 503).await;
     until("no problem is left", || async { router.problems().await.contains("\"problems\":[]").then_some(()) }).await;
+}
+
+/// Watches that break, lists that fail, versions that are forgotten, answers that take long.
+#[tokio::test]
+async fn an_api_server_that_stumbles_is_asked_again_and_nothing_is_missed() {
+    let cluster = Cluster::start().await;
+    let Some(server) = &cluster.server else { return };
+    let port = free_port();
+    let _model = Model::start("127.0.10.1", port, &[]).await;
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 1).await;
+    cluster.endpoint("scored", port, json!({})).await;
+    cluster.pod("one", "model").await;
+    for (path, code, times) in [("/pods", 500, 3), ("onlineendpoints", 429, 2), ("/deployments", 503, 2)] {
+        server.store.fail(Fault { method: "GET", path, code, times });
+    }
+    server.store.set_latency(Duration::from_millis(50));
+    let router = Router::ready(&cluster).await;
+    for round in 0..4 {
+        cluster.pod_is("one", "127.0.10.1", true).await;
+        router.until_scores("scored", 200).await;
+        server.drop_connections().await;
+        server.store.fail(Fault { method: "GET", path: "/pods", code: 500, times: 1 });
+        if round % 2 == 0 {
+            server.store.forget_history();
+        }
+        cluster.pod_is("one", "127.0.10.1", false).await;
+        router.until_scores("scored", 503).await;
+    }
+    let asked = server.store.requests();
+    let is_list = |request: &&String| request.contains("/pods?") && !request.contains("watch=");
+    let lists = asked.iter().filter(is_list).count();
+    // Two namespaces, listed at the start, again after each failure, and twice when versions were forgotten.
+    assert!((4..40).contains(&lists), "{lists} lists of pods among {} requests", asked.len());
 }
 
 #[tokio::test]

@@ -32,7 +32,9 @@ impl Router {
         let folder = tempfile::tempdir().unwrap();
         let settings = json!({
             "scoring": {"address": "127.0.0.1:0"}, "admin": {"address": "127.0.0.1:0"}, "workers": 2,
-            "endpoints": {"kubernetes": {"namespaces": [cluster.namespace], "scoringUrl": "https://models.example"}},
+            "endpoints": {"kubernetes": {
+                "namespaces": [cluster.namespace, cluster.neighbour], "scoringUrl": "https://models.example",
+            }},
             "log": {"format": "text", "access": false},
             "shutdown": {"unreadyDelay": "0s"},
         });

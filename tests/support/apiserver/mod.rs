@@ -16,7 +16,6 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
-#[allow(unused_imports, reason = "each test target uses a part of it")]
 pub use store::{Fault, Store, resource};
 
 /// An API server. Ends when dropped.
