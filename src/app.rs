@@ -241,6 +241,7 @@ impl App {
             files: self.files,
             cluster,
             lifecycle: self.shared.lifecycle.clone(),
+            issued: self.shared.tokens.clone(),
             metrics: self.shared.metrics.clone(),
             status: self.status,
             executable: self.executable,

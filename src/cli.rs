@@ -20,6 +20,7 @@ use crate::model::crd;
 use crate::model::problem::Problem;
 use crate::{guard, model_server};
 
+mod cluster;
 mod demo;
 mod keys;
 mod simulate;
@@ -69,9 +70,16 @@ enum Command {
     #[command(subcommand)]
     Keys(keys::Keys),
     /// Make a token for an endpoint with `authMode: aml_token`.
-    #[command(after_help = "Example: inference-router token --config router.yaml --endpoint my-endpoint --ttl 30m\n\n\
+    #[command(after_help = "Example: inference-router token --config router.yaml --endpoint my-endpoint --ttl 30m\n\
+        In a cluster: inference-router token --endpoint my-endpoint -n team-a\n\n\
         Callers who have one of the endpoint's keys get one from the router: POST /api/v1/endpoint/my-endpoint/token")]
     Token(keys::Token),
+    /// Send a request to an endpoint of a cluster, with the credential that your kubeconfig gives you.
+    #[command(after_help = "Examples:\n\
+        inference-router invoke --endpoint my-endpoint -n team-a --request-file request.json\n\
+        inference-router invoke --endpoint my-endpoint -n team-a --request-file - --deployment-name green\n\n\
+        The answer is on standard output; exit code 1 where it is not one of 2xx.")]
+    Invoke(cluster::Invoke),
     /// Try settings of an endpoint in virtual time: how many replicas, how long a wait, what share is turned away.
     #[command(after_help = "Examples:\n\
         inference-router simulate --endpoint my-endpoint.yaml --rps 20 --service-ms 100..400\n\
@@ -139,6 +147,7 @@ impl Cli {
             Command::Check { files } => check(&files),
             Command::Keys(keys) => keys.run(),
             Command::Token(token) => token.run(),
+            Command::Invoke(options) => options.run(),
             Command::Simulate(options) => options.run(),
             Command::Crd => print(&crd::text()),
             Command::ModelServer(options) => options.run(),

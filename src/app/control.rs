@@ -20,6 +20,7 @@ use crate::model::limits::{KubernetesSettings, TokenSettings};
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
 use crate::state::status::{Part, Pending, Status};
+use crate::state::tokens::Tokens;
 
 /// How long a local model gets between SIGTERM and SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -34,6 +35,7 @@ pub(super) struct Control {
     pub(super) files: Option<(Files, Vec<PathBuf>)>,
     pub(super) cluster: Option<(Client, KubernetesSettings)>,
     pub(super) lifecycle: Lifecycle,
+    pub(super) issued: Arc<Tokens>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) status: Arc<Status>,
     pub(super) executable: PathBuf,
@@ -58,7 +60,7 @@ impl Control {
         let mut reports = tokio::time::interval(REPORTS);
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.start(&mut supervisor, &mut scalers, &orders);
-        let mut cluster = self.cluster.take().map(|(client, settings)| Cluster::start(client, &settings));
+        let mut cluster = self.cluster.take().map(|(client, settings)| Cluster::start(client, &settings, &self.issued));
         if cluster.is_none() {
             self.lifecycle.enter(Phase::Serving);
         }

@@ -13,11 +13,12 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::cluster::{InCluster, block_on};
 use super::{BAD_CONFIGURATION, DONE, Failed, load};
 use crate::config::{self, Settings};
 use crate::control::signing;
 use crate::model::duration::WrittenDuration;
-use crate::model::endpoint::{Auth, Endpoint, KeySource};
+use crate::model::endpoint::{Auth, Endpoint, KeySource, SECRET_KEYS};
 use crate::model::name::Name;
 
 #[derive(Debug, Subcommand)]
@@ -33,9 +34,19 @@ pub(super) enum Keys {
         #[arg(long, value_name = "FOLDER", default_value = ".")]
         folder: PathBuf,
     },
+    /// Print the keys of an endpoint in a cluster.
+    #[command(after_help = "Example: inference-router keys show --endpoint my-endpoint -n team-a")]
+    Show {
+        /// The endpoint's name.
+        #[arg(long, value_name = "NAME", value_parser = name)]
+        endpoint: Name,
+        #[command(flatten)]
+        cluster: InCluster,
+    },
     /// Replace one key of an endpoint, and print the new one once. The other key goes on working.
     #[command(
-        after_help = "Example: inference-router keys rotate --endpoint my-endpoint --key secondary --config router.yaml\n\n\
+        after_help = "Example: inference-router keys rotate --endpoint my-endpoint --key secondary --config router.yaml\n\
+        In a cluster: inference-router keys rotate --endpoint my-endpoint --key secondary -n team-a\n\n\
         A router that runs takes the new key within a second. Change all callers to one key before you rotate the other."
     )]
     Rotate {
@@ -46,11 +57,14 @@ pub(super) enum Keys {
         #[arg(long)]
         key: Which,
         /// The router's settings file: the endpoint's document says where its keys are.
-        #[arg(long, value_name = "FILE", conflicts_with = "folder", required_unless_present = "folder")]
+        #[arg(long, value_name = "FILE", conflicts_with = "folder", required_unless_present_any = ["folder", "namespace"])]
         config: Option<PathBuf>,
         /// Where `keys generate` has put the files.
         #[arg(long, value_name = "FOLDER")]
         folder: Option<PathBuf>,
+        /// The namespace of an endpoint in a cluster.
+        #[arg(short, long, value_name = "NAMESPACE", conflicts_with_all = ["config", "folder"])]
+        namespace: Option<String>,
     },
     /// Make a key that the router signs its own tokens with (`tokens.signingKeyFile`).
     #[command(after_help = "Example: inference-router keys signing --file signing.pem")]
@@ -63,17 +77,19 @@ pub(super) enum Keys {
 
 #[derive(Debug, Args)]
 pub(super) struct Token {
-    /// The router's settings file.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    /// The router's settings file; without it, the endpoint is in a cluster.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["namespace", "scoring_uri"])]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: InCluster,
     /// The endpoint that the token is for.
     #[arg(long, value_name = "NAME", value_parser = name)]
     endpoint: Name,
     /// How long it is good, as `30m`; else as long as `tokens.lifetime` says.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", requires = "config")]
     ttl: Option<WrittenDuration>,
     /// Who it is for: `sub` of the token, `identityData` of the access log.
-    #[arg(long, value_name = "NAME", default_value = "operator")]
+    #[arg(long, value_name = "NAME", default_value = "operator", requires = "config")]
     subject: String,
 }
 
@@ -103,7 +119,11 @@ impl Keys {
     pub(super) fn run(self) -> ExitCode {
         finish(match self {
             Self::Generate { endpoint, folder } => generate(&endpoint, &folder),
-            Self::Rotate { endpoint, key, config, folder } => rotate(&endpoint, key, config.as_deref(), folder),
+            Self::Show { endpoint, cluster } => show(&endpoint, &cluster),
+            Self::Rotate { endpoint, key, namespace: Some(namespace), .. } => {
+                rotate_secret(&endpoint, key, InCluster { namespace: Some(namespace), scoring_uri: None })
+            }
+            Self::Rotate { endpoint, key, config, folder, .. } => rotate(&endpoint, key, config.as_deref(), folder),
             Self::Signing { file } => make_signing_key(&file),
         })
     }
@@ -116,7 +136,14 @@ impl Token {
 
     fn issue(self) -> Result<(), Failed> {
         const LONGEST: Duration = Duration::from_secs(30 * 86_400);
-        let (settings, endpoint) = find(&self.config, &self.endpoint)?;
+        let Some(config) = &self.config else {
+            let token = block_on(async { Ok(self.cluster.caller(&self.endpoint).await?.token().await?) });
+            let token = token.map_err(|Failed(what, code)| {
+                Failed(format!("{what}\nFor an endpoint in files, give the settings file: --config FILE"), code)
+            })?;
+            return say(&format!("{token:#}"));
+        };
+        let (settings, endpoint) = find(config, &self.endpoint)?;
         if !matches!(endpoint.auth, Auth::RouterToken(_)) {
             let mode = endpoint.auth.mode();
             let what = format!(
@@ -174,6 +201,17 @@ fn rotate(endpoint: &Name, which: Which, config: Option<&Path>, folder: Option<P
     }
     let key = key();
     write(&path, &key, true)?;
+    say(&format!("{}: {key}", which.word()))
+}
+
+fn show(endpoint: &Name, cluster: &InCluster) -> Result<(), Failed> {
+    let keys = block_on(async { Ok(cluster.caller(endpoint).await?.keys().await?) })?;
+    say(&format!("{:#}", serde_json::json!(keys)))
+}
+
+fn rotate_secret(endpoint: &Name, which: Which, cluster: InCluster) -> Result<(), Failed> {
+    let (key, entry) = (key(), SECRET_KEYS[which as usize]);
+    block_on(async { Ok(cluster.caller(endpoint).await?.set_key(entry, &key).await?) })?;
     say(&format!("{}: {key}", which.word()))
 }
 
@@ -249,7 +287,7 @@ fn write(path: &Path, secret: &str, replace: bool) -> Result<(), String> {
     written.map_err(|error| format!("{} cannot be written: {error}", path.display()))
 }
 
-fn name(text: &str) -> Result<Name, String> {
+pub(super) fn name(text: &str) -> Result<Name, String> {
     Name::new(text).map_err(|error| error.to_string())
 }
 

@@ -18,12 +18,15 @@ use crate::model::name::Name;
 use crate::model::problem::Problem;
 use crate::state::scaling::Decision;
 use crate::state::status::Status;
+use crate::state::tokens::Tokens;
 
+pub mod caller;
 mod endpoints;
 mod kinds;
 mod objects;
 mod pods;
 mod report;
+mod reviews;
 mod routing;
 mod scale;
 mod secrets;
@@ -132,7 +135,7 @@ pub async fn connect() -> Result<Client, String> {
 
 impl Cluster {
     /// Begins to watch. To be called inside a tokio runtime.
-    pub fn start(client: Client, settings: &KubernetesSettings) -> Self {
+    pub fn start(client: Client, settings: &KubernetesSettings, tokens: &Tokens) -> Self {
         let (sender, seen) = mpsc::channel(SEEN);
         let mut scopes: Vec<Scope> = settings.namespaces.iter().map(|name| name.as_str().into()).collect();
         if scopes.is_empty() {
@@ -140,6 +143,9 @@ impl Cluster {
         }
         let mut watches = Watches::new(client.clone(), scopes, sender);
         watches.start();
+        if let Some(asked) = tokens.reviews.take() {
+            watches.spawn(reviews::run(client.clone(), asked));
+        }
         Self {
             client: client.clone(),
             seen,
@@ -185,10 +191,9 @@ impl Cluster {
                 self.writer.forget(&key);
                 continue;
             };
-            let there = known.object.status.clone().and_then(|status| serde_json::from_value(status).ok());
             let status = self.report(&key, known, &counts, now);
-            let uid = known.object.uid.clone();
-            self.writer.status(&key, &uid, &there.unwrap_or_default(), status);
+            let EndpointObject { uid, status: there, .. } = &known.object;
+            self.writer.status(&key, uid, there, status);
         }
     }
 
@@ -249,10 +254,20 @@ impl Cluster {
         match seen {
             Seen::Endpoint(scope, event) => {
                 for change in self.objects.note(&scope, event) {
-                    let (Change::Is(key, _) | Change::Gone(key, _)) = change;
-                    let object = self.objects.get(&key).cloned();
-                    let names = self.endpoints.set(&key, object, &self.secrets);
-                    self.touched.names.extend(names);
+                    let (key, before) = match change {
+                        Change::Is(key, before) => (key, before),
+                        Change::Gone(key, _) => (key, None),
+                    };
+                    match (self.objects.get(&key), before) {
+                        // Mostly what the router itself has written.
+                        (Some(now), Some(before)) if now.is_same_but_for_status(&before) => {
+                            self.endpoints.set_status(&key, now);
+                        }
+                        (now, _) => {
+                            let names = self.endpoints.set(&key, now.cloned(), &self.secrets);
+                            self.touched.names.extend(names);
+                        }
+                    }
                     self.touched.reports.insert(key);
                 }
             }

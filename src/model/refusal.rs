@@ -72,6 +72,8 @@ pub enum Denied {
     WrongEndpoint,
     /// Lacks a claim, a scope or a role that the endpoint asks for.
     MissingClaim,
+    /// A user of the cluster that the endpoint is in, who may not have a token of it.
+    NotAllowed,
     /// The endpoint hands out no tokens: it has no keys that anybody could ask with.
     NoTokens,
 }

@@ -105,7 +105,7 @@ fn which(keys: &[KeyDigest], authorization: Option<&[u8]>) -> Result<usize, Deni
 }
 
 /// The token of a `Bearer` credential (RFC 6750; the scheme in any case).
-fn bearer(value: &[u8]) -> Option<&[u8]> {
+pub fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
     let token = token.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)

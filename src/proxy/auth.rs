@@ -8,7 +8,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response};
 
 use crate::model::refusal::{Denied, Refusal};
-use crate::policy::access::{Access, Credential, Proof};
+use crate::policy::access::{Access, Credential, Proof, bearer};
 use crate::policy::token::{Claims, KeySet, Token};
 use crate::state::table::Endpoint;
 use crate::state::tokens::Tokens;
@@ -89,16 +89,21 @@ async fn signed(tokens: &Tokens, token: &str, keys: Arc<KeySet>) -> Result<(), R
     }
 }
 
-/// Answers a request for a token.
-pub(super) fn issue(
+/// Answers a request for a token, of somebody who shows a key, or, in a cluster, of one of its users who may have one.
+pub(super) async fn issue(
     tokens: &Tokens,
     endpoint: &Endpoint,
     authorization: Option<&[u8]>,
 ) -> Result<Response<Bytes>, Refusal> {
-    let key = endpoint.access.may_have_token(authorization).map_err(Refusal::Denied)?;
+    let subject = match endpoint.access.may_have_token(authorization) {
+        Ok(key) => ASKED_BY.get(key).copied().unwrap_or_default().to_owned(),
+        Err(Denied::InvalidKey | Denied::NoTokens) if tokens.reviews.is_open() => {
+            review(tokens, endpoint, authorization).await?
+        }
+        Err(denied) => return Err(Refusal::Denied(denied)),
+    };
     let signing = tokens.signing.load_full().ok_or(Refusal::TokenKeysUnavailable(TRY_AGAIN))?;
-    let subject = ASKED_BY.get(key).copied().unwrap_or_default();
-    let issued = signing.issue(endpoint.spec.name.key(), subject, now(), None).map_err(|error| {
+    let issued = signing.issue(endpoint.spec.name.key(), &subject, now(), None).map_err(|error| {
         tracing::error!(%error, "a token could not be signed");
         Refusal::TokenKeysUnavailable(TRY_AGAIN)
     })?;
@@ -106,6 +111,18 @@ pub(super) fn issue(
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
+}
+
+/// Asks the cluster who shows a token, and whether they may have one of the endpoint.
+async fn review(tokens: &Tokens, endpoint: &Endpoint, authorization: Option<&[u8]>) -> Result<String, Refusal> {
+    let token = authorization.and_then(bearer).ok_or(Refusal::Denied(Denied::Missing))?;
+    let token = str::from_utf8(token).map_err(|_| Refusal::Denied(Denied::InvalidKey))?;
+    let (name, namespace) = (endpoint.spec.name.as_str(), endpoint.spec.namespace.as_deref().unwrap_or_default());
+    let told = tokio::time::timeout(PATIENCE, tokens.reviews.verdict(token, namespace, name)).await;
+    match told {
+        Ok(Some(verdict)) => verdict.map_err(Refusal::Denied),
+        _ => Err(Refusal::TokenKeysUnavailable(TRY_AGAIN)),
+    }
 }
 
 /// Seconds since 1970.

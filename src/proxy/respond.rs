@@ -207,6 +207,7 @@ mod tests {
             (Refusal::Denied(Denied::Expired), 401, 401),
             (Refusal::Denied(Denied::WrongEndpoint), 403, 403),
             (Refusal::Denied(Denied::MissingClaim), 403, 403),
+            (Refusal::Denied(Denied::NotAllowed), 403, 403),
             (Refusal::TokenKeysUnavailable(second), 503, 503),
             (Refusal::PostOnly, 405, 405),
             (Refusal::EndpointNotFound, 404, 404),

@@ -109,7 +109,8 @@ async fn score(
         if head.method != Method::POST {
             return Err(Refusal::PostOnly);
         }
-        return auth::issue(tokens, endpoint, authorization).map(Answer::Own);
+        // Rare beside the other case: kept out of every request's future.
+        return Box::pin(auth::issue(tokens, endpoint, authorization)).await.map(Answer::Own);
     }
     record.proof = Some(auth::prove(tokens, endpoint, authorization).await?);
     let named = if notable.deployment { head.headers.get(headers::MODEL_DEPLOYMENT) } else { None };

@@ -10,6 +10,7 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 
 use super::checks::Checks;
 use super::key_sets::KeySets;
+use super::reviews::Reviews;
 use crate::policy::signing::Signing;
 
 /// Most tokens that are remembered, over all endpoints.
@@ -26,6 +27,8 @@ pub struct Tokens {
     pub good: GoodTokens,
     /// Tokens that are to be found good or not.
     pub checks: Checks,
+    /// Users of a cluster who want a token.
+    pub reviews: Reviews,
 }
 
 /// Remembers tokens that were found good, until their time is over or a set of keys changes: a look-up instead of another

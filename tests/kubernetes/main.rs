@@ -11,6 +11,7 @@ mod support;
 
 mod cluster;
 mod endpoints;
+mod people;
 mod pods;
 mod router;
 mod scaling;

@@ -36,8 +36,13 @@ impl Router {
                 "namespaces": [cluster.namespace, cluster.neighbour], "scoringUrl": "https://models.example",
             }},
             "log": {"format": "text", "access": false},
-            "shutdown": {"unreadyDelay": "0s"},
+            "shutdown": {"unreadyDelay": "0s"}, "tokens": {"signingKeyFile": "signing.pem"},
         });
+        let signing = Command::new(env!("CARGO_BIN_EXE_inference-router"))
+            .args(["keys", "signing", "--file"])
+            .arg(folder.path().join("signing.pem"))
+            .status();
+        assert!(signing.unwrap().success());
         let file = folder.path().join("router.yaml");
         std::fs::write(&file, settings.to_string()).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_inference-router"))

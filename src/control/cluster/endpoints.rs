@@ -1,7 +1,6 @@
 //! Endpoints of a cluster: checked, their keys found, one for each name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 
 use super::super::certificates::upstream;
 use super::super::index::Desired;
@@ -11,7 +10,6 @@ use super::store::Store;
 use crate::model::endpoint::{Auth, Endpoint, KeySource};
 use crate::model::name::Name;
 use crate::model::problem::{Problem, field, item};
-use crate::model::validate::{self, Origin};
 use crate::policy::access::Access;
 use crate::state::tls::Connector;
 
@@ -66,6 +64,13 @@ impl Endpoints {
         self.known.insert(key.clone(), known);
         names.dedup();
         names
+    }
+
+    /// Only the status of an object is another one now.
+    pub(super) fn set_status(&mut self, key: &Key, object: &EndpointObject) {
+        if let Some(known) = self.known.get_mut(key) {
+            known.object = object.clone();
+        }
     }
 
     /// A Secret is another one now. Returns the names whose endpoint may be another now.
@@ -127,16 +132,16 @@ impl Endpoints {
 /// in order: a key that was given away must not stay good because something else is wrong.
 fn read(key: &Key, object: EndpointObject, good: Option<Desired>, secrets: &Store<Keys>) -> Known {
     let name = Name::new(&key.name).ok();
-    let (endpoint, mut problems) = match validate::read(object.document.clone(), Origin::Cluster) {
-        Ok(endpoint) => (Some(endpoint), Vec::new()),
-        Err(refused) => (None, refused.problems),
+    let (endpoint, mut problems) = match &object.checked {
+        Ok(endpoint) => (Some(endpoint.clone()), Vec::new()),
+        Err(problems) => (None, problems.to_vec()),
     };
-    let secret = endpoint.as_ref().or(good.as_ref().map(|good| &*good.spec)).and_then(|it| secret_of(key, &it.auth));
+    let secret = endpoint.as_ref().or(good.as_ref().map(|good| &good.spec)).and_then(|it| secret_of(key, &it.auth));
     let auth = endpoint.as_ref().map(|endpoint| access(key, &endpoint.auth, secrets));
-    let connectors = endpoint.as_ref().map(connectors);
+    let connectors = endpoint.as_deref().map(connectors);
     let mut is_secret_missing = false;
     let good = match (endpoint, auth, connectors) {
-        (Some(endpoint), Some(Ok(access)), Some(Ok(tls))) => Some(Desired { spec: Arc::new(endpoint), access, tls }),
+        (Some(endpoint), Some(Ok(access)), Some(Ok(tls))) => Some(Desired { spec: endpoint, access, tls }),
         (_, auth, connectors) => {
             if let Some(Err(problem)) = auth {
                 is_secret_missing = problems.is_empty();

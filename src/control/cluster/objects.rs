@@ -11,6 +11,12 @@ use kube::{Resource, ResourceExt};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::model::endpoint::Endpoint;
+use crate::model::problem::Problem;
+use crate::model::resource::{API_VERSION, KIND};
+use crate::model::status::EndpointStatus;
+use crate::model::validate::{self, Origin};
+
 /// An object's place in its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Key {
@@ -180,28 +186,35 @@ pub(super) struct EndpointObject {
     pub(super) created: String,
     /// Counts changes of the spec.
     pub(super) generation: i64,
-    /// As for the validation.
-    pub(super) document: Value,
+    /// What it says, or what is wrong with it.
+    pub(super) checked: Result<Arc<Endpoint>, Arc<[Problem]>>,
     /// As the router has written it last.
-    pub(super) status: Option<Value>,
+    pub(super) status: Arc<EndpointStatus>,
 }
 
 impl EndpointObject {
     /// The parts that count.
     pub(super) fn of(raw: RawEndpoint) -> Self {
-        use crate::model::resource::{API_VERSION, KIND};
         let created = raw.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default();
         let metadata = serde_json::json!({"name": raw.name_any(), "namespace": raw.namespace()});
         let mut document = serde_json::json!({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata});
         if let Some(spec) = raw.spec {
             document["spec"] = spec;
         }
+        // What somebody else has made of it is written anew.
+        let status = raw.status.and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default();
         Self {
             uid: raw.metadata.uid.unwrap_or_default(),
             created,
             generation: raw.metadata.generation.unwrap_or_default(),
-            document,
-            status: raw.status,
+            checked: validate::read(document, Origin::Cluster).map(Arc::new).map_err(|refused| refused.problems.into()),
+            status: Arc::new(status),
         }
+    }
+
+    /// Whether only its status is another than that of `other`.
+    pub(super) fn is_same_but_for_status(&self, other: &Self) -> bool {
+        (&self.uid, &self.created, self.generation, &self.checked)
+            == (&other.uid, &other.created, other.generation, &other.checked)
     }
 }

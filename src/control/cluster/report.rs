@@ -32,8 +32,7 @@ impl Cluster {
         counts: impl Fn(&Name, &Name) -> Option<Counts>,
         now: SystemTime,
     ) -> EndpointStatus {
-        let before: EndpointStatus =
-            known.object.status.clone().and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default();
+        let before = &known.object.status;
         let holder = known.name.as_ref().and_then(|name| self.endpoints.holder(name));
         let good = known.good.as_ref().filter(|_| holder == Some(key)).map(|good| &good.spec);
         let mut deployments = Vec::new();

@@ -93,6 +93,11 @@ impl Watches {
         }
     }
 
+    /// Runs something else, as long as the watches.
+    pub(super) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
     /// How many watches there are of each kind.
     pub(super) fn scopes(&self) -> usize {
         self.scopes.len()

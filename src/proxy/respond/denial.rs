@@ -72,6 +72,12 @@ pub(super) const fn denial(denied: Denied) -> Denial {
             Some(LACKS_RIGHT),
             "The token lacks a claim, a scope or a role that this endpoint asks for. Have its issuer grant it.",
         ),
+        Denied::NotAllowed => (
+            "forbidden",
+            Some(LACKS_RIGHT),
+            "You are known to the cluster, but may not `create` `onlineendpoints/token` there for this endpoint. Ask who runs it \
+             for that right.",
+        ),
         Denied::NoTokens => (
             "forbidden",
             Some(LACKS_RIGHT),

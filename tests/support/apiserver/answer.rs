@@ -50,6 +50,11 @@ async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Respons
         ["apis", group, version, rest @ ..] => (*group, *version, rest),
         _ => return Err(Failure { code: 404, reason: "NotFound", message: format!("no such page: {path}") }),
     };
+    if let ("authentication.k8s.io" | "authorization.k8s.io", _, [plural]) = rest {
+        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        return Ok(json_answer(201, &review(store, plural, body)));
+    }
     let place = place(rest)?;
     let method = request.method().clone();
     let is_patch = request.headers().get("content-type").cloned();
@@ -82,6 +87,19 @@ async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Respons
         (Method::DELETE, _) => Ok(json_answer(200, &*store.delete(of, at.0, at.1)?)),
         (method, _) => Err(Failure { code: 405, reason: "MethodNotAllowed", message: format!("{method} of {path}") }),
     }
+}
+
+fn review(store: &Store, plural: &str, mut body: Value) -> Value {
+    body["status"] = match plural {
+        "tokenreviews" => match store.user(body["spec"]["token"].as_str().unwrap_or_default()) {
+            Some(user) => {
+                json!({"authenticated": true, "user": {"username": user, "groups": ["system:authenticated"]}})
+            }
+            None => json!({"authenticated": false, "error": "unknown token"}),
+        },
+        _ => json!({"allowed": store.may(&body["spec"])}),
+    };
+    body
 }
 
 fn patch(
@@ -118,9 +136,20 @@ fn patch(
             (true, _) => object["spec"] = body["spec"].clone(),
             (false, _) => merge(object, &body),
         }
+        encode(object);
         Ok(())
     })?;
     Ok(json_answer(200, &changed))
+}
+
+/// `stringData` of a Secret becomes `data`.
+fn encode(object: &mut Value) {
+    use base64::Engine;
+    let Some(Value::Object(texts)) = object.as_object_mut().and_then(|map| map.remove("stringData")) else { return };
+    for (name, text) in texts {
+        let encoded = base64::engine::general_purpose::STANDARD.encode(text.as_str().unwrap_or_default());
+        object["data"][name] = json!(encoded);
+    }
 }
 
 fn place((group, version, rest): (&str, &str, &[&str])) -> Result<Place, Failure> {

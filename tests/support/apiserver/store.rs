@@ -81,6 +81,10 @@ struct Inner {
     latency: Duration,
     requests: Vec<String>,
     uids: u64,
+    /// Users by their tokens.
+    users: HashMap<String, String>,
+    /// Who may get tokens of which endpoints.
+    allowed: Vec<(String, String, String)>,
 }
 
 pub fn resource(group: &str, version: &str, plural: &str) -> Resource {
@@ -98,6 +102,8 @@ impl Store {
             latency: Duration::ZERO,
             requests: Vec::new(),
             uids: 0,
+            users: HashMap::new(),
+            allowed: Vec::new(),
         };
         let store = Self { inner: Mutex::new(inner), changed: watch::Sender::new(1) };
         for name in ["default", "kube-system"] {
@@ -105,6 +111,34 @@ impl Store {
             store.create(&namespaces, "", json!({"metadata": {"name": name}})).unwrap();
         }
         store
+    }
+
+    /// Whoever shows `token` is `user`.
+    pub fn add_user(&self, token: &str, user: &str) {
+        self.inner.lock().unwrap().users.insert(token.to_owned(), user.to_owned());
+    }
+
+    /// A user may `create` `onlineendpoints/token` of this one.
+    pub fn allow(&self, user: &str, namespace: &str, endpoint: &str) {
+        let right = (user.to_owned(), namespace.to_owned(), endpoint.to_owned());
+        self.inner.lock().unwrap().allowed.push(right);
+    }
+
+    /// Answers a TokenReview.
+    pub fn user(&self, token: &str) -> Option<String> {
+        self.inner.lock().unwrap().users.get(token).cloned()
+    }
+
+    /// Answers a SubjectAccessReview.
+    pub fn may(&self, spec: &Value) -> bool {
+        let asked = &spec["resourceAttributes"];
+        let is_token = asked["verb"] == "create"
+            && asked["group"] == "inference-router.dev"
+            && asked["resource"] == "onlineendpoints"
+            && asked["subresource"] == "token";
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let right = (text(&spec["user"]), text(&asked["namespace"]), text(&asked["name"]));
+        is_token && self.inner.lock().unwrap().allowed.contains(&right)
     }
 
     /// Told of every change.

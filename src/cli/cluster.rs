@@ -1,0 +1,86 @@
+//! What is done to endpoints of a cluster, through the user's kubeconfig.
+
+use std::future::Future;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{DONE, FAILED, Failed};
+use crate::control::cluster::caller::Caller;
+use crate::model::name::Name;
+
+/// An endpoint in a cluster.
+#[derive(Debug, Args)]
+pub(super) struct InCluster {
+    /// The endpoint's namespace; the kubeconfig says in which cluster.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub(super) namespace: Option<String>,
+    /// Where to send to, unless where the endpoint's status says.
+    #[arg(long, value_name = "URI")]
+    pub(super) scoring_uri: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Invoke {
+    /// The endpoint's name.
+    #[arg(long, value_name = "NAME", value_parser = super::keys::name)]
+    endpoint: Name,
+    #[command(flatten)]
+    cluster: InCluster,
+    /// What to send; `-`: standard input.
+    #[arg(long, value_name = "FILE")]
+    request_file: PathBuf,
+    /// Straight to this deployment, whatever its share of the traffic.
+    #[arg(long, value_name = "NAME")]
+    deployment_name: Option<String>,
+}
+
+impl InCluster {
+    /// The endpoint as its user sees it.
+    pub(super) async fn caller(&self, endpoint: &Name) -> Result<Caller, Failed> {
+        Ok(Caller::new(endpoint, self.namespace.as_deref(), self.scoring_uri.as_deref()).await?)
+    }
+}
+
+impl Invoke {
+    pub(super) fn run(self) -> ExitCode {
+        match block_on(self.invoke()) {
+            Ok(code) => ExitCode::from(code),
+            Err(Failed(what, code)) => {
+                eprintln!("{what}");
+                ExitCode::from(code)
+            }
+        }
+    }
+
+    async fn invoke(self) -> Result<u8, Failed> {
+        let path = self.request_file.display();
+        let body = if self.request_file.as_os_str() == "-" {
+            let mut body = Vec::new();
+            std::io::stdin().read_to_end(&mut body).map(|_| body)
+        } else {
+            std::fs::read(&self.request_file)
+        };
+        let body = body.map_err(|error| format!("{path} cannot be read: {error}"))?;
+        let caller = self.cluster.caller(&self.endpoint).await?;
+        let (status, answer) = caller.invoke(body, self.deployment_name.as_deref()).await?;
+        let is_good = (200..300).contains(&status);
+        let written = if is_good {
+            std::io::stdout().write_all(&answer).and_then(|()| std::io::stdout().flush())
+        } else {
+            eprintln!("{status}");
+            std::io::stderr().write_all(&answer)
+        };
+        written.map_err(|error| format!("the answer cannot be written: {error}"))?;
+        Ok(if is_good { DONE } else { FAILED })
+    }
+}
+
+/// Runs one thing that waits.
+pub(super) fn block_on<T>(doing: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("nothing can be done: {error}"))?;
+    runtime.block_on(doing)
+}

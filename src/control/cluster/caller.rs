@@ -1,0 +1,184 @@
+//! What somebody with a kubeconfig can do with an endpoint: call it, see and change its keys, get a token.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, Patch, PatchParams};
+use kube::config::AuthInfo;
+use kube::{Client, Config};
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+
+use super::objects::RawEndpoint;
+use super::{MANAGER, watch};
+use crate::model::crd::PLURAL;
+use crate::model::endpoint::{Auth, KeySource, SECRET_KEYS};
+use crate::model::name::Name;
+use crate::model::resource::{API_VERSION, KIND};
+use crate::model::status::EndpointStatus;
+use crate::model::validate::{self, Origin};
+
+/// Somebody, as their kubeconfig says, and an endpoint in a namespace.
+pub struct Caller {
+    client: Client,
+    namespace: String,
+    name: Name,
+    /// What the kubeconfig has as their token.
+    bearer: Option<String>,
+    /// Who may call.
+    auth: Auth,
+    /// Where clients POST to.
+    scoring_uri: String,
+}
+
+impl Caller {
+    /// Looks the endpoint up. `namespace`: that of the kubeconfig, unless given. `scoring_uri`: that of the status, unless
+    /// given.
+    ///
+    /// # Errors
+    /// There is no cluster, no such endpoint, or it is not in order.
+    pub async fn new(name: &Name, namespace: Option<&str>, scoring_uri: Option<&str>) -> Result<Self, String> {
+        let config =
+            Config::infer().await.map_err(|error| format!("no Kubernetes cluster: {error}; set KUBECONFIG"))?;
+        let namespace = namespace.unwrap_or(&config.default_namespace).to_owned();
+        let bearer = bearer(&config.auth_info);
+        let client = Client::try_from(config).map_err(|error| format!("the cluster cannot be spoken to: {error}"))?;
+        let api: Api<RawEndpoint> = watch::api(&client, &watch::resource(API_VERSION, KIND, PLURAL), &namespace);
+        let raw = api.get(name.key()).await.map_err(|error| format!("the endpoint {name} in {namespace}: {error}"))?;
+        let status: EndpointStatus =
+            raw.status.and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default();
+        let metadata = json!({"name": name.as_str(), "namespace": namespace});
+        let document = json!({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": raw.spec});
+        let endpoint = validate::read(document, Origin::Cluster).map_err(|refused| {
+            let words: Vec<String> = refused.problems.iter().map(ToString::to_string).collect();
+            format!("the endpoint {name} in {namespace} is not in order: {}", words.join("; "))
+        })?;
+        let scoring_uri = scoring_uri.map_or(status.scoring_uri, str::to_owned);
+        Ok(Self { client, namespace, name: name.clone(), bearer, auth: endpoint.auth, scoring_uri })
+    }
+
+    /// The endpoint's keys, by their entries in its Secret.
+    ///
+    /// # Errors
+    /// It has none, or they may not be read.
+    pub async fn keys(&self) -> Result<BTreeMap<String, String>, String> {
+        let secret = self.secret()?;
+        let found = self.secrets().get(secret).await.map_err(|error| self.of_secret(secret, &error))?;
+        let data = found.data.unwrap_or_default().into_iter();
+        let keys = data.filter(|(entry, _)| SECRET_KEYS.contains(&entry.as_str()));
+        Ok(keys.map(|(entry, value)| (entry, String::from_utf8_lossy(&value.0).trim().to_owned())).collect())
+    }
+
+    /// Replaces the key in this entry of the endpoint's Secret.
+    ///
+    /// # Errors
+    /// It has none, or it may not be written.
+    pub async fn set_key(&self, entry: &str, key: &str) -> Result<(), String> {
+        let secret = self.secret()?;
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let patch = Patch::Merge(json!({"stringData": {entry: key}}));
+        let patched = self.secrets().patch(secret, &params, &patch).await;
+        patched.map(drop).map_err(|error| self.of_secret(secret, &error))
+    }
+
+    /// A token of the endpoint, as the router answers it.
+    ///
+    /// # Errors
+    /// The endpoint takes none, the router does not answer, or refuses.
+    pub async fn token(&self) -> Result<Value, String> {
+        if !matches!(self.auth, Auth::RouterToken(_)) {
+            let mode = self.auth.mode();
+            return Err(format!("the endpoint {} has `authMode: {mode}`; only `aml_token` takes tokens", self.name));
+        }
+        let shown = match (&self.bearer, self.keys().await) {
+            (_, Ok(keys)) if keys.contains_key(SECRET_KEYS[0]) => keys[SECRET_KEYS[0]].clone(),
+            (Some(bearer), _) => bearer.clone(),
+            (None, _) => {
+                let how =
+                    "use one with a token, as of `kubectl create token`, or a right to read the endpoint's Secret";
+                return Err(format!("the kubeconfig has nothing to show for a token; {how}"));
+            }
+        };
+        let uri = self.uri()?.strip_suffix("/score").unwrap_or(&self.scoring_uri).to_owned() + "/token";
+        let answer = self.send(Method::POST, &uri, Some(&shown), None, Vec::new()).await?;
+        let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());
+        if !status.is_success() {
+            return Err(format!("{uri} answers {status}: {text}"));
+        }
+        serde_json::from_str(&text).map_err(|_| format!("{uri} answers something else than a token: {text}"))
+    }
+
+    /// Sends a request to be scored. Returns status and body.
+    ///
+    /// # Errors
+    /// There is no credential to be had, or no answer.
+    pub async fn invoke(&self, body: Vec<u8>, deployment: Option<&str>) -> Result<(u16, Vec<u8>), String> {
+        let credential = match &self.auth {
+            Auth::None => None,
+            Auth::Key(_) => self.keys().await?.remove(SECRET_KEYS[0]),
+            Auth::RouterToken(_) => self.token().await?["accessToken"].as_str().map(str::to_owned),
+            Auth::IssuerToken(_) => {
+                return Err(
+                    "the endpoint takes tokens of its issuers only; get one there, and send it with curl".to_owned()
+                );
+            }
+        };
+        let answer = self.send(Method::POST, self.uri()?, credential.as_deref(), deployment, body).await?;
+        let status = answer.status().as_u16();
+        let body = answer.bytes().await.map_err(|error| format!("the answer broke off: {error}"))?;
+        Ok((status, body.to_vec()))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        uri: &str,
+        credential: Option<&str>,
+        deployment: Option<&str>,
+        body: Vec<u8>,
+    ) -> Result<Response, String> {
+        let client = reqwest::Client::builder().build().map_err(|error| error.to_string())?;
+        let mut request = client.request(method, uri).header("content-type", "application/json").body(body);
+        if let Some(credential) = credential {
+            request = request.bearer_auth(credential);
+        }
+        if let Some(deployment) = deployment {
+            request = request.header("azureml-model-deployment", deployment);
+        }
+        let how = "if it is only for inside of the cluster: `kubectl port-forward`, and `--scoring-uri`";
+        request.send().await.map_err(|error| format!("{uri} cannot be reached: {error}; {how}"))
+    }
+
+    fn uri(&self) -> Result<&str, String> {
+        if self.scoring_uri.is_empty() {
+            let how = "set endpoints.kubernetes.scoringUrl in the router's settings, or give `--scoring-uri`";
+            return Err(format!("the status of {} says no scoring URI; {how}", self.name));
+        }
+        Ok(&self.scoring_uri)
+    }
+
+    fn secret(&self) -> Result<&str, String> {
+        let (Auth::Key(sources) | Auth::RouterToken(sources)) = &self.auth else {
+            return Err(format!("the endpoint {} has `authMode: {}`, and no keys", self.name, self.auth.mode()));
+        };
+        let name = sources.iter().find_map(|source| match source {
+            KeySource::Secret { name, .. } => Some(name.as_str()),
+            _ => None,
+        });
+        name.ok_or_else(|| format!("the endpoint {} has no keys", self.name))
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn of_secret(&self, secret: &str, error: &kube::Error) -> String {
+        format!("the Secret {secret} in {}: {error}", self.namespace)
+    }
+}
+
+fn bearer(auth: &AuthInfo) -> Option<String> {
+    let file = auth.token_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+    let text = auth.token.as_ref().map(|token| secrecy::ExposeSecret::expose_secret(token).to_owned());
+    text.or(file).map(|token| token.trim().to_owned())
+}

@@ -1,0 +1,104 @@
+//! People with a kubeconfig: tokens, keys, requests.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, KEY};
+use crate::router::{Model, Router, free_port};
+use crate::until;
+
+/// What the kubeconfig of the tests shows.
+const USER_TOKEN: &str = "token-of-the-test";
+
+/// Runs a command with a kubeconfig.
+fn run(cluster: &Cluster, arguments: &[&str], input: &str) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("request.json");
+    std::fs::write(&file, input).unwrap();
+    let file = file.to_str().unwrap().to_owned();
+    let arguments = arguments.iter().map(|argument| if *argument == "REQUEST" { file.as_str() } else { argument });
+    Command::new(env!("CARGO_BIN_EXE_inference-router"))
+        .args(arguments)
+        .env("KUBECONFIG", &cluster.kubeconfig)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn prints(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+const ROWS: &str = r#"{"data": [[1,2,3,4,5,6,7,8,9,10]]}"#;
+
+async fn served(ip: &str) -> (Cluster, Router, Model, String) {
+    let cluster = Cluster::start().await;
+    let port = free_port();
+    let model = Model::start(ip, port, &[]).await;
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 1).await;
+    cluster.endpoint("scored", port, json!({})).await;
+    cluster.pod("one", "model").await;
+    cluster.pod_is("one", ip, true).await;
+    let router = Router::ready(&cluster).await;
+    router.until_scores("scored", 200).await;
+    let uri = format!("{}/api/v1/endpoint/scored/score", router.scoring);
+    (cluster, router, model, uri)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_shown_and_rotated_and_requests_sent_with_a_kubeconfig() {
+    let (cluster, router, _model, uri) = served("127.0.11.1").await;
+    let at = ["--endpoint", "scored", "-n", &cluster.namespace];
+    let shown: Value =
+        serde_json::from_str(&prints(&run(&cluster, &[&["keys", "show"], &at[..]].concat(), ""))).unwrap();
+    assert_eq!(shown, json!({"primaryKey": KEY}));
+    let rotated = prints(&run(&cluster, &[&["keys", "rotate", "--key", "secondary"], &at[..]].concat(), ""));
+    let key = rotated.strip_prefix("secondary: ").unwrap().trim().to_owned();
+    until("the new key is good", || async { (router.score("scored", &key).await.0 == 200).then_some(()) }).await;
+    assert_eq!(router.score("scored", KEY).await.0, 200);
+    let invoke = [&["invoke", "--request-file", "REQUEST", "--scoring-uri", &uri], &at[..]].concat();
+    let answer: Value = serde_json::from_str(&prints(&run(&cluster, &invoke, ROWS))).unwrap();
+    assert!(answer[0].is_number(), "{answer}");
+    let missing = run(&cluster, &[&invoke[..], &["--deployment-name", "green"]].concat(), ROWS);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("deployment_not_found"), "{missing:?}");
+    let nobody = run(&cluster, &["keys", "show", "--endpoint", "nobody", "-n", &cluster.namespace], "");
+    assert_eq!(nobody.status.code(), Some(1), "{nobody:?}");
+    cluster.end().await;
+}
+
+/// Only the server of the tests can be told who somebody is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_of_the_cluster_get_tokens_if_they_may() {
+    let (cluster, router, _model, uri) = served("127.0.12.1").await;
+    let Some(server) = &cluster.server else { return };
+    cluster.change("scored", json!({"spec": {"authMode": "aml_token", "keys": null}})).await;
+    until("it takes tokens", || async { (router.score("scored", KEY).await.0 == 401).then_some(()) }).await;
+    let asked = async |token: &str| {
+        let uri = format!("{}/token", uri.strip_suffix("/score").unwrap());
+        let answer = router.http.post(uri).bearer_auth(token).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert_eq!(asked(USER_TOKEN).await.0, 401, "nobody knows it");
+    server.store.add_user(USER_TOKEN, "jane");
+    let (status, told) = asked(USER_TOKEN).await;
+    assert_eq!(status, 403, "{told}");
+    assert!(told.contains("onlineendpoints/token"), "{told}");
+    server.store.allow("jane", &cluster.namespace, "another");
+    assert_eq!(asked(USER_TOKEN).await.0, 403);
+    server.store.allow("jane", &cluster.namespace, "scored");
+    let (status, told) = asked(USER_TOKEN).await;
+    assert_eq!(status, 200, "{told}");
+    let token: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(router.score("scored", token["accessToken"].as_str().unwrap()).await.0, 200);
+    let at = ["--endpoint", "scored", "-n", &cluster.namespace, "--scoring-uri", &uri];
+    let printed: Value = serde_json::from_str(&prints(&run(&cluster, &[&["token"], &at[..]].concat(), ""))).unwrap();
+    assert_eq!(router.score("scored", printed["accessToken"].as_str().unwrap()).await.0, 200);
+    let answer = prints(&run(&cluster, &[&["invoke", "--request-file", "REQUEST"], &at[..]].concat(), ROWS));
+    assert!(answer.starts_with('['), "{answer}");
+    server.go_away().await;
+    assert_eq!(asked("another").await.0, 503, "nobody can tell now");
+}
