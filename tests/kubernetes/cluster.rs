@@ -53,6 +53,30 @@ impl Cluster {
         cluster
     }
 
+    /// Defines a kind of workload of somebody else's: `servers.models.example`.
+    pub async fn define_servers(&self) {
+        let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let scale = json!({
+            "specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector",
+        });
+        let definition = json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": "servers.models.example"},
+            "spec": {
+                "group": "models.example", "scope": "Namespaced",
+                "names": {"kind": "Server", "plural": "servers", "singular": "server"},
+                "versions": [{
+                    "name": "v1", "served": true, "storage": true, "subresources": {"status": {}, "scale": scale},
+                    "schema": {"openAPIV3Schema": any},
+                }],
+            },
+        });
+        let definitions = self.at("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
+        let apply = PatchParams::apply("test").force();
+        definitions.patch("servers.models.example", &apply, &Patch::Apply(&definition)).await.unwrap();
+    }
+
     /// Objects that are in no namespace.
     fn at(&self, api_version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
         Api::all_with(self.client.clone(), &resource(api_version, kind, plural))

@@ -1,6 +1,6 @@
 //! A large cluster: how long it takes to know it, how much memory that is, what one event costs.
 //!
-//! `cargo test --release --test kubernetes -- --ignored --nocapture large`
+//! `cargo test --release --test kubernetes -- --ignored --nocapture --test-threads 1`
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
 use crate::cluster::{Cluster, KEY, base64};
-use crate::router::Router;
+use crate::router::{Model, Router, free_port};
 use crate::support::apiserver::{Store, resource};
 
 const ENDPOINTS: u32 = 10_000;
@@ -56,6 +56,28 @@ fn fill(store: &Store, namespace: &str) {
             store.update(&pods, (namespace, &name, "status"), status).unwrap();
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures times, which needs a quiet machine: see the top of the file"]
+async fn a_readiness_reaches_routing_within_a_tenth_of_a_second() {
+    let cluster = Cluster::start().await;
+    let port = free_port();
+    let _model = Model::start("127.0.14.1", port, &[]).await;
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 1).await;
+    cluster.endpoint("scored", port, json!({})).await;
+    cluster.pod("one", "model").await;
+    let router = Router::ready(&cluster).await;
+    let mut times = Vec::new();
+    for round in 0..100 {
+        let is_ready = round % 2 == 0;
+        cluster.pod_is("one", "127.0.14.1", is_ready).await;
+        times.push(router.until_scores("scored", if is_ready { 200 } else { 503 }).await);
+    }
+    times.sort();
+    println!("from the API server's answer to routing: median {:?}, longest {:?}", times[50], times[99]);
+    assert!(times[99] < Duration::from_millis(100), "{times:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

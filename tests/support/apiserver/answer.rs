@@ -208,8 +208,10 @@ pub fn is_selected(object: &Value, query: &HashMap<String, String>) -> bool {
 
 fn scale(object: &Value) -> Value {
     let labels = object["spec"]["selector"]["matchLabels"].as_object();
-    let selector: Vec<String> =
+    let labels: Vec<String> =
         labels.into_iter().flatten().map(|(name, value)| format!("{name}={}", value.as_str().unwrap())).collect();
+    // As the definition of `servers` says it, in the status.
+    let selector = object["status"]["selector"].as_str().map_or(labels.join(","), str::to_owned);
     let metadata = &object["metadata"];
     json!({
         "apiVersion": "autoscaling/v1",
@@ -217,7 +219,7 @@ fn scale(object: &Value) -> Value {
         "metadata": {"name": metadata["name"], "namespace": metadata["namespace"],
             "resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]},
         "spec": {"replicas": object["spec"]["replicas"]},
-        "status": {"replicas": object["status"]["replicas"].as_u64().unwrap_or(0), "selector": selector.join(",")},
+        "status": {"replicas": object["status"]["replicas"].as_u64().unwrap_or(0), "selector": selector},
     })
 }
 

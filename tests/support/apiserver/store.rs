@@ -22,7 +22,7 @@ pub struct Resource {
 type Known = (&'static str, &'static str, &'static str, &'static str, bool, &'static [&'static str]);
 
 /// What is served.
-pub const KINDS: [Known; 13] = [
+pub const KINDS: [Known; 14] = [
     ("", "v1", "namespaces", "Namespace", false, &[]),
     ("", "v1", "pods", "Pod", true, &["status"]),
     ("", "v1", "secrets", "Secret", true, &[]),
@@ -36,6 +36,8 @@ pub const KINDS: [Known; 13] = [
     ("coordination.k8s.io", "v1", "leases", "Lease", true, &[]),
     ("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", false, &["status"]),
     ("inference-router.dev", "v1alpha1", "onlineendpoints", "OnlineEndpoint", true, &["status"]),
+    // What somebody else's definition would add.
+    ("models.example", "v1", "servers", "Server", true, &["status", "scale"]),
 ];
 
 /// What happened to an object.
