@@ -1,5 +1,6 @@
 //! The control plane: follows the endpoint files and the local processes, and keeps the routing table as they want it.
 
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::control::scale::local::{Local, Order};
 use crate::control::scale::{Scaled, Scalers};
 use crate::control::signing;
 use crate::model::limits::{KubernetesSettings, TokenSettings};
+use crate::model::name::Name;
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
 use crate::state::status::{Part, Pending, Status};
@@ -88,7 +90,7 @@ impl Control {
                 }
                 _ = reports.tick() => {
                     if let Some(cluster) = &mut cluster {
-                        self.report(cluster);
+                        self.report(cluster, &scalers);
                     }
                 }
                 scope = look => {
@@ -132,8 +134,8 @@ impl Control {
                 other => others.push(other),
             }
         }
-        let mut rescale = !names.is_empty();
-        if rescale {
+        let mut rescaled: BTreeSet<Name> = names.iter().map(|(name, _)| name.clone()).collect();
+        if !names.is_empty() {
             self.index.update(names);
         }
         for effect in others {
@@ -145,15 +147,16 @@ impl Control {
                     self.index.pending(&endpoint, &deployment, Pending { count, problem: None });
                 }
                 Effect::Replicas((endpoint, deployment), count) => {
-                    rescale |= self.index.observe(&endpoint, &deployment, count);
+                    if self.index.observe(&endpoint, &deployment, count) {
+                        rescaled.insert(endpoint);
+                    }
                 }
                 Effect::Endpoint(..) => {}
             }
         }
-        if rescale {
-            let scaled = self.index.scaled();
+        for endpoint in rescaled {
             let target = |scaled: &Scaled| cluster.target(scaled, &self.status);
-            scalers.apply(scaled, &self.metrics, target);
+            scalers.apply_to(&endpoint, self.index.scaled_of(&endpoint), &self.metrics, target);
         }
         if cluster.is_complete() && self.lifecycle.phase() == Phase::Starting {
             tracing::info!(endpoints = self.index.len(), "the cluster is known");
@@ -162,11 +165,9 @@ impl Control {
     }
 
     /// Has the cluster be told how things are.
-    fn report(&self, cluster: &mut Cluster) {
+    fn report(&self, cluster: &mut Cluster, scalers: &Scalers) {
         cluster.report_all(|endpoint, deployment| self.index.counts(endpoint, deployment), SystemTime::now());
-        for scaled in self.index.scaled() {
-            cluster.tell_scaled(&scaled);
-        }
+        scalers.scaled().for_each(|scaled| cluster.tell_scaled(scaled));
     }
 
     /// Looks at the files, and makes the index of them. Returns whether anything has changed.

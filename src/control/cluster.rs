@@ -199,7 +199,7 @@ impl Cluster {
 
     /// Has an Event tell of the last change of a deployment's replicas.
     pub fn tell_scaled(&mut self, scaled: &Scaled) {
-        let Some(last) = scaled.scaling.view().changes.pop_back() else { return };
+        let Some(last) = scaled.scaling.last_change() else { return };
         let user = (scaled.endpoint.clone(), scaled.deployment.clone());
         let object = self.endpoints.holder(&user.0).and_then(|key| Some((key, self.endpoints.get(key)?)));
         if let Some((key, known)) = object

@@ -70,27 +70,31 @@ impl Index {
         }
         self.endpoints = endpoints;
         if changed {
-            self.publish();
+            self.table.store(Arc::new(Table::new(self.endpoints.values().cloned())));
         }
         self.forget();
     }
 
     /// Changes what some names mean; all others stay. Requests in flight keep what they have.
     pub fn update(&mut self, names: impl IntoIterator<Item = (Name, Option<Desired>)>) {
-        let mut changed = false;
+        let mut changes = Vec::new();
         for (name, desired) in names {
             let before = self.endpoints.remove(&name);
             let Some(wanted) = desired else {
-                changed |= before.is_some();
+                changes.extend(before.map(|_| (name, None)));
                 continue;
             };
             let same = before.filter(|now| is_same(now, &wanted));
-            changed |= same.is_none();
-            let endpoint = same.unwrap_or_else(|| Arc::new(self.build(wanted)));
+            let endpoint = same.unwrap_or_else(|| {
+                let endpoint = Arc::new(self.build(wanted));
+                changes.push((name.clone(), Some(endpoint.clone())));
+                endpoint
+            });
             self.endpoints.insert(name, endpoint);
         }
-        if changed {
-            self.publish();
+        if !changes.is_empty() {
+            let table = self.table.load().with(changes);
+            self.table.store(Arc::new(table));
         }
         self.forget();
     }
@@ -138,9 +142,14 @@ impl Index {
         wanted.collect()
     }
 
-    /// The deployments whose number of processes is decided as they go.
+    /// The deployments whose number of replicas is decided as they go.
     pub fn scaled(&self) -> Vec<Scaled> {
-        let scaled = self.deployments().filter_map(|(endpoint, deployment, live)| {
+        self.endpoints.keys().flat_map(|endpoint| self.scaled_of(endpoint)).collect()
+    }
+
+    /// Those of one endpoint.
+    pub fn scaled_of(&self, endpoint: &Name) -> Vec<Scaled> {
+        let scaled = self.deployments_of(endpoint).filter_map(|(endpoint, deployment, live)| {
             let is_there = live.observed.is_some() || !matches!(deployment.target, Target::Workload(_));
             if !is_there {
                 return None;
@@ -180,10 +189,14 @@ impl Index {
 
     /// Every deployment, with its endpoint's name.
     fn deployments(&self) -> impl Iterator<Item = (&Name, &endpoint::Deployment, &Live)> {
-        let all = self
-            .endpoints
-            .values()
-            .flat_map(|endpoint| endpoint.spec.deployments.iter().map(|deployment| (&endpoint.spec.name, deployment)));
+        self.endpoints.keys().flat_map(|endpoint| self.deployments_of(endpoint))
+    }
+
+    /// Those of one endpoint.
+    fn deployments_of(&self, endpoint: &Name) -> impl Iterator<Item = (&Name, &endpoint::Deployment, &Live)> {
+        let endpoint = self.endpoints.get(endpoint).map(|endpoint| &endpoint.spec);
+        let all =
+            endpoint.into_iter().flat_map(|spec| spec.deployments.iter().map(|deployment| (&spec.name, deployment)));
         all.filter_map(|(endpoint, deployment)| {
             let live = self.live.get(&(endpoint.clone(), deployment.name.clone()))?;
             Some((endpoint, deployment, live))
@@ -242,10 +255,6 @@ impl Index {
     fn next_replica(&mut self) -> u64 {
         self.next_replica += 1;
         self.next_replica
-    }
-
-    fn publish(&self) {
-        self.table.store(Arc::new(Table::new(self.endpoints.values().cloned())));
     }
 
     fn build(&mut self, wanted: Desired) -> Endpoint {

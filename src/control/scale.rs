@@ -62,7 +62,8 @@ pub struct Scaled {
 #[derive(Debug, Default)]
 pub struct Scalers {
     tasks: JoinSet<()>,
-    running: HashMap<(Name, Name), (Arc<Scaling>, AbortHandle)>,
+    /// By endpoint, then by deployment.
+    running: HashMap<Name, HashMap<Name, (Scaled, AbortHandle)>>,
 }
 
 impl Scalers {
@@ -74,28 +75,53 @@ impl Scalers {
         metrics: &Arc<Metrics>,
         target: impl Fn(&Scaled) -> Option<T>,
     ) {
-        let mut before = std::mem::take(&mut self.running);
+        let mut by_endpoint: HashMap<Name, Vec<Scaled>> =
+            self.running.keys().map(|endpoint| (endpoint.clone(), Vec::new())).collect();
         for scaled in wanted {
-            let key = (scaled.endpoint.clone(), scaled.deployment.clone());
-            let same = before.remove(&key).filter(|(scaling, task)| {
-                let is_same = Arc::ptr_eq(scaling, &scaled.scaling) && !task.is_finished();
+            by_endpoint.entry(scaled.endpoint.clone()).or_default().push(scaled);
+        }
+        for (endpoint, wanted) in by_endpoint {
+            self.apply_to(&endpoint, wanted, metrics, &target);
+        }
+    }
+
+    /// The same for the deployments of one endpoint; those of others go on as they are.
+    pub fn apply_to<T: Target>(
+        &mut self,
+        endpoint: &Name,
+        wanted: Vec<Scaled>,
+        metrics: &Arc<Metrics>,
+        target: impl Fn(&Scaled) -> Option<T>,
+    ) {
+        let mut before = self.running.remove(endpoint).unwrap_or_default();
+        let mut running = HashMap::new();
+        for scaled in wanted {
+            let same = before.remove(&scaled.deployment).filter(|(now, task)| {
+                let is_same = Arc::ptr_eq(&now.scaling, &scaled.scaling) && !task.is_finished();
                 if !is_same {
                     task.abort();
                 }
                 is_same
             });
             let start = |target| {
-                let scaling = scaled.scaling.clone();
                 let scaler = Scaler::new(target, scaled.clone(), metrics.clone());
-                (scaling, self.tasks.spawn(scaler.run()))
+                (scaled.clone(), self.tasks.spawn(scaler.run()))
             };
-            if let Some(running) = same.or_else(|| target(&scaled).map(start)) {
-                self.running.insert(key, running);
+            if let Some(now) = same.or_else(|| target(&scaled).map(start)) {
+                running.insert(scaled.deployment.clone(), now);
             }
         }
         before.into_values().for_each(|(_, task)| task.abort());
+        if !running.is_empty() {
+            self.running.insert(endpoint.clone(), running);
+        }
         // What has ended is taken out.
         while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// What is scaled.
+    pub fn scaled(&self) -> impl Iterator<Item = &Scaled> {
+        self.running.values().flat_map(HashMap::values).map(|(scaled, _)| scaled)
     }
 }
 

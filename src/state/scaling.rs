@@ -121,6 +121,11 @@ impl Scaling {
         self.lock().view.clone()
     }
 
+    /// The last decision that changed the number of replicas.
+    pub fn last_change(&self) -> Option<Decision> {
+        self.lock().view.changes.back().cloned()
+    }
+
     /// Something was decided.
     pub fn decided(&self, decision: Decision) {
         self.lock().view.latest = Some(decision);

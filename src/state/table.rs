@@ -3,7 +3,6 @@
 //! Immutable once published; a change publishes a new one that shares what has not changed. Slots and counters outlive
 //! their table.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -20,11 +19,17 @@ use crate::model::name::Name;
 use crate::policy::access::Access;
 use crate::policy::split::Split;
 
-/// Every endpoint, by name in lower case.
-#[derive(Debug, Default)]
+/// Every endpoint, by name in lower case: in parts, each sorted, so that a change of one among ten thousand is a copy of a few
+/// dozen, and a look-up without a hash of everybody else's.
+#[derive(Debug)]
 pub struct Table {
-    endpoints: HashMap<Name, Arc<Endpoint>>,
+    parts: Vec<Part>,
 }
+
+type Part = Arc<Vec<Arc<Endpoint>>>;
+
+/// Parts of a table; a power of two.
+const PARTS: usize = 256;
 
 /// The table of now; workers read it with `arc_swap::Cache`, the control plane replaces it.
 pub type Published = Arc<ArcSwap<Table>>;
@@ -71,21 +76,57 @@ pub struct Deployment {
     pub swagger_path: PathAndQuery,
 }
 
+impl Default for Table {
+    fn default() -> Self {
+        Self { parts: vec![Part::default(); PARTS] }
+    }
+}
+
 impl Table {
     /// A table of these endpoints.
     pub fn new(endpoints: impl IntoIterator<Item = Arc<Endpoint>>) -> Self {
-        Self { endpoints: endpoints.into_iter().map(|endpoint| (endpoint.spec.name.clone(), endpoint)).collect() }
+        Self::default().with(endpoints.into_iter().map(|endpoint| (endpoint.spec.name.clone(), Some(endpoint))))
+    }
+
+    /// The same table, but for these names: `None` takes one away.
+    #[must_use]
+    pub fn with(&self, changes: impl IntoIterator<Item = (Name, Option<Arc<Endpoint>>)>) -> Self {
+        let mut parts = self.parts.clone();
+        for (name, endpoint) in changes {
+            // Copied once, however many of its names change.
+            let part = Arc::make_mut(&mut parts[part_of(name.key())]);
+            match (place(part, name.key()), endpoint) {
+                (Ok(place), Some(endpoint)) => part[place] = endpoint,
+                (Ok(place), None) => drop(part.remove(place)),
+                (Err(place), Some(endpoint)) => part.insert(place, endpoint),
+                (Err(_), None) => {}
+            }
+        }
+        Self { parts }
     }
 
     /// The endpoint of that name, given in lower case.
     pub fn endpoint(&self, key: &str) -> Option<&Arc<Endpoint>> {
-        self.endpoints.get(key)
+        let part = &self.parts[part_of(key)];
+        place(part, key).ok().map(|place| &part[place])
     }
 
     /// Every endpoint, in no order.
     pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.endpoints.values()
+        self.parts.iter().flat_map(|part| part.iter())
     }
+}
+
+/// Where a name is in its part, or would be.
+fn place(part: &[Arc<Endpoint>], key: &str) -> Result<usize, usize> {
+    part.binary_search_by(|endpoint| endpoint.spec.name.key().cmp(key))
+}
+
+/// By the FNV-1a hash: names are chosen by who runs the router, so nobody fills one part on purpose.
+fn part_of(key: &str) -> usize {
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    let hash = key.bytes().fold(0x811c_9dc5, step);
+    (hash ^ (hash >> 16)) as usize % PARTS
 }
 
 impl Endpoint {

@@ -91,7 +91,7 @@ async fn a_large_cluster_is_known_soon_and_fits() {
     let known = started.elapsed();
     let all = router.deployments("endpoint-9999").await;
     assert_eq!(all[0]["readyReplicas"], PODS_EACH, "{all:?}");
-    println!("known after {known:?}, {} MiB", router.memory() >> 20);
+    println!("known after {known:?}, with {:?} of a processor, {} MiB", router.cpu(), router.memory() >> 20);
     // All statuses are written once.
     let is_last = || async { cluster.condition("endpoint-9999", "Ready").await };
     let mut waited = Duration::ZERO;

@@ -67,18 +67,20 @@ impl Writer {
             self.written.remove(key);
             return;
         }
+        // What was said last, whether it has been seen by now or not.
+        let mut said = there;
         if let Some((written, at)) = self.written.get(key) {
+            said = written;
             let age = now - *at;
             let is_on_its_way = *written == status && age < SEEN_WITHIN;
             if is_on_its_way || (is_same_but_for_utilization(there, &status) && age < UTILIZATION_EVERY) {
                 return;
             }
         }
-        for note in notes(there, &status) {
-            self.event(key, uid, note);
-        }
+        let news = notes(said, &status);
         // What finds no room is still another the next time.
         if self.writes.try_send(Write::Status(key.clone(), Box::new(status.clone()))).is_ok() {
+            news.into_iter().for_each(|note| self.event(key, uid, note));
             self.written.insert(key.clone(), (status, now));
         }
     }
