@@ -95,8 +95,8 @@ pub struct Cluster {
     workloads: HashMap<Arc<Kind>, Store<Workload>>,
     pods: Pods,
     endpoints: Endpoints,
-    /// Which deployments name which workload; the first has it.
-    users: HashMap<Arc<WorkloadKey>, BTreeSet<User>>,
+    /// Which deployments name which workload, those of older endpoints first; the first has it.
+    users: HashMap<Arc<WorkloadKey>, Vec<User>>,
     /// What deployments name, by endpoint.
     named: HashMap<Name, BTreeMap<Name, Named>>,
     trouble: BTreeMap<Watched, String>,

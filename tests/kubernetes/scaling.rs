@@ -142,3 +142,27 @@ async fn pods_that_take_long_to_start_follow_the_load_up_and_down_and_no_request
     drop(controller);
     Arc::into_inner(cluster).into_iter().for_each(drop);
 }
+
+#[tokio::test]
+async fn the_first_request_has_a_pod_be_started_where_there_is_none() {
+    let cluster = Cluster::start().await;
+    let port = free_port();
+    let _model = Model::start("127.0.15.1", port, &[]).await;
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 0).await;
+    let scale = json!({"type": "target_utilization", "minInstances": 0, "maxInstances": 2, "idleBeforeZero": "2s"});
+    cluster.endpoint("scored", port, json!({"scaleSettings": scale})).await;
+    let router = Router::ready(&cluster).await;
+    let ready = || async { cluster.condition("scored", "Ready").await.filter(|(status, _)| status == "True") };
+    until("it says that it can serve", ready).await;
+    let replicas = async || cluster.deployments().get("model").await.unwrap().data["spec"]["replicas"].as_u64();
+    let asked = async {
+        until("one is asked for", || async { (replicas().await == Some(1)).then_some(()) }).await;
+        cluster.pod("one", "model").await;
+        cluster.pod_is("one", "127.0.15.1", true).await;
+    };
+    let ((status, _), ()) = tokio::join!(router.score("scored", KEY), asked);
+    assert_eq!(status, 200, "it has waited for the pod");
+    until("none is asked for", || async { (replicas().await == Some(0)).then_some(()) }).await;
+    cluster.end().await;
+}

@@ -53,9 +53,9 @@ impl Cluster {
         self.workloads.get(&of.kind()).and_then(|store| store.get(&of.key))
     }
 
-    /// The deployment that has a workload: the first that names it. Two could together exceed what its pods can take.
+    /// The deployment that has a workload: of those that name it, the one whose endpoint is the oldest. Two could together exceed what its pods can take.
     pub(super) fn user(&self, workload: &WorkloadKey) -> Option<&User> {
-        self.users.get(workload).and_then(BTreeSet::first)
+        self.users.get(workload).and_then(|users| users.first())
     }
 
     fn name_changed(&mut self, name: &Name, workloads: &mut BTreeSet<Arc<WorkloadKey>>) -> Vec<Effect> {
@@ -69,29 +69,33 @@ impl Cluster {
         let mut effects = vec![Effect::Endpoint(name.clone(), desired)];
         for (deployment, target) in before.iter().filter(|(deployment, target)| now.get(*deployment) != Some(*target)) {
             let user = (name.clone(), deployment.clone());
-            effects.extend(self.hand_over(&target.0, |users| users.remove(&user)));
+            effects.extend(self.hand_over(&target.0, &user, false));
             workloads.insert(target.0.clone());
         }
         for (deployment, target) in now.iter().filter(|(deployment, target)| before.get(*deployment) != Some(*target)) {
             let user = (name.clone(), deployment.clone());
-            effects.extend(self.hand_over(&target.0, |users| users.insert(user)));
+            effects.extend(self.hand_over(&target.0, &user, true));
             workloads.insert(target.0.clone());
         }
         effects
     }
 
-    /// Changes who names a workload. Its pods go from who had it to who has it then.
-    fn hand_over(
-        &mut self,
-        workload: &Arc<WorkloadKey>,
-        change: impl FnOnce(&mut BTreeSet<User>) -> bool,
-    ) -> Vec<Effect> {
-        let users = self.users.entry(workload.clone()).or_default();
+    /// A deployment names a workload, or does not any more. The workload's pods go from who had it to who has it then.
+    fn hand_over(&mut self, workload: &Arc<WorkloadKey>, user: &User, names_it: bool) -> Vec<Effect> {
+        let mut users = self.users.remove(workload).unwrap_or_default();
         let before = users.first().cloned();
-        change(users);
+        users.retain(|other| other != user);
+        if names_it {
+            users.push(user.clone());
+            // A new endpoint must not take the pods of one that serves, whatever it is called.
+            users.sort_by_cached_key(|user| {
+                let known = self.endpoints.holder(&user.0).and_then(|key| self.endpoints.get(key));
+                (known.map(|known| (known.object.created.clone(), known.object.uid.clone())), user.clone())
+            });
+        }
         let now = users.first().cloned();
-        if users.is_empty() {
-            self.users.remove(workload);
+        if !users.is_empty() {
+            self.users.insert(workload.clone(), users);
         }
         match (before, now) {
             (None, Some(user)) => {

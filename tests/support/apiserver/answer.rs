@@ -66,7 +66,7 @@ async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Respons
         (Method::GET, "") if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") => {
             watch::answer(store, place, &query)
         }
-        (Method::GET, "") => Ok(json_answer(200, &list(store, &place, &query))),
+        (Method::GET, "") => Ok(text_answer(200, list(store, &place, &query))),
         (Method::GET, _) if place.subresource == "scale" => Ok(json_answer(200, &scale(&*store.get(of, at.0, at.1)?))),
         (Method::GET, _) => Ok(json_answer(200, &*store.get(of, at.0, at.1)?)),
         (Method::POST, "") => {
@@ -173,37 +173,50 @@ fn place((group, version, rest): (&str, &str, &[&str])) -> Result<Place, Failure
     Ok(Place { resource, namespace, name, subresource })
 }
 
-fn list(store: &Store, place: &Place, query: &HashMap<String, String>) -> Value {
+/// As text: of fifty thousand objects, a copy of each would take longer than the answer.
+fn list(store: &Store, place: &Place, query: &HashMap<String, String>) -> String {
     let (objects, version) = store.list(&place.resource, &place.namespace);
-    let mut items = objects.iter().filter(|object| is_selected(object, query));
+    let selection = Selection::of(query);
+    let mut items = objects.iter().filter(|object| selection.takes(object));
     let limit = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
     let skip: usize = query.get("continue").and_then(|skip| skip.parse().ok()).unwrap_or(0);
-    let page: Vec<Value> = items.by_ref().skip(skip).take(limit).map(|object| (**object).clone()).collect();
+    let page: Vec<String> = items.by_ref().skip(skip).take(limit).map(ToString::to_string).collect();
     let more = if items.next().is_some() { json!((skip + limit).to_string()) } else { Value::Null };
-    json!({
-        "apiVersion": api_version(&place.resource),
-        "kind": format!("{}List", kind_of(&place.resource)),
-        "metadata": {"resourceVersion": version.to_string(), "continue": more},
-        "items": page,
-    })
+    let metadata = json!({"resourceVersion": version.to_string(), "continue": more});
+    let (api_version, kind) = (api_version(&place.resource), kind_of(&place.resource));
+    let items = page.join(",");
+    format!(r#"{{"apiVersion":"{api_version}","kind":"{kind}List","metadata":{metadata},"items":[{items}]}}"#)
 }
 
 /// By labels and by the few fields that can be selected by.
-pub fn is_selected(object: &Value, query: &HashMap<String, String>) -> bool {
-    let label = |term: &str| {
-        let labels = &object["metadata"]["labels"];
-        match term.split_once('=') {
-            Some((name, value)) => labels[name] == value.trim_start_matches('='),
-            None => !labels[term].is_null(),
-        }
-    };
-    let field = |term: &str| {
-        let (path, value) = term.split_once('=').unwrap_or((term, ""));
-        path.split('.').fold(object, |node, step| &node[step]) == value
-    };
-    let terms = |name: &str| query.get(name).cloned().unwrap_or_default();
-    let all = |terms: String, is_so: &dyn Fn(&str) -> bool| terms.split(',').filter(|term| !term.is_empty()).all(is_so);
-    all(terms("labelSelector"), &label) && all(terms("fieldSelector"), &field)
+pub struct Selection {
+    labels: Vec<String>,
+    fields: Vec<String>,
+}
+
+impl Selection {
+    pub fn of(query: &HashMap<String, String>) -> Self {
+        let terms = |name: &str| {
+            let terms = query.get(name).map(String::as_str).unwrap_or_default().split(',');
+            terms.filter(|term| !term.is_empty()).map(str::to_owned).collect()
+        };
+        Self { labels: terms("labelSelector"), fields: terms("fieldSelector") }
+    }
+
+    pub fn takes(&self, object: &Value) -> bool {
+        let label = |term: &String| {
+            let labels = &object["metadata"]["labels"];
+            match term.split_once('=') {
+                Some((name, value)) => labels[name] == value.trim_start_matches('='),
+                None => !labels[term.as_str()].is_null(),
+            }
+        };
+        let field = |term: &String| {
+            let (path, value) = term.split_once('=').unwrap_or((term, ""));
+            path.split('.').fold(object, |node, step| &node[step]) == value
+        };
+        self.labels.iter().all(label) && self.fields.iter().all(field)
+    }
 }
 
 fn scale(object: &Value) -> Value {
@@ -264,7 +277,11 @@ fn decoded(text: &str) -> String {
 }
 
 pub fn json_answer(code: u16, value: &Value) -> Response<Body> {
-    let body = Full::new(Bytes::from(value.to_string())).boxed();
+    text_answer(code, value.to_string())
+}
+
+fn text_answer(code: u16, text: String) -> Response<Body> {
+    let body = Full::new(Bytes::from(text)).boxed();
     let status = StatusCode::from_u16(code).unwrap();
     Response::builder().status(status).header("content-type", "application/json").body(body).unwrap()
 }

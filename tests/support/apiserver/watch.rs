@@ -12,7 +12,7 @@ use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::{Body, Place, is_selected, status};
+use super::answer::{Body, Place, Selection, status};
 use super::store::{Failure, Happened, Store, api_version, kind_of};
 
 /// How often a quiet watch says up to where it has seen.
@@ -26,7 +26,7 @@ pub fn answer(store: &Arc<Store>, place: Place, query: &HashMap<String, String>)
         changes: store.subscribe(),
         store: store.clone(),
         place,
-        query: query.clone(),
+        selection: Selection::of(query),
         since,
         end: Instant::now() + Duration::from_secs(seconds),
         is_over: false,
@@ -57,7 +57,7 @@ struct Watch {
     store: Arc<Store>,
     changes: tokio::sync::watch::Receiver<u64>,
     place: Place,
-    query: HashMap<String, String>,
+    selection: Selection,
     since: u64,
     end: Instant,
     is_over: bool,
@@ -96,7 +96,7 @@ impl Watch {
     fn line(&self, happened: &Happened) -> Option<String> {
         let is_its = |object: &Value| {
             let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
-            (self.place.namespace.is_empty() || self.place.namespace == namespace) && is_selected(object, &self.query)
+            (self.place.namespace.is_empty() || self.place.namespace == namespace) && self.selection.takes(object)
         };
         let before = happened.before.as_deref().filter(|object| is_its(object));
         let after = happened.after.as_deref().filter(|object| is_its(object));
