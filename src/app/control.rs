@@ -62,7 +62,8 @@ impl Control {
         let mut reports = tokio::time::interval(REPORTS);
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.start(&mut supervisor, &mut scalers, &orders);
-        let mut cluster = self.cluster.take().map(|(client, settings)| Cluster::start(client, &settings, &self.issued));
+        let mut cluster =
+            self.cluster.take().map(|(client, settings)| Cluster::start(client, &settings, self.issued.clone()));
         if cluster.is_none() {
             self.lifecycle.enter(Phase::Serving);
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use kube::Client;
 use tokio::sync::mpsc;
 
-use super::index::Desired;
+use super::index::{Counts, Desired};
 use super::scale::Scaled;
 use crate::model::limits::KubernetesSettings;
 use crate::model::name::Name;
@@ -41,7 +41,6 @@ use kinds::Kind;
 use objects::{EndpointObject, Key, TargetRef};
 
 use pods::{PodChange, Pods, WorkloadKey};
-pub use report::Counts;
 pub use scale::WorkloadTarget;
 use secrets::Keys;
 use store::{Change, Scope, Store};
@@ -103,6 +102,8 @@ pub struct Cluster {
     /// Names that may mean something else, workloads of which something has changed.
     touched: Touched,
     writer: Writer,
+    /// Whether any can be made, and who asks for one.
+    tokens: Arc<Tokens>,
     /// What scoring URIs begin with.
     scoring_url: Option<String>,
     /// Whose status is looked at next.
@@ -135,7 +136,7 @@ pub async fn connect() -> Result<Client, String> {
 
 impl Cluster {
     /// Begins to watch. To be called inside a tokio runtime.
-    pub fn start(client: Client, settings: &KubernetesSettings, tokens: &Tokens) -> Self {
+    pub fn start(client: Client, settings: &KubernetesSettings, tokens: Arc<Tokens>) -> Self {
         let (sender, seen) = mpsc::channel(SEEN);
         let mut scopes: Vec<Scope> = settings.namespaces.iter().map(|name| name.as_str().into()).collect();
         if scopes.is_empty() {
@@ -161,6 +162,7 @@ impl Cluster {
             trouble: BTreeMap::new(),
             touched: Touched::default(),
             writer: Writer::start(client),
+            tokens,
             scoring_url: settings.scoring_url.clone(),
             next_report: None,
             told: HashMap::new(),

@@ -9,7 +9,6 @@ use http::HeaderValue;
 use http::uri::PathAndQuery;
 use tokio::sync::oneshot;
 
-use super::cluster::Counts;
 use super::processes::{self, ReplicaKey, ReplicaSpec, Wanted};
 use super::scale::Scaled;
 use crate::model::endpoint::{self, Target};
@@ -34,6 +33,17 @@ pub struct Desired {
     pub access: Access,
     /// TLS towards replicas, by the names of deployments.
     pub tls: Vec<(Name, Connector)>,
+}
+
+/// How things are with a deployment.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Counts {
+    /// Replicas that take requests.
+    pub ready: u32,
+    /// Replicas there should be, where that is known.
+    pub desired: Option<u32>,
+    /// Requests in flight and waiting, of what ready replicas can take; `None` without any.
+    pub utilization: Option<f64>,
 }
 
 /// Keeps the published table equal to what is wanted, and the replicas of each deployment to what is there.

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderMap, ORIGIN};
 use http::uri::PathAndQuery;
@@ -24,6 +24,7 @@ use crate::model::limits::StatusCodes;
 use crate::model::refusal::Refusal;
 use crate::policy::admit::{Avoid, RETRIES};
 use crate::policy::identify::{Asked, Unidentified, identify, lookup_key};
+use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::slots::{Acquired, NoSlot, Slot};
 use crate::state::table::{Deployment, Endpoint};
 
@@ -88,7 +89,7 @@ async fn score(
     let called = identify(head.uri.path())?;
     let endpoint = lookup_key(called.endpoint, &mut [0; 32])
         .and_then(|key| worker.with_table(|table| table.endpoint(key).cloned()))
-        .ok_or(Refusal::EndpointNotFound)?;
+        .ok_or_else(|| unknown(&worker.shared.lifecycle))?;
     let endpoint = &*record.endpoint.insert(endpoint);
     if let Some(cors) = &endpoint.spec.cors
         && cors::is_preflight(&head)
@@ -131,6 +132,14 @@ async fn score(
         upload.first_part().await?;
     }
     forward(client, record, &deployment, Box::new(Request::from_parts(head, upload))).await
+}
+
+/// What to say where no endpoint has the name: that there is none, once they are known.
+fn unknown(lifecycle: &Lifecycle) -> Refusal {
+    match lifecycle.phase() {
+        Phase::Starting => Refusal::NoReadyReplica(Duration::from_secs(1)),
+        Phase::Serving | Phase::Unready | Phase::Draining | Phase::Forced => Refusal::EndpointNotFound,
+    }
 }
 
 /// The deployment that the header names, else one by weight.

@@ -190,6 +190,7 @@ async fn while_the_api_server_is_away_requests_are_served_and_a_new_router_is_no
     let late = Router::start(&cluster).await;
     until("it says why", || async { late.problems().await.contains("cannot be watched").then_some(()) }).await;
     assert!(!late.is_ready().await);
+    assert_eq!(late.score("scored", KEY).await.0, 503, "whether there is such an endpoint, it does not know");
     let until_then = std::time::Instant::now() + Duration::from_secs(60);
     let mut asked = tokio::task::JoinSet::new();
     for _ in 0..4 {

@@ -2,23 +2,13 @@
 
 use std::time::SystemTime;
 
+use super::super::index::Counts;
 use super::Cluster;
 use super::endpoints::Known;
 use super::objects::Key;
 use crate::model::endpoint::{ScaleSettings, Target};
 use crate::model::name::Name;
 use crate::model::status::{Condition, DeploymentStatus, EndpointStatus};
-
-/// How things are with a deployment, as routing sees it.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Counts {
-    /// Replicas that take requests.
-    pub ready: u32,
-    /// Replicas there should be, where that is known.
-    pub desired: Option<u32>,
-    /// Requests in flight and waiting, of what ready replicas can take; `None` without any.
-    pub utilization: Option<f64>,
-}
 
 /// A statement, and why.
 type Statement = (bool, &'static str, String);
@@ -121,6 +111,10 @@ impl Cluster {
         let Some(good) = known.good.as_ref().filter(|_| is_holder) else {
             return (false, "NotAccepted", "nothing is served; see the condition Accepted".to_owned());
         };
+        if good.access.needs_signing() && self.tokens.signing.load().is_none() {
+            let what = "nobody can get a token: set tokens.signingKeyFile in the router's settings";
+            return (false, "NoSigningKey", what.to_owned());
+        }
         let live = good.spec.deployments.iter().zip(&good.spec.traffic).zip(deployments);
         let live: Vec<_> = live.filter(|((_, percent), _)| **percent > 0).collect();
         if live.is_empty() {

@@ -152,6 +152,9 @@ fn children(schema: &Value, value: &Value, path: &str, each: &mut dyn FnMut(&Val
 fn evaluate(rule: &str, this: &Value) -> Cel {
     let mut context = Context::default();
     context.add_function("lowerAscii", |This(text): This<Arc<String>>| text.to_ascii_lowercase()).unwrap();
+    // As milliseconds: rules only compare them.
+    let milliseconds = |text: Arc<String>| text.parse::<WrittenDuration>().unwrap().0.as_millis() as i64;
+    context.add_function("duration", milliseconds).unwrap();
     let added = context.add_function("sum", |This(list): This<Arc<Vec<Cel>>>| {
         let number = |value: &Cel| match value {
             Cel::Int(number) => *number,
