@@ -94,7 +94,7 @@ async fn what_vanishes_while_the_watch_is_down_is_gone_when_it_is_back() {
     server.store.forget_history();
     until("the router notices", || async { router.problems().await.contains("cannot be watched").then_some(()) }).await;
     assert_eq!(router.score("scored", KEY).await.0, 200, "what is known stays");
-    server.come_back().await;
+    server.come_back();
     router.until_scores("scored", 503).await;
     until("no problem is left", || async { router.problems().await.contains("\"problems\":[]").then_some(()) }).await;
 }
@@ -208,7 +208,7 @@ async fn while_the_api_server_is_away_requests_are_served_and_a_new_router_is_no
     }
     let counts = asked.join_all().await;
     assert!(counts.iter().sum::<u32>() > 1000, "{counts:?}");
-    server.come_back().await;
+    server.come_back();
     until("the late one is ready", || async { late.is_ready().await.then_some(()) }).await;
     late.until_scores("scored", 200).await;
     assert_eq!(router.score("scored", KEY).await.0, 200);

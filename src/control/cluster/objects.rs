@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::{ApiResource, ObjectMeta};
 use kube::core::DynamicResourceScope;
 use kube::{Resource, ResourceExt};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::model::endpoint::Endpoint;
@@ -81,9 +81,8 @@ impl<S, T> Resource for Partial<S, T> {
     }
 }
 
-/// Nothing of it.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct Nothing {}
+/// Nothing of it, whatever it is.
+pub(super) type Nothing = IgnoredAny;
 
 /// An `OnlineEndpoint` as it comes.
 pub(super) type RawEndpoint = Partial<Value, Value>;
@@ -100,8 +99,7 @@ pub(super) type RawAutoscaler = Partial<AutoscalerSpec, Nothing>;
 pub(super) struct PodStatus {
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
-    #[serde(default)]
-    conditions: Vec<PodCondition>,
+    conditions: Option<Vec<PodCondition>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -111,13 +109,14 @@ struct PodCondition {
     status: String,
 }
 
-/// Of a workload's spec, where it looks like that of a Deployment.
+/// Of a workload's spec, as far as it looks like that of a Deployment: other kinds may mean something else by the same words,
+/// and one that cannot be read must not keep the others from being seen.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct WorkloadSpec {
     /// Which pods are its own.
-    pub(super) selector: Option<LabelSelector>,
+    pub(super) selector: Option<Value>,
     /// How many there should be.
-    pub(super) replicas: Option<u32>,
+    pub(super) replicas: Option<Value>,
 }
 
 /// Of a HorizontalPodAutoscaler's spec.
@@ -165,7 +164,7 @@ impl Pod {
         Self {
             uid: raw.metadata.uid.as_deref().unwrap_or_default().into(),
             ip: status.and_then(|status| status.pod_ip.as_deref()).and_then(|ip| ip.parse().ok()),
-            is_ready: status.is_some_and(|status| status.conditions.iter().any(is_true)),
+            is_ready: status.is_some_and(|status| status.conditions.iter().flatten().any(is_true)),
             is_leaving: raw.metadata.deletion_timestamp.is_some(),
             labels: labels.map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
         }

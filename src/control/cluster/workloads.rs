@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Expression, Selector};
+use serde_json::Value;
 
 use super::objects::RawWorkload;
 
@@ -18,15 +20,19 @@ pub(super) struct Workload {
 impl Workload {
     /// What a Deployment and its like say of themselves.
     pub(super) fn of(raw: RawWorkload) -> Self {
-        let spec = raw.spec;
-        let selector = spec.as_ref().and_then(|spec| spec.selector.clone());
-        let selector = match selector.map(Selector::try_from) {
+        let (selector, replicas) = raw.spec.map(|spec| (spec.selector, spec.replicas)).unwrap_or_default();
+        let read = |selector: Value| {
+            let selector = serde_json::from_value::<LabelSelector>(selector).map_err(|error| error.to_string())?;
+            Selector::try_from(selector).map_err(|error| error.to_string())
+        };
+        let selector = match selector.map(read) {
             // One that takes every pod is nobody's intention.
             Some(Ok(selector)) if !selector.selects_all() => Ok(selector),
             Some(Err(error)) => Err(format!("its selector cannot be read: {error}")),
             _ => Err("it has no selector".to_owned()),
         };
-        Self { selector, replicas: spec.and_then(|spec| spec.replicas) }
+        let replicas = replicas.and_then(|replicas| u32::try_from(replicas.as_u64()?).ok());
+        Self { selector, replicas }
     }
 
     /// What the `scale` subresource says.
@@ -93,6 +99,26 @@ fn expression(term: &str) -> Option<Expression> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_looks_like_something_else_is_no_workload_and_no_error() {
+        let read = |spec: Value| {
+            let raw = serde_json::json!({"metadata": {"name": "x"}, "spec": spec, "status": "fine"});
+            Workload::of(serde_json::from_value(raw).unwrap())
+        };
+        let good = read(serde_json::json!({"replicas": 3, "selector": {"matchLabels": {"app": "x"}}}));
+        assert_eq!((good.selector.unwrap().to_string(), good.replicas), ("app=x".to_owned(), Some(3)));
+        for other in [
+            serde_json::json!({"replicas": "three", "selector": "app=x"}),
+            serde_json::json!({"replicas": -1, "selector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}}),
+            serde_json::json!({"selector": {}}),
+            serde_json::json!({}),
+            Value::Null,
+        ] {
+            let read = read(other.clone());
+            assert!(read.selector.is_err() && read.replicas.is_none(), "{other}: {read:?}");
+        }
+    }
 
     #[test]
     fn selectors_as_text_are_read() {

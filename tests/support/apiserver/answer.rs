@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::store::{Failure, KINDS, Resource, Store, api_version, kind_of, merge, not_found, resource};
-use super::watch;
+use super::watches;
 
 pub type Body = BoxBody<Bytes, Infallible>;
 
@@ -64,7 +64,7 @@ async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Respons
     let at = (place.namespace.as_str(), place.name.as_str(), place.subresource.as_str());
     match (method, place.name.as_str()) {
         (Method::GET, "") if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") => {
-            watch::answer(store, place, &query)
+            watches::answer(store, place, &query)
         }
         (Method::GET, "") => Ok(text_answer(200, list(store, &place, &query))),
         (Method::GET, _) if place.subresource == "scale" => Ok(json_answer(200, &scale(&*store.get(of, at.0, at.1)?))),

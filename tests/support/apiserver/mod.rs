@@ -2,18 +2,18 @@
 
 mod answer;
 mod store;
-mod watch;
+mod watches;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::Mutex;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use store::{Fault, Store, resource};
@@ -22,7 +22,11 @@ pub use store::{Fault, Store, resource};
 pub struct ApiServer {
     address: SocketAddr,
     pub store: Arc<Store>,
-    listening: Mutex<Option<JoinHandle<()>>>,
+    /// How often it has gone away, and whether it is away.
+    presence: watch::Sender<(u64, bool)>,
+    /// For how many of these times all connections are broken by now.
+    broken: watch::Receiver<u64>,
+    listening: JoinHandle<()>,
 }
 
 impl ApiServer {
@@ -31,8 +35,10 @@ impl ApiServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let store = Arc::new(Store::new());
-        let listening = Mutex::new(Some(tokio::spawn(listen(listener, store.clone()))));
-        Self { address, store, listening }
+        let presence = watch::Sender::new((0, false));
+        let (breaks, broken) = watch::channel(0);
+        let listening = tokio::spawn(listen(listener, store.clone(), presence.subscribe(), breaks));
+        Self { address, store, presence, broken, listening }
     }
 
     pub fn url(&self) -> String {
@@ -52,45 +58,52 @@ impl ApiServer {
         path
     }
 
-    /// Nobody listens any more, and every connection breaks; what is stored stays.
+    /// Every connection breaks, new ones at once; what is stored stays. (The port stays taken: another would else get it.)
     pub async fn go_away(&self) {
-        let listening = self.listening.lock().unwrap().take();
-        if let Some(listening) = listening {
-            listening.abort();
-            let _ = listening.await;
-        }
+        self.presence.send_modify(|(times, is_away)| (*times, *is_away) = (*times + 1, true));
+        let (times, _) = *self.presence.borrow();
+        self.broken.clone().wait_for(|broken| *broken >= times).await.unwrap();
     }
 
-    /// Listens again, where it did.
-    pub async fn come_back(&self) {
-        let listener = loop {
-            // The old socket may take a moment to be gone.
-            match TcpListener::bind(self.address).await {
-                Ok(listener) => break listener,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        };
-        *self.listening.lock().unwrap() = Some(tokio::spawn(listen(listener, self.store.clone())));
+    /// Connections are taken again.
+    pub fn come_back(&self) {
+        self.presence.send_modify(|(_, is_away)| *is_away = false);
     }
 
     /// Every connection breaks, watches with them; new ones are taken.
     pub async fn drop_connections(&self) {
         self.go_away().await;
-        self.come_back().await;
+        self.come_back();
     }
 }
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        self.listening.lock().unwrap().take().into_iter().for_each(|listening| listening.abort());
+        self.listening.abort();
     }
 }
 
-async fn listen(listener: TcpListener, store: Arc<Store>) {
+async fn listen(
+    listener: TcpListener,
+    store: Arc<Store>,
+    mut presence: watch::Receiver<(u64, bool)>,
+    broken: watch::Sender<u64>,
+) {
     // Dropped with this task, and the connections with it.
     let mut connections = JoinSet::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let accepted = tokio::select! {
+            // First of all connections break.
+            biased;
+            _ = presence.changed() => None,
+            accepted = listener.accept() => accepted.ok(),
+        };
+        let (times, is_away) = *presence.borrow_and_update();
+        if times > *broken.borrow() {
+            connections.shutdown().await;
+            broken.send_replace(times);
+        }
+        let Some((stream, _)) = accepted.filter(|_| !is_away) else { continue };
         let store = store.clone();
         connections.spawn(async move {
             let service = service_fn(move |request| answer::answer(store.clone(), request));
