@@ -6,25 +6,10 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::cluster::{Cluster, KEY, base64, object};
-use crate::router::{Model, Router, free_port};
+use crate::router::served;
 use crate::until;
 
 const OTHER: &str = "another-key-of-the-endpoint-of-the-test";
-
-/// A cluster with one model server, and the endpoint `scored` over it.
-async fn served(ip: &str) -> (Cluster, Router, Model) {
-    let cluster = Cluster::start().await;
-    let port = free_port();
-    let model = Model::start(ip, port, &[]).await;
-    cluster.secret("keys", KEY).await;
-    cluster.workload("model", 1).await;
-    cluster.endpoint("scored", port, json!({})).await;
-    cluster.pod("one", "model").await;
-    cluster.pod_is("one", ip, true).await;
-    let router = Router::ready(&cluster).await;
-    router.until_scores("scored", 200).await;
-    (cluster, router, model)
-}
 
 async fn until_condition(cluster: &Cluster, name: &str, kind: &str, wanted: (&str, &str)) {
     let look = || async {

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, KEY};
-use crate::router::{Model, Router, free_port};
+use crate::router::served;
 use crate::until;
 
 /// What the kubeconfig of the tests shows.
@@ -33,24 +33,10 @@ fn prints(output: &Output) -> String {
 
 const ROWS: &str = r#"{"data": [[1,2,3,4,5,6,7,8,9,10]]}"#;
 
-async fn served(ip: &str) -> (Cluster, Router, Model, String) {
-    let cluster = Cluster::start().await;
-    let port = free_port();
-    let model = Model::start(ip, port, &[]).await;
-    cluster.secret("keys", KEY).await;
-    cluster.workload("model", 1).await;
-    cluster.endpoint("scored", port, json!({})).await;
-    cluster.pod("one", "model").await;
-    cluster.pod_is("one", ip, true).await;
-    let router = Router::ready(&cluster).await;
-    router.until_scores("scored", 200).await;
-    let uri = format!("{}/api/v1/endpoint/scored/score", router.scoring);
-    (cluster, router, model, uri)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_shown_and_rotated_and_requests_sent_with_a_kubeconfig() {
-    let (cluster, router, _model, uri) = served("127.0.11.1").await;
+    let (cluster, router, _model) = served("127.0.11.1").await;
+    let uri = router.uri("scored", "score");
     let at = ["--endpoint", "scored", "-n", &cluster.namespace];
     let shown: Value =
         serde_json::from_str(&prints(&run(&cluster, &[&["keys", "show"], &at[..]].concat(), ""))).unwrap();
@@ -73,7 +59,8 @@ async fn keys_are_shown_and_rotated_and_requests_sent_with_a_kubeconfig() {
 /// Only the server of the tests can be told who somebody is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_of_the_cluster_get_tokens_if_they_may() {
-    let (cluster, router, _model, uri) = served("127.0.12.1").await;
+    let (cluster, router, _model) = served("127.0.12.1").await;
+    let uri = router.uri("scored", "score");
     if cluster.server.is_none() {
         return cluster.end().await;
     }
@@ -81,8 +68,7 @@ async fn users_of_the_cluster_get_tokens_if_they_may() {
     cluster.change("scored", json!({"spec": {"authMode": "aml_token", "keys": null}})).await;
     until("it takes tokens", || async { (router.score("scored", KEY).await.0 == 401).then_some(()) }).await;
     let asked = async |token: &str| {
-        let uri = format!("{}/token", uri.strip_suffix("/score").unwrap());
-        let answer = router.http.post(uri).bearer_auth(token).send().await.unwrap();
+        let answer = router.http.post(router.uri("scored", "token")).bearer_auth(token).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     };
     assert_eq!(asked(USER_TOKEN).await.0, 401, "nobody knows it");

@@ -194,7 +194,7 @@ async fn while_the_api_server_is_away_requests_are_served_and_a_new_router_is_no
     let until_then = std::time::Instant::now() + Duration::from_secs(60);
     let mut asked = tokio::task::JoinSet::new();
     for _ in 0..4 {
-        let (url, http) = (format!("{}/api/v1/endpoint/scored/score", router.scoring), router.http.clone());
+        let (url, http) = (router.uri("scored", "score"), router.http.clone());
         asked.spawn(async move {
             let mut count = 0;
             while std::time::Instant::now() < until_then {

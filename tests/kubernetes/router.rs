@@ -86,10 +86,14 @@ impl Router {
         self.http.get(format!("{}/readyz", self.admin)).send().await.unwrap().text().await.unwrap()
     }
 
+    /// A path of an endpoint.
+    pub fn uri(&self, endpoint: &str, path: &str) -> String {
+        format!("{}/api/v1/endpoint/{endpoint}/{path}", self.scoring)
+    }
+
     /// Status, and which model answered.
     pub async fn score(&self, endpoint: &str, key: &str) -> (u16, String) {
-        let url = format!("{}/api/v1/endpoint/{endpoint}/score", self.scoring);
-        let answer = self.http.post(url).bearer_auth(key).body(ROWS).send().await.unwrap();
+        let answer = self.http.post(self.uri(endpoint, "score")).bearer_auth(key).body(ROWS).send().await.unwrap();
         let name = answer.headers().get("x-model-name").map(|name| name.to_str().unwrap().to_owned());
         (answer.status().as_u16(), name.unwrap_or_default())
     }
@@ -141,6 +145,21 @@ impl Drop for Router {
 
 fn line(log: &Mutex<Vec<String>>, part: &str) -> Option<String> {
     log.lock().unwrap().iter().find(|line| line.contains(part)).cloned()
+}
+
+/// A cluster with one model server, and the endpoint `scored` over it.
+pub async fn served(ip: &str) -> (Cluster, Router, Model) {
+    let cluster = Cluster::start().await;
+    let port = free_port();
+    let model = Model::start(ip, port, &[]).await;
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 1).await;
+    cluster.endpoint("scored", port, json!({})).await;
+    cluster.pod("one", "model").await;
+    cluster.pod_is("one", ip, true).await;
+    let router = Router::ready(&cluster).await;
+    router.until_scores("scored", 200).await;
+    (cluster, router, model)
 }
 
 /// A port that is free on every loopback address.

@@ -80,7 +80,7 @@ struct Load {
 impl Load {
     fn start(router: &Router, every: Duration) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
-        let (url, http) = (format!("{}/api/v1/endpoint/scored/score", router.scoring), router.http.clone());
+        let (url, http) = (router.uri("scored", "score"), router.http.clone());
         let until = is_over.clone();
         let task = tokio::spawn(async move {
             let (mut asked, mut times) = (tokio::task::JoinSet::new(), tokio::time::interval(every));
