@@ -227,6 +227,10 @@ impl App {
         let mut index =
             Index::new(shared.table.clone(), shared.metrics.clone(), self.status.clone(), shared.tokens.clone());
         index.apply(self.endpoints);
+        if cluster.is_none() {
+            // What a cluster has is not known yet.
+            self.shared.lifecycle.enter(Phase::Serving);
+        }
         let mut data_plane = DataPlane::start(self.listeners, workers, &self.shared)?;
         tracing::info!(workers, "serving");
         let admin = Admin {

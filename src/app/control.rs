@@ -64,9 +64,6 @@ impl Control {
         self.start(&mut supervisor, &mut scalers, &orders);
         let mut cluster =
             self.cluster.take().map(|(client, settings)| Cluster::start(client, &settings, self.issued.clone()));
-        if cluster.is_none() {
-            self.lifecycle.enter(Phase::Serving);
-        }
         loop {
             if self.when_ready.is_some() && self.index.is_complete() {
                 self.when_ready.take().into_iter().for_each(|tell| tell());
