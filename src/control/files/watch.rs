@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use notify::{Event, RecursiveMode, Watcher};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 /// Editors and mounts write in several steps; a change is read this long after its first sign.
@@ -31,8 +31,8 @@ pub struct Watch {
     /// When what gave the first sign has settled.
     settled: Option<Instant>,
     next_look: Instant,
-    /// Watches while it lives; `None` where the system cannot.
-    _watcher: Option<notify::RecommendedWatcher>,
+    /// Watches while it lives; stays empty where the system cannot.
+    _watcher: oneshot::Receiver<notify::RecommendedWatcher>,
 }
 
 #[derive(Default)]
@@ -45,23 +45,23 @@ impl Watch {
     /// Watches `places`, and the folders they are in: a rename over a file, or a swapped link, happens there.
     pub fn new(places: &[PathBuf]) -> Self {
         let signs = Arc::new(Signs::default());
-        let (to, spelled) = (signs.clone(), spellings(places));
-        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            if let Some(scope) = scope(event, &spelled) {
-                to.add(scope);
+        let (to, watched) = (signs.clone(), places.to_vec());
+        let (made, watcher) = oneshot::channel();
+        // To begin can take as long as a busy folder (`/tmp` is next to many a place) has something new to say.
+        let begin = move || match watcher_of(&watched, to.clone()) {
+            Ok(watcher) => {
+                to.add(Scope::Everything);
+                // Nobody may be waiting for it any more.
+                let _ = made.send(watcher);
             }
-        });
-        let watcher = watcher.and_then(|mut watcher| {
-            let folders = places.iter().flat_map(|place| [Some(place.as_path()), place.parent()]).flatten();
-            for folder in folders.filter(|folder| folder.is_dir()).collect::<BTreeSet<_>>() {
-                watcher.watch(folder, RecursiveMode::NonRecursive)?;
-            }
-            Ok(watcher)
-        });
-        if let Err(error) = &watcher {
+            Err(error) => tracing::warn!(%error, "files cannot be watched; they are looked at once a second"),
+        };
+        if !places.is_empty()
+            && let Err(error) = std::thread::Builder::new().name("watch".into()).spawn(begin)
+        {
             tracing::warn!(%error, "files cannot be watched; they are looked at once a second");
         }
-        Self { signs, settled: None, next_look: Instant::now() + LOOK, _watcher: watcher.ok() }
+        Self { signs, settled: None, next_look: Instant::now() + LOOK, _watcher: watcher }
     }
 
     /// Waits until it is time for a look, and says at what. Nothing is lost when the wait is given up.
@@ -106,6 +106,20 @@ impl Signs {
     fn take(&self) -> Option<Scope> {
         self.scope.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+}
+
+fn watcher_of(places: &[PathBuf], to: Arc<Signs>) -> notify::Result<notify::RecommendedWatcher> {
+    let spelled = spellings(places);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+        if let Some(scope) = scope(event, &spelled) {
+            to.add(scope);
+        }
+    })?;
+    let folders = places.iter().flat_map(|place| [Some(place.as_path()), place.parent()]).flatten();
+    for folder in folders.filter(|folder| folder.is_dir()).collect::<BTreeSet<_>>() {
+        watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    }
+    Ok(watcher)
 }
 
 /// Each place as the system names it in its signs, and as its owner does.

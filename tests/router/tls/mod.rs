@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::harness::{Answer, Router, replace, soon};
+use crate::harness::{Answer, PATIENCE, Router, replace, soon};
 
 mod clients;
 mod endings;
@@ -164,12 +164,13 @@ impl Tls {
 
     /// Waits until a metric has this value.
     async fn metric_is(&self, series: &str, value: f64) {
-        soon(series, async {
-            while self.router.metric(series).await != Some(value) {
-                tokio::task::yield_now().await;
+        let mut last = None;
+        let waited = tokio::time::timeout(PATIENCE, async {
+            while last != Some(value) {
+                last = self.router.metric(series).await;
             }
-        })
-        .await;
+        });
+        assert!(waited.await.is_ok(), "{series} is {last:?}, not {value}");
     }
 }
 
