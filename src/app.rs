@@ -17,6 +17,7 @@ use crate::control::certificates::Certificates;
 use crate::control::cluster;
 use crate::control::files::{Environment, Files, Loaded, Scope};
 use crate::control::index::{Desired, Index};
+use crate::control::secrets::NamedSecrets;
 use crate::control::{issuers, signing};
 use crate::model::limits::KubernetesSettings;
 use crate::model::problem::Problem;
@@ -25,7 +26,7 @@ use crate::proxy::listen::{DataPlane, Listener};
 use crate::state::access_log::AccessLog;
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
-use crate::state::status::Status;
+use crate::state::status::{Part, Status};
 use crate::state::table::Published;
 use crate::state::tokens::Tokens;
 
@@ -107,6 +108,7 @@ pub struct App {
     endpoints: Vec<Desired>,
     files: Option<(Files, Vec<PathBuf>)>,
     cluster: Option<KubernetesSettings>,
+    secrets: NamedSecrets,
     executable: PathBuf,
     log_writer: Option<std::thread::JoinHandle<()>>,
     when_ready: Option<Box<dyn FnOnce() + Send + Sync>>,
@@ -132,16 +134,22 @@ impl App {
                 (endpoints, Some((files, places)), problems)
             }
         };
+        let secrets = NamedSecrets::new(settings.secrets().map(|(_, name)| name));
+        let status: Arc<Status> = Arc::default();
         problems.extend(signing::missing(&settings.tokens, &endpoints));
-        let signing = signing::read(&settings.tokens).unwrap_or_else(|problem| {
-            problems.push(problem);
+        let signing = signing::read(&settings.tokens, &secrets).unwrap_or_else(|problem| {
+            match &settings.tokens.signing_secret {
+                // It comes when the cluster is known.
+                Some(_) => drop(status.set_problems(Part::Tokens, vec![problem])),
+                None => problems.push(problem),
+            }
             None
         });
         let tokens = Arc::new(Tokens::default());
         tokens.signing.store(signing.map(Arc::new));
         let metrics = Arc::new(Metrics::new().map_err(io::Error::other)?);
-        let status = Arc::default();
-        let (listeners, certificates) = listeners::bind_all(&settings, &metrics, &status, problems)?;
+        let certificates = Certificates::new(metrics.clone(), status.clone(), secrets.clone());
+        let (listeners, certificates) = listeners::bind_all(&settings, certificates, problems)?;
         let admin = bind("admin", settings.admin)?;
         let (access_log, log_writer) = if settings.log.access {
             let (log, writer) = AccessLog::start(surroundings.access_log, metrics.access_log_dropped.clone())?;
@@ -168,6 +176,7 @@ impl App {
             endpoints,
             files,
             cluster,
+            secrets,
             executable: surroundings.executable,
             log_writer,
             when_ready: None,
@@ -244,6 +253,7 @@ impl App {
             index,
             files: self.files,
             cluster,
+            secrets: self.secrets,
             lifecycle: self.shared.lifecycle.clone(),
             issued: self.shared.tokens.clone(),
             metrics: self.shared.metrics.clone(),
@@ -290,10 +300,10 @@ async fn supervise(
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let mut tasks = JoinSet::new();
     let (tokens, metrics, status) = (admin.tokens.clone(), admin.metrics.clone(), admin.status.clone());
-    let signed_with = settings.tokens.clone();
+    let (signed_with, secrets) = (settings.tokens.clone(), control.secrets.clone());
     tasks.spawn(async move {
         let issuers = issuers::follow(tokens.clone(), metrics.clone());
-        tokio::join!(issuers, signing::follow(signed_with, tokens, metrics, status));
+        tokio::join!(issuers, signing::follow(signed_with, secrets, tokens, metrics, status));
         "the following of keys"
     });
     tasks.spawn(async move {

@@ -225,7 +225,7 @@ fn check(files: &[PathBuf]) -> ExitCode {
             match config::load(file, std::iter::empty()) {
                 Ok(settings) => {
                     let source = file.display().to_string();
-                    let signing = signing::read(&settings.tokens).err();
+                    let signing = signing::check(&settings.tokens);
                     let endpoints = load(settings.endpoint_files.clone(), environment()).endpoints;
                     let missing = signing::missing(&settings.tokens, &endpoints);
                     let found = certificates_of(&settings).chain(signing).chain(missing);

@@ -232,7 +232,7 @@ fn settings(check: &mut Check, raw: &RawSettings, folder: &Path) -> Settings {
     let admin = raw.admin.as_ref().and_then(|admin| admin.address.as_deref());
     let admin = address(check, "admin.address", admin, default.admin);
     listeners::apart(check, scoring, scoring_tls.as_ref(), admin);
-    Settings {
+    let settings = Settings {
         scoring,
         tls,
         scoring_tls,
@@ -251,7 +251,14 @@ fn settings(check: &mut Check, raw: &RawSettings, folder: &Path) -> Settings {
             .map(|raw| endpoints::kubernetes(check, raw)),
         tokens: tokens(check, raw.tokens.as_ref().unwrap_or(&RawTokens::default()), &default.tokens, folder),
         log: log(check, raw.log.as_ref().unwrap_or(&RawLog::default()), &default.log),
+    };
+    if settings.kubernetes.is_none() {
+        for (path, name) in settings.secrets() {
+            let what = "but endpoints come from files, not from a cluster; name files, or set `endpoints.kubernetes`";
+            check.problem(&path, format!("is the Secret {name}, {what}"));
+        }
     }
+    settings
 }
 
 fn address(check: &mut Check, path: &str, given: Option<&str>, default: SocketAddr) -> SocketAddr {
@@ -354,7 +361,14 @@ fn tokens(check: &mut Check, raw: &RawTokens, default: &TokenSettings, folder: &
     for (index, _) in previous.iter().enumerate().filter(|(_, file)| file.as_deref().unwrap_or_default().is_empty()) {
         check.problem(&item("tokens.previousKeyFiles", index), "is empty; name a file");
     }
+    let signing_secret = raw.signing_secret.clone().filter(|name| !name.is_empty());
+    let is_file = |file: &Option<String>| file.as_deref().is_some_and(|file| !file.is_empty());
+    if signing_secret.is_some() && (is_file(&raw.signing_key_file) || !previous.is_empty()) {
+        let what = "is given beside `signingKeyFile` or `previousKeyFiles`; the keys are in a Secret or in files";
+        check.problem("tokens.signingSecret", what);
+    }
     TokenSettings {
+        signing_secret,
         issuer,
         // Empty is the default, so that it can be written down.
         signing_key_file: raw.signing_key_file.as_ref().filter(|file| !file.is_empty()).map(|file| folder.join(file)),

@@ -16,6 +16,7 @@ use crate::control::index::Index;
 use crate::control::processes::{self, Supervisor, Wanted};
 use crate::control::scale::local::{Local, Order};
 use crate::control::scale::{Scaled, Scalers};
+use crate::control::secrets::NamedSecrets;
 use crate::control::signing;
 use crate::model::limits::{KubernetesSettings, TokenSettings};
 use crate::model::name::Name;
@@ -36,6 +37,7 @@ pub(super) struct Control {
     pub(super) index: Index,
     pub(super) files: Option<(Files, Vec<PathBuf>)>,
     pub(super) cluster: Option<(Client, KubernetesSettings)>,
+    pub(super) secrets: NamedSecrets,
     pub(super) lifecycle: Lifecycle,
     pub(super) issued: Arc<Tokens>,
     pub(super) metrics: Arc<Metrics>,
@@ -62,8 +64,10 @@ impl Control {
         let mut reports = tokio::time::interval(REPORTS);
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.start(&mut supervisor, &mut scalers, &orders);
-        let mut cluster =
-            self.cluster.take().map(|(client, settings)| Cluster::start(client, &settings, self.issued.clone()));
+        let mut cluster = self
+            .cluster
+            .take()
+            .map(|(client, settings)| Cluster::start(client, &settings, self.issued.clone(), &self.secrets));
         loop {
             if self.when_ready.is_some() && self.index.is_complete() {
                 self.when_ready.take().into_iter().for_each(|tell| tell());
@@ -156,7 +160,13 @@ impl Control {
             let target = |scaled: &Scaled| cluster.target(scaled, &self.status);
             scalers.apply_to(&endpoint, self.index.scaled_of(&endpoint), &self.metrics, target);
         }
-        if cluster.is_complete() && self.lifecycle.phase() == Phase::Starting {
+        self.begin_to_serve(cluster);
+    }
+
+    /// Serves, once everything is known that there must be.
+    fn begin_to_serve(&self, cluster: &Cluster) {
+        let is_known = || cluster.is_complete() && !self.status.has_problems(&[Part::Certificates, Part::Tokens]);
+        if self.lifecycle.phase() == Phase::Starting && is_known() {
             tracing::info!(endpoints = self.index.len(), "the cluster is known");
             self.lifecycle.enter(Phase::Serving);
         }
@@ -166,6 +176,7 @@ impl Control {
     fn report(&self, cluster: &mut Cluster, scalers: &Scalers) {
         cluster.report_all(|endpoint, deployment| self.index.counts(endpoint, deployment), SystemTime::now());
         scalers.scaled().for_each(|scaled| cluster.tell_scaled(scaled));
+        self.begin_to_serve(cluster);
     }
 
     /// Looks at the files, and makes the index of them. Returns whether anything has changed.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -11,8 +10,6 @@ use crate::config::{ClientListener, Settings};
 use crate::control::certificates::Certificates;
 use crate::model::problem::Problem;
 use crate::proxy::listen::{BACKLOG, Listener};
-use crate::state::metrics::Metrics;
-use crate::state::status::Status;
 
 /// Binds each listener for clients, with TLS where it has it, and says what follows the files of that.
 ///
@@ -20,11 +17,10 @@ use crate::state::status::Status;
 /// Everything that is wrong with these files, after the `problems` that are known; else why a listener is not bound.
 pub(super) fn bind_all(
     settings: &Settings,
-    metrics: &Arc<Metrics>,
-    status: &Arc<Status>,
+    mut certificates: Certificates,
     mut problems: Vec<Problem>,
 ) -> Result<(Vec<Listener>, Certificates), BuildError> {
-    let (mut certificates, mut acceptors) = (Certificates::new(metrics.clone(), status.clone()), Vec::new());
+    let mut acceptors = Vec::new();
     for ClientListener { name, path, tls, .. } in settings.listeners() {
         match tls.map(|tls| certificates.add(path, name, tls.clone())).transpose() {
             Ok(acceptor) => acceptors.push(acceptor),

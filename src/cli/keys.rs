@@ -16,6 +16,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::cluster::{InCluster, block_on};
 use super::{BAD_CONFIGURATION, DONE, Failed, load};
 use crate::config::{self, Settings};
+use crate::control::secrets::NamedSecrets;
 use crate::control::signing;
 use crate::model::duration::WrittenDuration;
 use crate::model::endpoint::{Auth, Endpoint, KeySource, SECRET_KEYS};
@@ -156,8 +157,8 @@ impl Token {
         if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1) || ttl > LONGEST) {
             return Err("--ttl must be from 1s to 720h".to_owned().into());
         }
-        let signing =
-            signing::read(&settings.tokens).map_err(|problem| Failed(problem.to_string(), BAD_CONFIGURATION))?;
+        let signing = signing::read(&settings.tokens, &NamedSecrets::default())
+            .map_err(|problem| Failed(problem.to_string(), BAD_CONFIGURATION))?;
         let signing = signing.ok_or_else(|| {
             let what = "tokens.signingKeyFile is not set; make a key with `inference-router keys signing --file FILE`";
             Failed(what.to_owned(), BAD_CONFIGURATION)

@@ -55,5 +55,10 @@ pub(super) fn kubernetes(check: &mut Check, raw: &RawKubernetes) -> KubernetesSe
         let what = "but it must be where clients reach the router, such as `https://models.example`";
         check.problem("endpoints.kubernetes.scoringUrl", format!("is {}, {what}", quoted(url)));
     }
-    KubernetesSettings { namespaces, scoring_url: scoring_url.map(|url| url.trim_end_matches('/').to_owned()) }
+    let service = raw.service.clone().filter(|name| !name.is_empty());
+    if service.is_some() && scoring_url.is_some() {
+        check.problem("endpoints.kubernetes.service", "is given beside `scoringUrl`; write one or the other");
+    }
+    let scoring_url = scoring_url.map(|url| url.trim_end_matches('/').to_owned());
+    KubernetesSettings { namespaces, scoring_url, service }
 }

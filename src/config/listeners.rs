@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use super::Settings;
 use crate::model::check::Check;
-use crate::model::tls::ServerTls;
+use crate::model::problem::field;
+use crate::model::tls::{CertificateSource, ServerTls};
 
 /// What the listener at `scoring.address` is called in metrics.
 pub const SCORING: &str = "scoring";
@@ -45,6 +46,20 @@ impl Settings {
             tls: Some(tls),
         });
         [scoring].into_iter().chain(beside)
+    }
+
+    /// Secrets of the router's own namespace, each with the key that names it.
+    pub fn secrets(&self) -> impl Iterator<Item = (String, &str)> {
+        let of_listener = |ClientListener { path, tls, .. }| {
+            let sources = tls.into_iter().flat_map(|tls: &ServerTls| &tls.certificates);
+            sources.filter_map(move |source| match source {
+                CertificateSource::Secret(name) => Some((field(path, "certSecret"), name.as_str())),
+                CertificateSource::Pair { .. } | CertificateSource::Folder(_) => None,
+            })
+        };
+        let signing = self.tokens.signing_secret.as_deref();
+        let signing = signing.map(|name| ("tokens.signingSecret".to_owned(), name));
+        self.listeners().flat_map(of_listener).chain(signing)
     }
 }
 

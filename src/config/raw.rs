@@ -60,6 +60,8 @@ written! {
         key_file: String,
         /// A folder with both.
         cert_folder: String,
+        /// A Secret with both.
+        cert_secret: String,
         /// Several of them.
         #[serde(deserialize_with = "mappings")]
         certificates: Vec<Option<RawCertificate>>,
@@ -79,6 +81,8 @@ written! {
         key_file: String,
         /// A folder with both.
         cert_folder: String,
+        /// A Secret with both.
+        cert_secret: String,
     }
 
     /// `admin`.
@@ -128,6 +132,8 @@ written! {
         namespaces: Vec<Option<String>>,
         /// What scoring URIs begin with.
         scoring_url: String,
+        /// The Service that clients reach the router by.
+        service: String,
     }
 
     /// `tokens`.
@@ -138,6 +144,8 @@ written! {
         signing_key_file: String,
         /// Keys of before.
         previous_key_files: Vec<Option<String>>,
+        /// A Secret with keys.
+        signing_secret: String,
         /// How long a token is good.
         lifetime: WrittenDuration,
     }

@@ -33,6 +33,7 @@ pub(super) const KEYS: &[Key] = &[
     optional("scoring.tls.certFile", |_| "tls.crt".to_owned(), CERT_FILE),
     optional("scoring.tls.keyFile", |_| "tls.key".to_owned(), KEY_FILE),
     optional("scoring.tls.certFolder", |_| "/etc/tls/".to_owned(), CERT_FOLDER),
+    optional("scoring.tls.certSecret", |_| "router-tls".to_owned(), CERT_SECRET),
     optional("scoring.tls.certificates", |_| CERTIFICATES_EXAMPLE.to_owned(), CERTIFICATES),
     optional("scoring.tls.minVersion", min_version, MIN_VERSION),
     optional("scoring.tls.handshakeTimeout", handshake_timeout, HANDSHAKE_TIMEOUT),
@@ -45,6 +46,7 @@ pub(super) const KEYS: &[Key] = &[
     optional("scoringTls.certFile", |_| "tls.crt".to_owned(), CERT_FILE),
     optional("scoringTls.keyFile", |_| "tls.key".to_owned(), KEY_FILE),
     optional("scoringTls.certFolder", |_| "/etc/tls/".to_owned(), CERT_FOLDER),
+    optional("scoringTls.certSecret", |_| "router-tls".to_owned(), CERT_SECRET),
     optional("scoringTls.certificates", |_| CERTIFICATES_EXAMPLE.to_owned(), CERTIFICATES),
     optional("scoringTls.minVersion", min_version, MIN_VERSION),
     optional("scoringTls.handshakeTimeout", handshake_timeout, HANDSHAKE_TIMEOUT),
@@ -113,6 +115,11 @@ pub(super) const KEYS: &[Key] = &[
         |_| "https://models.example".to_owned(),
         "where clients reach the router: what scoring URIs in statuses begin with",
     ),
+    optional(
+        "endpoints.kubernetes.service",
+        |_| "inference-router".to_owned(),
+        "instead of scoringUrl: the Service of the router's own namespace that clients reach it by",
+    ),
     key("tokens.issuer", |s| s.tokens.issuer.clone(), "who issues the router's own tokens, for `authMode: aml_token`"),
     key(
         "tokens.signingKeyFile",
@@ -124,6 +131,12 @@ pub(super) const KEYS: &[Key] = &[
         |s| paths(&s.tokens.previous_key_files),
         "keys of before, or to come, private or public, whose tokens are good too",
     ),
+    optional(
+        "tokens.signingSecret",
+        |_| "router-signing".to_owned(),
+        "instead of files, in a cluster: a Secret of the router's own namespace with the key under signingKey, and keys \
+         of before under names that begin with previousKey",
+    ),
     key("tokens.lifetime", |s| WrittenDuration(s.tokens.lifetime).to_string(), "how long a token is good; 1m to 720h"),
     key("log.level", |s| word(&super::LEVELS, s.log.level), "error | warn | info | debug | trace"),
     key("log.format", |s| word(&super::FORMATS, s.log.format), "json | text; on stderr"),
@@ -133,6 +146,8 @@ pub(super) const KEYS: &[Key] = &[
 const CERT_FILE: &str = "PEM: the certificate, then its chain; files are watched, a change counts within a second";
 const KEY_FILE: &str = "PEM: its private key, without a passphrase";
 const CERT_FOLDER: &str = "instead of the two: a folder with tls.crt and tls.key, or cert.pem and key.pem";
+const CERT_SECRET: &str =
+    "instead of files, in a cluster: a Secret of the router's own namespace with tls.crt and tls.key";
 const CERTIFICATES: &str = "instead of those: several, chosen by the names in them; the first is for all other names";
 const CERTIFICATES_EXAMPLE: &str = "[{certFile: a.crt, keyFile: a.key}, {certFolder: b/}]";
 const MIN_VERSION: &str = "oldest version of TLS: \"1.2\" | \"1.3\"";

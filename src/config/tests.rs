@@ -1,7 +1,7 @@
 use super::*;
 use crate::control::documents;
 use crate::model::endpoint::{Auth, ScaleSettings, Target};
-use crate::model::tls::{CertificateFiles, TlsVersion};
+use crate::model::tls::{CertificateSource, TlsVersion};
 
 /// Settings from a file with this text, in a folder of its own, and these variables.
 fn loaded(text: &str, env: &[(&str, &str)]) -> (Result<Settings, Rejected>, PathBuf) {
@@ -134,7 +134,14 @@ fn endpoints_come_from_files_or_from_a_cluster() {
     let text = "endpoints: {kubernetes: {namespaces: [team-a, team-b], scoringUrl: 'https://models.example/'}}";
     let namespaces = vec!["team-a".to_owned(), "team-b".to_owned()];
     let scoring_url = Some("https://models.example".to_owned());
-    assert_eq!(cluster(text).unwrap(), Some(KubernetesSettings { namespaces, scoring_url }));
+    assert_eq!(cluster(text).unwrap(), Some(KubernetesSettings { namespaces, scoring_url, service: None }));
+    let text = "endpoints: {kubernetes: {service: router}}";
+    assert_eq!(cluster(text).unwrap().and_then(|it| it.service).as_deref(), Some("router"));
+    refused(
+        "endpoints: {kubernetes: {service: router, scoringUrl: 'https://a'}}",
+        "endpoints.kubernetes.service",
+        "one or the other",
+    );
     assert_eq!(cluster("endpoints: {kubernetes: {}}").unwrap(), Some(KubernetesSettings::default()));
     refused("endpoints: {files: [a], kubernetes: {}}", "endpoints.files", "remove one");
     refused("endpoints: {kubernetes: {namespaces: [Team]}}", "endpoints.kubernetes.namespaces[0]", "small letters");
@@ -144,7 +151,7 @@ fn endpoints_come_from_files_or_from_a_cluster() {
 
 #[test]
 fn tls_says_where_its_certificates_are() {
-    let pair = |cert: &str, key: &str| CertificateFiles::Pair { cert: cert.into(), key: key.into() };
+    let pair = |cert: &str, key: &str| CertificateSource::Pair { cert: cert.into(), key: key.into() };
     let text = "scoring: {tls: {certFile: a.crt, keyFile: /b.key, minVersion: '1.3', handshakeTimeout: 2s}}
 scoringTls: {certificates: [{certFolder: c}, {certFile: d, keyFile: e}], clientCaFile: f, minVersion: 1.3}";
     let settings = parse(text, "file", Path::new("/w"), std::iter::empty()).unwrap();
@@ -153,8 +160,23 @@ scoringTls: {certificates: [{certFolder: c}, {certFile: d, keyFile: e}], clientC
     assert_eq!((tls.min_version, tls.handshake_timeout), (TlsVersion::V1_3, Duration::from_secs(2)));
     let TlsListener { address, tls } = settings.scoring_tls.unwrap();
     assert_eq!(address.to_string(), "0.0.0.0:8443");
-    assert_eq!(tls.certificates, [CertificateFiles::Folder("/w/c".into()), pair("/w/d", "/w/e")]);
+    assert_eq!(tls.certificates, [CertificateSource::Folder("/w/c".into()), pair("/w/d", "/w/e")]);
     assert_eq!((tls.client_ca_file, tls.min_version), (Some("/w/f".into()), TlsVersion::V1_3));
+}
+
+#[test]
+fn certificates_and_signing_keys_may_be_in_secrets_of_a_cluster() {
+    let text = "{endpoints: {kubernetes: {}}, scoringTls: {certSecret: web}, tokens: {signingSecret: signing}}";
+    let settings = parse(text, "file", Path::new("/w"), std::iter::empty()).unwrap();
+    let secrets: Vec<_> = settings.secrets().collect();
+    let expected = [("scoringTls.certSecret", "web"), ("tokens.signingSecret", "signing")];
+    assert_eq!(secrets, expected.map(|(path, name)| (path.to_owned(), name)));
+    refused("tokens: {signingSecret: signing}", "tokens.signingSecret", "`endpoints.kubernetes`");
+    refused("scoringTls: {certificates: [{certSecret: a}]}", "scoringTls.certSecret", "`endpoints.kubernetes`");
+    let both = "{endpoints: {kubernetes: {}}, scoringTls: {certSecret: a, certFile: b}}";
+    refused(both, "scoringTls.certSecret", "beside `certFile`");
+    let both = "{endpoints: {kubernetes: {}}, tokens: {signingSecret: a, signingKeyFile: b}}";
+    refused(both, "tokens.signingSecret", "in a Secret or in files");
 }
 
 #[test]

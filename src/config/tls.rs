@@ -7,7 +7,7 @@ use super::raw::{RawCertificate, RawTls};
 use super::{TIMEOUT, TlsListener, address, time};
 use crate::model::check::Check;
 use crate::model::problem::{field, item};
-use crate::model::tls::{CertificateFiles, ServerTls, TlsVersion};
+use crate::model::tls::{CertificateSource, ServerTls, TlsVersion};
 
 /// As written, and what it means.
 pub(super) const VERSIONS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
@@ -37,13 +37,14 @@ fn tls(check: &mut Check, path: &str, raw: &RawTls, folder: &Path) -> ServerTls 
         cert_file: raw.cert_file.clone(),
         key_file: raw.key_file.clone(),
         cert_folder: raw.cert_folder.clone(),
+        cert_secret: raw.cert_secret.clone(),
     };
     let certificates = match &raw.certificates {
         None => certificate(check, path, &own, folder).into_iter().collect(),
         Some(several) => {
             if own != RawCertificate::default() {
-                let what = "is given beside `certFile`, `keyFile` or `certFolder`; list every certificate here, the \
-                            default first";
+                let what = "is given beside `certFile`, `keyFile`, `certFolder` or `certSecret`; list every certificate \
+                            here, the default first";
                 check.problem(&at("certificates"), what);
             }
             if several.is_empty() {
@@ -78,23 +79,36 @@ fn tls(check: &mut Check, path: &str, raw: &RawTls, folder: &Path) -> ServerTls 
 }
 
 /// One certificate; relative to the settings file's folder, as everything is.
-fn certificate(check: &mut Check, path: &str, raw: &RawCertificate, folder: &Path) -> Option<CertificateFiles> {
-    let given = [("certFile", &raw.cert_file), ("keyFile", &raw.key_file), ("certFolder", &raw.cert_folder)];
+fn certificate(check: &mut Check, path: &str, raw: &RawCertificate, folder: &Path) -> Option<CertificateSource> {
+    let given = [
+        ("certFile", &raw.cert_file),
+        ("keyFile", &raw.key_file),
+        ("certFolder", &raw.cert_folder),
+        ("certSecret", &raw.cert_secret),
+    ];
     let mut complete = true;
     for (name, _) in given.iter().filter(|(_, file)| file.as_deref() == Some("")) {
-        check.problem(&field(path, name), "is empty; name a file or a folder");
+        check.problem(&field(path, name), "is empty; name a file, a folder or a Secret");
         complete = false;
     }
     if !complete {
         return None;
     }
+    if let Some(name) = &raw.cert_secret {
+        let others = &given[..3];
+        if let Some((other, _)) = others.iter().find(|(_, file)| file.is_some()) {
+            check.problem(&field(path, "certSecret"), format!("is given beside `{other}`; write one or the other"));
+        }
+        return Some(CertificateSource::Secret(name.clone()));
+    }
     match (&raw.cert_file, &raw.key_file, &raw.cert_folder) {
         (Some(cert), Some(key), None) => {
-            Some(CertificateFiles::Pair { cert: folder.join(cert), key: folder.join(key) })
+            Some(CertificateSource::Pair { cert: folder.join(cert), key: folder.join(key) })
         }
-        (None, None, Some(mount)) => Some(CertificateFiles::Folder(folder.join(mount))),
+        (None, None, Some(mount)) => Some(CertificateSource::Folder(folder.join(mount))),
         (None, None, None) => {
-            let how = "write `certFile` and `keyFile`, or `certFolder` for a folder with tls.crt and tls.key";
+            let how = "write `certFile` and `keyFile`, or `certFolder` for a folder with tls.crt and tls.key, or in a \
+                       cluster `certSecret`";
             check.problem(path, format!("does not say where its certificate is; {how}"));
             None
         }

@@ -1,6 +1,6 @@
 //! Certificates of listeners: read, checked, watched.
 //!
-//! Files are compared by what they hold: they are few, and a mount may give a new file the stamp of the old one. What is
+//! Those in Secrets come when the cluster is known, and are then looked at like files. Files are compared by what they hold: they are few, and a mount may give a new file the stamp of the old one. What is
 //! broken leaves the last good version of it in place, be it one certificate of several or the authorities of clients.
 
 use std::future::pending;
@@ -16,8 +16,9 @@ use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio::time::Instant;
 
 use super::files::Watch;
+use super::secrets::NamedSecrets;
 use crate::model::problem::Problem;
-use crate::model::tls::{CertificateFiles, ServerTls, TlsVersion};
+use crate::model::tls::{CertificateSource, ServerTls, TlsVersion};
 use crate::state::metrics::Metrics;
 use crate::state::status::{self, Status};
 use crate::state::tls::Acceptor;
@@ -45,6 +46,7 @@ pub struct Certificates {
     listeners: Vec<Listener>,
     metrics: Arc<Metrics>,
     status: Arc<Status>,
+    secrets: NamedSecrets,
 }
 
 /// TLS of one listener.
@@ -58,12 +60,12 @@ struct Listener {
     acceptor: Option<Arc<Acceptor>>,
 }
 
-/// Something made from files.
+/// Something made from files, or from a Secret.
 struct Part<T> {
     /// The files as they were last seen, good or not.
     seen: Material,
-    /// The last good version.
-    good: T,
+    /// The last good version; of files there is always one.
+    good: Option<T>,
     /// What is wrong with the files as they are now.
     problem: Option<String>,
 }
@@ -84,13 +86,13 @@ impl Sessions {
 
 /// What is wrong with the files that the TLS settings at `path` name.
 pub fn check(path: &'static str, settings: &ServerTls) -> Vec<Problem> {
-    Listener::load(path, settings.clone()).err().unwrap_or_default()
+    Listener::load(path, settings.clone(), &NamedSecrets::default()).err().unwrap_or_default()
 }
 
 impl Certificates {
     /// No listener speaks TLS yet.
-    pub fn new(metrics: Arc<Metrics>, status: Arc<Status>) -> Self {
-        Self { listeners: Vec::new(), metrics, status }
+    pub fn new(metrics: Arc<Metrics>, status: Arc<Status>, secrets: NamedSecrets) -> Self {
+        Self { listeners: Vec::new(), metrics, status, secrets }
     }
 
     /// Reads what the TLS `settings` at `path` name, for the listener called `name` in metrics.
@@ -103,7 +105,7 @@ impl Certificates {
         name: &'static str,
         settings: ServerTls,
     ) -> Result<Arc<Acceptor>, Vec<Problem>> {
-        let mut listener = Listener::load(path, settings)?;
+        let mut listener = Listener::load(path, settings, &self.secrets)?;
         let config = listener.config().map_err(|error| vec![Problem::new(path, error.to_string())])?;
         let acceptor =
             Arc::new(Acceptor::new(name, Arc::new(config), listener.settings.handshake_timeout, &self.metrics));
@@ -111,6 +113,7 @@ impl Certificates {
         listener.tell_expiry(&self.metrics);
         listener.warn_of_expiry();
         self.listeners.push(listener);
+        self.tell_problems();
         Ok(acceptor)
     }
 
@@ -140,8 +143,12 @@ impl Certificates {
     /// Reads what has changed.
     fn look(&mut self) {
         for listener in &mut self.listeners {
-            listener.look(&self.metrics);
+            listener.look(&self.metrics, &self.secrets);
         }
+        self.tell_problems();
+    }
+
+    fn tell_problems(&self) {
         let problems: Vec<Problem> = self.listeners.iter().flat_map(Listener::problems).collect();
         self.metrics.tls_refused_files.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
         self.status.set_problems(status::Part::Certificates, problems);
@@ -149,20 +156,24 @@ impl Certificates {
 }
 
 impl Listener {
-    fn load(path: &'static str, settings: ServerTls) -> Result<Self, Vec<Problem>> {
+    fn load(path: &'static str, settings: ServerTls, secrets: &NamedSecrets) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
         let mut note = |bad: Bad| problems.push(Problem::new(path, bad.to_string()));
-        let certificates: Vec<_> = settings
-            .certificates
-            .iter()
-            .filter_map(|files| {
-                Part::load(|| pem::read_pair(files), |read| pem::certificate(files, read)).map_err(&mut note).ok()
-            })
-            .collect();
-        let client_ca = settings
-            .client_ca_file
-            .as_ref()
-            .and_then(|file| Part::load(|| Material::read([file.clone()]), verifier).map_err(&mut note).ok());
+        let load = |source: &CertificateSource| {
+            let part = Part::load(|| pem::read_pair(source, secrets), |read| pem::certificate(source, read));
+            match (part, source) {
+                // It comes when the cluster is known; until then there are no handshakes.
+                (Err((seen, bad)), CertificateSource::Secret(_)) => {
+                    Ok(Part { seen, good: None, problem: Some(bad.to_string()) })
+                }
+                (part, _) => part.map_err(|(_, bad)| bad),
+            }
+        };
+        let certificates: Vec<_> =
+            settings.certificates.iter().filter_map(|source| load(source).map_err(&mut note).ok()).collect();
+        let client_ca = settings.client_ca_file.as_ref().and_then(|file| {
+            Part::load(|| Material::read([file.clone()]), verifier).map_err(|(_, bad)| note(bad)).ok()
+        });
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -174,11 +185,11 @@ impl Listener {
     fn config(&self) -> Result<ServerConfig, rustls::Error> {
         let builder = ServerConfig::builder_with_provider(provider());
         let builder = builder.with_protocol_versions(&versions(self.settings.min_version))?;
-        let builder = match &self.client_ca {
-            Some(part) => builder.with_client_cert_verifier(part.good.clone()),
+        let builder = match self.client_ca.as_ref().and_then(|part| part.good.clone()) {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
         };
-        let names = Names::new(self.certificates.iter().map(|part| &part.good));
+        let names = Names::new(self.good());
         let mut config = builder.with_cert_resolver(Arc::new(names));
         config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
         config.ticketer = self.sessions.tickets.clone();
@@ -186,10 +197,15 @@ impl Listener {
         Ok(config)
     }
 
-    fn look(&mut self, metrics: &Metrics) {
+    /// The last good versions of its certificates.
+    fn good(&self) -> impl Iterator<Item = &Certificate> {
+        self.certificates.iter().filter_map(|part| part.good.as_ref())
+    }
+
+    fn look(&mut self, metrics: &Metrics, secrets: &NamedSecrets) {
         let mut outcomes = Vec::new();
-        for (part, files) in self.certificates.iter_mut().zip(&self.settings.certificates) {
-            outcomes.extend(part.look(|| pem::read_pair(files), |read| pem::certificate(files, read)));
+        for (part, source) in self.certificates.iter_mut().zip(&self.settings.certificates) {
+            outcomes.extend(part.look(|| pem::read_pair(source, secrets), |read| pem::certificate(source, read)));
         }
         if let (Some(part), Some(file)) = (&mut self.client_ca, &self.settings.client_ca_file) {
             let outcome = part.look(|| Material::read([file.clone()]), verifier);
@@ -239,7 +255,7 @@ impl Listener {
     }
 
     fn tell_expiry(&self, metrics: &Metrics) {
-        for certificate in self.certificates.iter().map(|part| &part.good) {
+        for certificate in self.good() {
             let seconds = i64::try_from(certificate.expires.as_secs()).unwrap_or(i64::MAX);
             metrics.tls_certificate_expiry.with_label_values(&[&certificate.name]).set(seconds);
         }
@@ -247,7 +263,7 @@ impl Listener {
 
     fn warn_of_expiry(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        for certificate in self.certificates.iter().map(|part| &part.good) {
+        for certificate in self.good() {
             let Certificate { name, expires, .. } = certificate;
             match expires.checked_sub(now) {
                 None => tracing::warn!(certificate = name, "the certificate has expired; replace it"),
@@ -262,9 +278,11 @@ impl Listener {
 }
 
 impl<T> Part<T> {
-    fn load(read: impl Fn() -> Material, make: impl Fn(&Material) -> Result<T, Bad>) -> Result<Self, Bad> {
-        let (seen, made) = settled(read(), read, make);
-        made.map(|good| Self { seen, good, problem: None })
+    fn load(read: impl Fn() -> Material, make: impl Fn(&Material) -> Result<T, Bad>) -> Result<Self, (Material, Bad)> {
+        match settled(read(), read, make) {
+            (seen, Ok(good)) => Ok(Self { seen, good: Some(good), problem: None }),
+            (seen, Err(bad)) => Err((seen, bad)),
+        }
     }
 
     /// Makes it anew if its files have changed; `None`: they have not.
@@ -280,7 +298,7 @@ impl<T> Part<T> {
         let (seen, made) = settled(now, read, make);
         self.seen = seen;
         self.problem = made.as_ref().err().map(ToString::to_string);
-        Some(made.map(|good| self.good = good))
+        Some(made.map(|good| self.good = Some(good)))
     }
 }
 
@@ -323,8 +341,10 @@ fn places(settings: &ServerTls) -> Vec<PathBuf> {
     let mut places: Vec<PathBuf> = settings.client_ca_file.iter().cloned().collect();
     for files in &settings.certificates {
         match files {
-            CertificateFiles::Pair { cert, key } => places.extend([cert.clone(), key.clone()]),
-            CertificateFiles::Folder(folder) => places.push(folder.clone()),
+            CertificateSource::Pair { cert, key } => places.extend([cert.clone(), key.clone()]),
+            CertificateSource::Folder(folder) => places.push(folder.clone()),
+            // Looked at as often, without a sign.
+            CertificateSource::Secret(_) => {}
         }
     }
     places

@@ -10,9 +10,11 @@ use std::time::{Duration, SystemTime};
 
 use kube::Client;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use super::index::{Counts, Desired};
 use super::scale::Scaled;
+use super::secrets::NamedSecrets;
 use crate::model::limits::KubernetesSettings;
 use crate::model::name::Name;
 use crate::model::problem::Problem;
@@ -30,19 +32,19 @@ mod reviews;
 mod routing;
 mod scale;
 mod secrets;
+mod service;
 mod store;
 mod watch;
 mod workloads;
 mod writer;
 
-use endpoints::Endpoints;
+use endpoints::{Endpoints, Secrets};
 
 use kinds::Kind;
 use objects::{EndpointObject, Key, TargetRef};
 
 use pods::{PodChange, Pods, WorkloadKey};
 pub use scale::WorkloadTarget;
-use secrets::Keys;
 use store::{Change, Scope, Store};
 
 use watch::{Seen, Watched, Watches};
@@ -89,7 +91,11 @@ pub struct Cluster {
     seen: mpsc::Receiver<Seen>,
     watches: Watches,
     objects: Store<EndpointObject>,
-    secrets: Store<Keys>,
+    secrets: Secrets,
+    /// Watches of Secrets for TLS towards replicas.
+    tls: HashMap<Key, AbortHandle>,
+    /// Secrets that the router's own settings name.
+    own: NamedSecrets,
     autoscalers: Store<Option<TargetRef>>,
     workloads: HashMap<Arc<Kind>, Store<Workload>>,
     pods: Pods,
@@ -136,7 +142,7 @@ pub async fn connect() -> Result<Client, String> {
 
 impl Cluster {
     /// Begins to watch. To be called inside a tokio runtime.
-    pub fn start(client: Client, settings: &KubernetesSettings, tokens: Arc<Tokens>) -> Self {
+    pub fn start(client: Client, settings: &KubernetesSettings, tokens: Arc<Tokens>, own: &NamedSecrets) -> Self {
         let (sender, seen) = mpsc::channel(SEEN);
         let mut scopes: Vec<Scope> = settings.namespaces.iter().map(|name| name.as_str().into()).collect();
         if scopes.is_empty() {
@@ -144,6 +150,13 @@ impl Cluster {
         }
         let mut watches = Watches::new(client.clone(), scopes, sender);
         watches.start();
+        let namespace: Arc<str> = watches.own_namespace().into();
+        for name in own.names() {
+            watches.start_secret(&Key { namespace: namespace.clone(), name: name.into() });
+        }
+        if let Some(name) = &settings.service {
+            watches.start_service(&Key { namespace, name: name.as_str().into() });
+        }
         if let Some(asked) = tokens.reviews.take() {
             watches.spawn(reviews::run(client.clone(), asked));
         }
@@ -152,7 +165,9 @@ impl Cluster {
             seen,
             watches,
             objects: Store::default(),
-            secrets: Store::default(),
+            secrets: Secrets::default(),
+            tls: HashMap::new(),
+            own: own.clone(),
             autoscalers: Store::default(),
             workloads: HashMap::new(),
             pods: Pods::default(),
@@ -241,7 +256,7 @@ impl Cluster {
             store.is_complete(scopes) || self.trouble.keys().any(|(what, _)| *what == kind.to_string())
         };
         self.objects.is_complete(scopes)
-            && self.secrets.is_complete(scopes)
+            && self.secrets.keys.is_complete(scopes)
             && self.pods.is_complete(scopes)
             && self.workloads.iter().all(is_listed)
             && self.touched.names.is_empty()
@@ -266,19 +281,23 @@ impl Cluster {
                             self.endpoints.set_status(&key, now);
                         }
                         (now, _) => {
+                            let before = self.endpoints.get(&key).map(|known| known.tls.clone()).unwrap_or_default();
                             let names = self.endpoints.set(&key, now.cloned(), &self.secrets);
                             self.touched.names.extend(names);
+                            self.follow_tls(&key, before);
                         }
                     }
                     self.touched.reports.insert(key);
                 }
             }
             Seen::Secret(scope, event) => {
-                for change in self.secrets.note(&scope, event) {
+                for change in self.secrets.keys.note(&scope, event) {
                     let (Change::Is(key, _) | Change::Gone(key, _)) = change;
                     self.touched.names.extend(self.endpoints.secret_changed(&key, &self.secrets));
                 }
             }
+            Seen::Named(scope, event) => self.named_secret(&scope, event),
+            Seen::Service(scope, event) => self.service(&scope, event),
             Seen::Pod(scope, event) => {
                 let (changes, workloads) = self.pods.note(&scope, event);
                 self.touched.pods.extend(changes);

@@ -8,6 +8,7 @@ pub mod index;
 pub mod issuers;
 pub mod processes;
 pub mod scale;
+pub mod secrets;
 pub mod signing;
 mod small_file;
 pub mod yaml;

@@ -41,10 +41,12 @@ impl Default for Limits {
 pub struct TokenSettings {
     /// As in `iss`.
     pub issuer: String,
-    /// A private key in PEM; `None`: it signs none.
+    /// A private key in PEM; if there is no [`Self::signing_secret`] either, it signs none.
     pub signing_key_file: Option<PathBuf>,
     /// Keys whose tokens stay good.
     pub previous_key_files: Vec<PathBuf>,
+    /// Instead of files: a Secret of the router's own namespace with [`SIGNING_KEY`], and keys of before.
+    pub signing_secret: Option<String>,
     /// How long a token is good.
     pub lifetime: Duration,
 }
@@ -55,10 +57,23 @@ impl Default for TokenSettings {
             issuer: "inference-router".to_owned(),
             signing_key_file: None,
             previous_key_files: Vec::new(),
+            signing_secret: None,
             lifetime: Duration::from_secs(3600),
         }
     }
 }
+
+impl TokenSettings {
+    /// Whether the router signs tokens at all.
+    pub fn is_signing(&self) -> bool {
+        self.signing_key_file.is_some() || self.signing_secret.is_some()
+    }
+}
+
+/// The entry of a Secret with the private key that tokens are signed with.
+pub const SIGNING_KEY: &str = "signingKey";
+/// What entries with keys of before begin with.
+pub const PREVIOUS_KEY: &str = "previousKey";
 
 /// Where in Kubernetes endpoints come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,6 +82,8 @@ pub struct KubernetesSettings {
     pub namespaces: Vec<String>,
     /// Where clients reach the router, as `https://models.example`: what scoring URIs in statuses begin with.
     pub scoring_url: Option<String>,
+    /// Unless that is given: the Service of the router's own namespace through which clients reach it.
+    pub service: Option<String>,
 }
 
 /// How the router leaves.

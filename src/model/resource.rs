@@ -246,6 +246,10 @@ written! {
 
     /// TLS towards replicas.
     pub struct RawUpstreamTls {
+        /// A Secret with `ca.crt`, who may have signed the replicas' certificates, or with `tls.crt` and `tls.key`, the
+        /// router's own certificate, or with all three. Needs Kubernetes.
+        #[serde(deserialize_with = "mapping")]
+        secret_ref: RawSecretRef,
         /// Who may have signed the replicas' certificates: a PEM file. Only in endpoint files.
         ca_file: String,
         /// The name in the replicas' certificates.

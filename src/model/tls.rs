@@ -11,7 +11,7 @@ pub const NAMES_IN_FOLDERS: [(&str, &str); 2] = [("tls.crt", "tls.key"), ("cert.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerTls {
     /// At least one; the first is for clients that ask for no name, or one that no certificate has.
-    pub certificates: Vec<CertificateFiles>,
+    pub certificates: Vec<CertificateSource>,
     /// The oldest version that is spoken.
     pub min_version: TlsVersion,
     /// Longest time from the accept to the end of the handshake.
@@ -42,7 +42,7 @@ pub enum TlsVersion {
 
 /// Where a certificate, with the chain to its root, and its key are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CertificateFiles {
+pub enum CertificateSource {
     /// In two files.
     Pair {
         /// PEM, the certificate itself first.
@@ -52,14 +52,17 @@ pub enum CertificateFiles {
     },
     /// In a folder, under one of [`NAMES_IN_FOLDERS`].
     Folder(PathBuf),
+    /// In a Secret of the router's own namespace, or of the endpoint's, as `tls.crt` and `tls.key`.
+    Secret(String),
 }
 
-impl CertificateFiles {
+impl CertificateSource {
     /// What it is called in metrics and messages: as it is written in the settings.
     pub fn name(&self) -> &Path {
         match self {
             Self::Pair { cert, .. } => cert,
             Self::Folder(folder) => folder,
+            Self::Secret(name) => Path::new(name),
         }
     }
 }
@@ -69,9 +72,9 @@ impl UpstreamTls {
     pub fn settle(&mut self, folder: &Path) {
         let mut paths: Vec<&mut PathBuf> = self.ca_file.iter_mut().collect();
         match &mut self.certificate {
-            Some(CertificateFiles::Pair { cert, key }) => paths.extend([cert, key]),
-            Some(CertificateFiles::Folder(path)) => paths.push(path),
-            None => {}
+            Some(CertificateSource::Pair { cert, key }) => paths.extend([cert, key]),
+            Some(CertificateSource::Folder(path)) => paths.push(path),
+            Some(CertificateSource::Secret(_)) | None => {}
         }
         for path in paths {
             *path = folder.join(&*path);
@@ -88,6 +91,8 @@ pub struct UpstreamTls {
     pub server_name: Option<String>,
     /// Whether certificates are taken unseen.
     pub skip_verify: bool,
+    /// A Secret of the endpoint's namespace with `ca.crt`, `tls.crt` and `tls.key`, or some of them; instead of files.
+    pub secret: Option<String>,
     /// What the router shows when a replica asks for a certificate.
-    pub certificate: Option<CertificateFiles>,
+    pub certificate: Option<CertificateSource>,
 }

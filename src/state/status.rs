@@ -40,6 +40,12 @@ impl Status {
         self.problems.read().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned().collect()
     }
 
+    /// Whether anything is wrong with one of these.
+    pub fn has_problems(&self, parts: &[Part]) -> bool {
+        let all = self.problems.read().unwrap_or_else(PoisonError::into_inner);
+        parts.iter().any(|part| all.get(part).is_some_and(|problems| !problems.is_empty()))
+    }
+
     /// Replaces what is wrong with one part, and says whether that is something else than before.
     pub fn set_problems(&self, part: Part, problems: Vec<Problem>) -> bool {
         let mut all = self.problems.write().unwrap_or_else(PoisonError::into_inner);

@@ -33,10 +33,16 @@ impl Cluster {
                 (Some(server), kubeconfig)
             }
         };
-        let read = kube::config::Kubeconfig::read_from(&kubeconfig).unwrap();
+        let mut read = kube::config::Kubeconfig::read_from(&kubeconfig).unwrap();
+        let namespace = format!("test-{:016x}", rand::random::<u64>());
+        // The router's own namespace is the test's.
+        for context in read.contexts.iter_mut().filter_map(|named| named.context.as_mut()) {
+            context.namespace = Some(namespace.clone());
+        }
+        let kubeconfig = folder.path().join("kubeconfig-of-the-test");
+        std::fs::write(&kubeconfig, serde_json::to_string(&read).unwrap()).unwrap();
         let config = Config::from_custom_kubeconfig(read, &kube::config::KubeConfigOptions::default()).await.unwrap();
         let client = Client::try_from(config).unwrap();
-        let namespace = format!("test-{:016x}", rand::random::<u64>());
         let neighbour = format!("{namespace}-too");
         let cluster = Self { client, namespace, neighbour, kubeconfig, server, _folder: folder };
         let crd: Value = inference_router::model::crd::definition();
@@ -135,6 +141,19 @@ impl Cluster {
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": self.namespace},
             "type": "inference-router.dev/endpoint-keys", "data": {"primaryKey": base64(key)},
         });
+        self.secrets().create(&PostParams::default(), &object(secret)).await.unwrap();
+    }
+
+    /// A Secret with these entries, or with these instead of those it has.
+    pub async fn has_secret(&self, name: &str, kind: &str, entries: &[(&str, &str)]) {
+        let data: Value = entries.iter().map(|(name, text)| ((*name).to_owned(), json!(base64(text)))).collect();
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": self.namespace},
+            "type": kind, "data": data,
+        });
+        if self.secrets().get_opt(name).await.unwrap().is_some() {
+            self.secrets().delete(name, &DeleteParams::default()).await.unwrap();
+        }
         self.secrets().create(&PostParams::default(), &object(secret)).await.unwrap();
     }
 

@@ -15,6 +15,7 @@ mod people;
 mod pods;
 mod router;
 mod scaling;
+mod secrets;
 mod size;
 
 use std::future::Future;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, KEY};
+use crate::support::apiserver::merge;
 use crate::until;
 
 /// What a model takes.
@@ -29,15 +30,19 @@ pub struct Model(Child);
 impl Router {
     /// Started, and not yet ready.
     pub async fn start(cluster: &Cluster) -> Self {
+        Self::start_with(cluster, json!({"endpoints": {"kubernetes": {"scoringUrl": "https://models.example"}}})).await
+    }
+
+    /// The same with more settings; where they name something of the router's own namespace, that is the test's.
+    pub async fn start_with(cluster: &Cluster, more: Value) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let settings = json!({
+        let mut settings = json!({
             "scoring": {"address": "127.0.0.1:0"}, "admin": {"address": "127.0.0.1:0"}, "workers": 2,
-            "endpoints": {"kubernetes": {
-                "namespaces": [cluster.namespace, cluster.neighbour], "scoringUrl": "https://models.example",
-            }},
+            "endpoints": {"kubernetes": {"namespaces": [cluster.namespace, cluster.neighbour]}},
             "log": {"format": "text", "access": false},
             "shutdown": {"unreadyDelay": "0s"}, "tokens": {"signingKeyFile": "signing.pem"},
         });
+        merge(&mut settings, &more);
         let signing = Command::new(env!("CARGO_BIN_EXE_inference-router"))
             .args(["keys", "signing", "--file"])
             .arg(folder.path().join("signing.pem"))

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
 #![allow(unreachable_pub, reason = "a test is no library: nobody is outside")]
 
+#[path = "../support/authority.rs"]
+mod authority;
+
 mod admission;
 mod cli;
 mod cors;

@@ -14,8 +14,9 @@ use sha2::{Digest, Sha256};
 use x509_cert::der::{Decode, oid::AssociatedOid};
 use x509_cert::ext::pkix::{SubjectAltName, name::GeneralName};
 
+use crate::control::secrets::{Entries, NamedSecrets};
 use crate::control::small_file;
-use crate::model::tls::{CertificateFiles, NAMES_IN_FOLDERS};
+use crate::model::tls::{CertificateSource, NAMES_IN_FOLDERS};
 
 /// The one implementation of cryptography in the program.
 pub(in crate::control) fn provider() -> Arc<CryptoProvider> {
@@ -56,6 +57,22 @@ impl Material {
         Self(files.into_iter().map(read).collect())
     }
 
+    /// These entries of a Secret, as if they were files.
+    pub(in crate::control) fn of_secret(
+        name: &str,
+        secret: &Result<Arc<Entries>, String>,
+        entries: impl IntoIterator<Item = &'static str>,
+    ) -> Self {
+        let entry = |entry: &'static str| {
+            let text = secret
+                .as_ref()
+                .map_err(Clone::clone)
+                .and_then(|secret| secret.get(entry).cloned().ok_or_else(|| "there is no such entry".to_owned()));
+            (format!("Secret {name}, {entry}").into(), text)
+        };
+        Self(entries.into_iter().map(entry).collect())
+    }
+
     /// Where they are.
     pub(super) fn into_files(self) -> impl Iterator<Item = PathBuf> {
         self.0.into_iter().map(|(file, _)| file)
@@ -81,6 +98,9 @@ impl Material {
     }
 }
 
+/// What is in a Secret of the type `kubernetes.io/tls`.
+pub(super) const PAIR_IN_SECRETS: [&str; 2] = ["tls.crt", "tls.key"];
+
 /// A certificate with its key.
 pub(in crate::control) struct Certificate {
     /// What it is called in metrics and messages.
@@ -93,10 +113,11 @@ pub(in crate::control) struct Certificate {
 }
 
 /// Reads a certificate and its key.
-pub(in crate::control) fn read_pair(files: &CertificateFiles) -> Material {
-    let (cert, key) = match files {
-        CertificateFiles::Pair { cert, key } => (cert.clone(), key.clone()),
-        CertificateFiles::Folder(folder) => {
+pub(in crate::control) fn read_pair(source: &CertificateSource, secrets: &NamedSecrets) -> Material {
+    let (cert, key) = match source {
+        CertificateSource::Secret(name) => return Material::of_secret(name, &secrets.get(name), PAIR_IN_SECRETS),
+        CertificateSource::Pair { cert, key } => (cert.clone(), key.clone()),
+        CertificateSource::Folder(folder) => {
             let pairs = NAMES_IN_FOLDERS.map(|(cert, key)| (folder.join(cert), folder.join(key)));
             let there = pairs.iter().position(|(cert, key)| cert.exists() || key.exists());
             let [first, second] = pairs;
@@ -107,7 +128,7 @@ pub(in crate::control) fn read_pair(files: &CertificateFiles) -> Material {
 }
 
 /// The certificate that [`read_pair`] has read.
-pub(in crate::control) fn certificate(files: &CertificateFiles, read: &Material) -> Result<Certificate, Bad> {
+pub(in crate::control) fn certificate(files: &CertificateSource, read: &Material) -> Result<Certificate, Bad> {
     let (cert_file, cert) = read.file(0)?;
     let (key_file, key) = read.file(1)?;
     let chain = certificates(cert_file, cert)?;

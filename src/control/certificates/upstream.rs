@@ -9,45 +9,88 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use sha2::{Digest, Sha256};
 
-use super::pem::{self, Bad, Material, provider};
-use crate::model::tls::UpstreamTls;
+use super::pem::{self, Bad, Material, PAIR_IN_SECRETS, provider};
+use crate::control::secrets::{Entries, NamedSecrets};
+use crate::model::tls::{CertificateSource, UpstreamTls};
 use crate::state::tls::Connector;
 
+/// The entry of a Secret with who may have signed the replicas' certificates.
+const CA_IN_SECRETS: &str = "ca.crt";
+const SECRET: &str = "secretRef";
 /// The only protocol spoken with replicas.
 const ALPN: &[u8] = b"http/1.1";
 
 /// The files that `tls` names.
 pub(in crate::control) fn files(tls: &UpstreamTls) -> Vec<PathBuf> {
-    let pair = tls.certificate.iter().flat_map(|files| pem::read_pair(files).into_files());
+    let pair = tls.certificate.iter().flat_map(|files| pem::read_pair(files, &NamedSecrets::default()).into_files());
     tls.ca_file.iter().cloned().chain(pair).collect()
 }
 
-/// TLS as `tls` asks for it.
+/// What `tls` names: authorities, and a certificate of the router's own.
+struct Named {
+    ca: Option<Material>,
+    own: Option<(CertificateSource, Material)>,
+}
+
+impl Named {
+    fn in_files(tls: &UpstreamTls) -> Self {
+        let own = tls.certificate.clone();
+        Self {
+            ca: tls.ca_file.clone().map(|file| Material::read([file])),
+            own: own.map(|source| (source.clone(), pem::read_pair(&source, &NamedSecrets::default()))),
+        }
+    }
+
+    fn in_secret(name: &str, secret: Result<Arc<Entries>, String>) -> Result<Self, String> {
+        let has = |entry: &str| secret.as_ref().is_ok_and(|entries| entries.contains_key(entry));
+        let (has_ca, has_own) = (has(CA_IN_SECRETS), PAIR_IN_SECRETS.into_iter().any(has));
+        if let Err(what) = &secret {
+            return Err(format!("names the Secret {name}: {what}"));
+        }
+        if !has_ca && !has_own {
+            let pair = PAIR_IN_SECRETS.join(" and ");
+            return Err(format!("names the Secret {name}, which has neither {CA_IN_SECRETS} nor {pair}"));
+        }
+        let own = CertificateSource::Secret(name.to_owned());
+        Ok(Self {
+            ca: has_ca.then(|| Material::of_secret(name, &secret, [CA_IN_SECRETS])),
+            own: has_own.then(|| (own, Material::of_secret(name, &secret, PAIR_IN_SECRETS))),
+        })
+    }
+}
+
+/// TLS as `tls` asks for it; what a Secret holds, `secret` knows.
 ///
 /// # Errors
 /// The field of `upstreamTls` that is wrong, and how.
-pub(in crate::control) fn connector(tls: &UpstreamTls) -> Result<Connector, (&'static str, String)> {
-    let of = |field: &'static str| move |bad: Bad| (field, bad.to_string());
+pub(in crate::control) fn connector(
+    tls: &UpstreamTls,
+    secret: impl FnOnce(&str) -> Result<Arc<Entries>, String>,
+) -> Result<Connector, (&'static str, String)> {
+    let is_secret = tls.secret.is_some();
+    let of = |field| move |bad: Bad| (if is_secret { SECRET } else { field }, bad.to_string());
+    let Named { ca, own } = match &tls.secret {
+        Some(name) => Named::in_secret(name, secret(name)).map_err(|what| (SECRET, what))?,
+        None => Named::in_files(tls),
+    };
     let mut digest = Sha256::new();
     // Derived text tells fields apart; what files hold comes with its length.
     digest.update(format!("{tls:?}"));
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| ("", error.to_string()))?;
-    let builder = match &tls.ca_file {
+    let builder = match &ca {
         _ if tls.skip_verify => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified)),
-        Some(file) => {
-            let read = Material::read([file.clone()]);
+        Some(read) => {
             read.digest(&mut digest);
-            builder.with_root_certificates(pem::roots(&read).map_err(of("caFile"))?.1)
+            builder.with_root_certificates(pem::roots(read).map_err(of("caFile"))?.1)
         }
         None => builder.with_root_certificates(system_roots().map_err(|what| ("caFile", what))?),
     };
-    let mut config = match &tls.certificate {
-        Some(files) => {
-            let read = pem::read_pair(files);
+    let mut config = match &own {
+        Some((source, read)) => {
             read.digest(&mut digest);
-            let own = pem::certificate(files, &read).map_err(of("certFile"))?;
+            let own = pem::certificate(source, read).map_err(of("certFile"))?;
             builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(own.key)))
         }
         None => builder.with_no_client_auth(),

@@ -1,9 +1,11 @@
 //! Endpoints of a cluster: checked, their keys found, one for each name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use super::super::certificates::upstream;
 use super::super::index::Desired;
+use super::super::secrets::Entries;
 use super::objects::{EndpointObject, Key};
 use super::secrets::{self, Keys};
 use super::store::Store;
@@ -12,6 +14,15 @@ use crate::model::name::Name;
 use crate::model::problem::{Problem, field, item};
 use crate::policy::access::Access;
 use crate::state::tls::Connector;
+
+/// Secrets that endpoints name.
+#[derive(Debug, Default)]
+pub(super) struct Secrets {
+    /// With keys.
+    pub(super) keys: Store<Keys>,
+    /// With what TLS towards replicas needs, and those of the router's own settings.
+    pub(super) named: Store<Arc<Entries>>,
+}
 
 /// What there is of endpoints.
 #[derive(Debug, Default)]
@@ -39,11 +50,13 @@ pub(super) struct Known {
     /// Its last good version.
     pub(super) good: Option<Desired>,
     secret: Option<Key>,
+    /// Secrets for TLS towards replicas.
+    pub(super) tls: Vec<Key>,
 }
 
 impl Endpoints {
     /// An object is like this now, or gone. Returns the names whose endpoint may be another now.
-    pub(super) fn set(&mut self, key: &Key, object: Option<EndpointObject>, secrets: &Store<Keys>) -> Vec<Name> {
+    pub(super) fn set(&mut self, key: &Key, object: Option<EndpointObject>, secrets: &Secrets) -> Vec<Name> {
         let before = self.known.remove(key);
         let mut names: Vec<Name> = before.as_ref().and_then(|known| known.name.clone()).into_iter().collect();
         if let Some(known) = &before {
@@ -58,7 +71,7 @@ impl Endpoints {
             self.claims.entry(name.clone()).or_default().insert(claim);
             names.push(name.clone());
         }
-        if let Some(secret) = &known.secret {
+        for secret in known.secrets() {
             self.by_secret.entry(secret.clone()).or_default().insert(key.clone());
         }
         self.known.insert(key.clone(), known);
@@ -74,13 +87,19 @@ impl Endpoints {
     }
 
     /// A Secret is another one now. Returns the names whose endpoint may be another now.
-    pub(super) fn secret_changed(&mut self, secret: &Key, secrets: &Store<Keys>) -> Vec<Name> {
+    pub(super) fn secret_changed(&mut self, secret: &Key, secrets: &Secrets) -> Vec<Name> {
         let users: Vec<Key> = self.by_secret.get(secret).into_iter().flatten().cloned().collect();
         let again = |key: Key| {
             let object = self.known.get(&key)?.object.clone();
             Some(self.set(&key, Some(object), secrets))
         };
         users.into_iter().filter_map(again).flatten().collect()
+    }
+
+    /// Whether any endpoint names a Secret for TLS.
+    pub(super) fn is_for_tls(&self, secret: &Key) -> bool {
+        let users = self.by_secret.get(secret).into_iter().flatten();
+        users.filter_map(|key| self.known.get(key)).any(|known| known.tls.contains(secret))
     }
 
     /// What a name means: its object's last good version.
@@ -117,9 +136,8 @@ impl Endpoints {
                 self.claims.remove(name);
             }
         }
-        if let Some(secret) = &known.secret
-            && let Some(users) = self.by_secret.get_mut(secret)
-        {
+        for secret in known.secrets() {
+            let Some(users) = self.by_secret.get_mut(secret) else { continue };
             users.remove(key);
             if users.is_empty() {
                 self.by_secret.remove(secret);
@@ -128,17 +146,24 @@ impl Endpoints {
     }
 }
 
+impl Known {
+    fn secrets(&self) -> impl Iterator<Item = &Key> {
+        self.secret.iter().chain(&self.tls)
+    }
+}
+
 /// Checks an object. Where something is wrong, the good version of before stays, but with the keys of now where those are
 /// in order: a key that was given away must not stay good because something else is wrong.
-fn read(key: &Key, object: EndpointObject, good: Option<Desired>, secrets: &Store<Keys>) -> Known {
+fn read(key: &Key, object: EndpointObject, good: Option<Desired>, secrets: &Secrets) -> Known {
     let name = Name::new(&key.name).ok();
     let (endpoint, mut problems) = match &object.checked {
         Ok(endpoint) => (Some(endpoint.clone()), Vec::new()),
         Err(problems) => (None, problems.to_vec()),
     };
     let secret = endpoint.as_ref().or(good.as_ref().map(|good| &good.spec)).and_then(|it| secret_of(key, &it.auth));
-    let auth = endpoint.as_ref().map(|endpoint| access(key, &endpoint.auth, secrets));
-    let connectors = endpoint.as_deref().map(connectors);
+    let tls = endpoint.as_deref().or(good.as_ref().map(|good| &*good.spec)).map(|spec| tls_secrets(key, spec));
+    let auth = endpoint.as_ref().map(|endpoint| access(key, &endpoint.auth, &secrets.keys));
+    let connectors = endpoint.as_deref().map(|endpoint| connectors(key, endpoint, &secrets.named));
     let mut is_secret_missing = false;
     let good = match (endpoint, auth, connectors) {
         (Some(endpoint), Some(Ok(access)), Some(Ok(tls))) => Some(Desired { spec: endpoint, access, tls }),
@@ -148,10 +173,10 @@ fn read(key: &Key, object: EndpointObject, good: Option<Desired>, secrets: &Stor
                 problems.push(problem);
             }
             problems.extend(connectors.and_then(Result::err).into_iter().flatten());
-            good.map(|good| with_keys_of_now(key, good, secrets))
+            good.map(|good| with_keys_of_now(key, good, &secrets.keys))
         }
     };
-    Known { object, name, problems, is_secret_missing, good, secret }
+    Known { object, name, problems, is_secret_missing, good, secret, tls: tls.unwrap_or_default() }
 }
 
 fn with_keys_of_now(key: &Key, mut good: Desired, secrets: &Store<Keys>) -> Desired {
@@ -191,11 +216,26 @@ fn access(key: &Key, auth: &Auth, secrets: &Store<Keys>) -> Result<Access, Probl
     })
 }
 
-fn connectors(endpoint: &Endpoint) -> Result<Vec<(Name, Connector)>, Vec<Problem>> {
+/// Secrets for TLS towards replicas.
+fn tls_secrets(key: &Key, endpoint: &Endpoint) -> Vec<Key> {
+    let names = endpoint.deployments.iter().filter_map(|it| it.upstream_tls.as_ref()?.secret.as_deref());
+    names.map(|name| Key { namespace: key.namespace.clone(), name: name.into() }).collect()
+}
+
+fn connectors(
+    key: &Key,
+    endpoint: &Endpoint,
+    secrets: &Store<Arc<Entries>>,
+) -> Result<Vec<(Name, Connector)>, Vec<Problem>> {
     let (mut made, mut problems) = (Vec::new(), Vec::new());
     for (index, deployment) in endpoint.deployments.iter().enumerate() {
         let Some(tls) = &deployment.upstream_tls else { continue };
-        match upstream::connector(tls) {
+        let secret = |name: &str| {
+            let key = Key { namespace: key.namespace.clone(), name: name.into() };
+            let missing = || format!("there is no such Secret in the namespace {}; create it", key.namespace);
+            secrets.get(&key).cloned().ok_or_else(missing)
+        };
+        match upstream::connector(tls, secret) {
             Ok(connector) => made.push((deployment.name.clone(), connector)),
             Err((name, what)) => {
                 let path = field(&field(&item("spec.deployments", index), "upstreamTls"), name);

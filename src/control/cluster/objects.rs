@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use super::store::Scope;
 use crate::model::endpoint::Endpoint;
 use crate::model::problem::Problem;
 use crate::model::resource::{API_VERSION, KIND};
@@ -30,6 +31,11 @@ impl Key {
     /// Before all others.
     pub(super) fn first() -> Self {
         Self { namespace: "".into(), name: "".into() }
+    }
+
+    /// It alone, as what is watched.
+    pub(super) fn scope(&self) -> Scope {
+        format!("{}/{}", self.namespace, self.name).into()
     }
 
     /// That of an object.

@@ -2,10 +2,13 @@
 
 use std::time::SystemTime;
 
+use kube::runtime::watcher::Event;
+
 use super::super::index::Counts;
 use super::Cluster;
 use super::endpoints::Known;
 use super::objects::Key;
+use super::store::Scope;
 use crate::model::endpoint::{ScaleSettings, Target};
 use crate::model::name::Name;
 use crate::model::status::{Condition, DeploymentStatus, EndpointStatus};
@@ -14,6 +17,22 @@ use crate::model::status::{Condition, DeploymentStatus, EndpointStatus};
 type Statement = (bool, &'static str, String);
 
 impl Cluster {
+    /// The watch of the router's own Service tells of it.
+    pub(super) fn service(&mut self, scope: &Scope, event: Event<(Key, Option<String>)>) {
+        let watched = ("the router's Service".to_owned(), scope.clone());
+        match event {
+            Event::Apply((_, url)) | Event::InitApply((_, url)) => self.scoring_url = url,
+            // Where clients have found the router so far they may find it again.
+            Event::Delete(_) | Event::Init | Event::InitDone => {}
+        }
+        if self.scoring_url.is_some() {
+            self.trouble.remove(&watched);
+        } else {
+            let what = format!("{scope}, which endpoints.kubernetes.service names, is not there or has no port");
+            self.trouble.insert(watched, format!("{what}: scoring URIs are not known"));
+        }
+    }
+
     /// What is to be said of an object now. `counts` says how things are with a deployment of an endpoint.
     pub(super) fn report(
         &self,
@@ -112,7 +131,8 @@ impl Cluster {
             return (false, "NotAccepted", "nothing is served; see the condition Accepted".to_owned());
         };
         if good.access.needs_signing() && self.tokens.signing.load().is_none() {
-            let what = "nobody can get a token: set tokens.signingKeyFile in the router's settings";
+            let what =
+                "nobody can get a token: set tokens.signingSecret or tokens.signingKeyFile in the router's settings";
             return (false, "NoSigningKey", what.to_owned());
         }
         let live = good.spec.deployments.iter().zip(&good.spec.traffic).zip(deployments);

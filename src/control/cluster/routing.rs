@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use kube::runtime::watcher::Event;
+
+use super::super::secrets::Entries;
 use super::objects::{Key, TargetRef};
 use super::pods::{PodChange, WorkloadKey};
-use super::store::Store;
+use super::store::{Change, Scope, Store};
 use super::workloads::Workload;
 use super::{Cluster, Effect, Named, Touched, User};
 use crate::model::endpoint::{self, Target};
@@ -14,13 +17,15 @@ use crate::model::name::Name;
 impl Cluster {
     /// What has changed for routing since this was last called.
     pub fn effects(&mut self) -> Vec<Effect> {
-        if !self.objects.is_complete(self.watches.scopes()) || !self.secrets.is_complete(self.watches.scopes()) {
+        if !self.objects.is_complete(self.watches.scopes()) || !self.secrets.keys.is_complete(self.watches.scopes()) {
             // Which of two has a name, and which keys are good, is known only when all are.
             return Vec::new();
         }
         let mut effects = Vec::new();
         let Touched { names, mut workloads, pods, reports } = std::mem::take(&mut self.touched);
         self.touched.reports = reports;
+        let (waiting, names): (BTreeSet<_>, BTreeSet<_>) = names.into_iter().partition(|name| self.is_waiting(name));
+        self.touched.names = waiting;
         for name in names {
             effects.extend(self.name_changed(&name, &mut workloads));
             self.touched.reports.extend(self.endpoints.claimants(&name).cloned());
@@ -36,6 +41,54 @@ impl Cluster {
             self.touched.reports.extend(keys.cloned());
         }
         effects
+    }
+
+    /// Whether a name means something that has a Secret which is not known yet.
+    fn is_waiting(&self, name: &Name) -> bool {
+        let known = self.endpoints.holder(name).and_then(|key| self.endpoints.get(key));
+        let mut scopes = known.into_iter().flat_map(|known| &known.tls).map(Key::scope);
+        // One that cannot be watched is waited for in vain.
+        let is_denied = |scope: &Scope| self.trouble.keys().any(|(_, other)| other == scope);
+        scopes.any(|scope| !self.secrets.named.is_listed(&scope) && !is_denied(&scope))
+    }
+
+    /// Has the Secrets for TLS that an object names be watched, and those not any more that only it has named `before`.
+    pub(super) fn follow_tls(&mut self, object: &Key, before: Vec<Key>) {
+        let now = self.endpoints.get(object).map(|known| known.tls.clone()).unwrap_or_default();
+        for secret in now {
+            self.tls.entry(secret).or_insert_with_key(|secret| self.watches.start_secret(secret));
+        }
+        for secret in before.into_iter().filter(|secret| !self.endpoints.is_for_tls(secret)) {
+            if let Some(watch) = self.tls.remove(&secret) {
+                watch.abort();
+                let scope = secret.scope();
+                self.trouble.retain(|(_, other), _| *other != scope);
+                if !self.is_own(&secret) {
+                    self.secrets.named.forget(&scope);
+                }
+            }
+        }
+    }
+
+    /// Whether the router's own settings name a Secret.
+    fn is_own(&self, secret: &Key) -> bool {
+        *secret.namespace == *self.watches.own_namespace() && self.own.names().iter().any(|name| **name == *secret.name)
+    }
+
+    /// A watch tells of a Secret that is named.
+    pub(super) fn named_secret(&mut self, scope: &Scope, event: Event<(Key, Arc<Entries>)>) {
+        for change in self.secrets.named.note(scope, event) {
+            let (Change::Is(key, _) | Change::Gone(key, _)) = change;
+            self.touched.names.extend(self.endpoints.secret_changed(&key, &self.secrets));
+        }
+        let Some((namespace, name)) = scope.split_once('/').filter(|_| self.secrets.named.is_listed(scope)) else {
+            return;
+        };
+        let key = Key { namespace: namespace.into(), name: name.into() };
+        if self.is_own(&key) {
+            let missing = || format!("there is no such Secret in the namespace {namespace}; create it");
+            self.own.set(name, self.secrets.named.get(&key).cloned().ok_or_else(missing));
+        }
     }
 
     /// Has the pods of a workload be found, if anybody names it.

@@ -7,8 +7,16 @@ use kube::runtime::watcher::Event;
 
 use super::objects::Key;
 
-/// What is watched: one namespace, or all where it is empty.
+/// What is watched: one namespace, all where it is empty, or one object of a namespace, `namespace/name`.
 pub(super) type Scope = Arc<str>;
+
+/// Whether an object is among what is watched.
+fn is_within(scope: &str, key: &Key) -> bool {
+    match scope.split_once('/') {
+        None => scope.is_empty() || *key.namespace == *scope,
+        Some((namespace, name)) => *key.namespace == *namespace && *key.name == *name,
+    }
+}
 
 /// Objects of one kind, as they were last seen.
 #[derive(Debug)]
@@ -53,8 +61,8 @@ impl<T: Clone + PartialEq> Store<T> {
             Event::InitDone => {
                 self.complete.insert(scope.clone());
                 let listed = self.listing.remove(scope).unwrap_or_default();
-                let within = |key: &&Key| scope.is_empty() || key.namespace == *scope;
-                let missing = self.objects.keys().filter(within).filter(|key| !listed.contains(*key));
+                let within = self.objects.keys().filter(|key| is_within(scope, key));
+                let missing = within.filter(|key| !listed.contains(*key));
                 let missing: Vec<Key> = missing.cloned().collect();
                 missing.into_iter().filter_map(|key| self.gone(key)).collect()
             }
@@ -64,6 +72,18 @@ impl<T: Clone + PartialEq> Store<T> {
     /// Whether all of so many scopes have been listed once.
     pub(super) fn is_complete(&self, scopes: usize) -> bool {
         self.complete.len() >= scopes
+    }
+
+    /// Whether what there is in `scope` has been listed once.
+    pub(super) fn is_listed(&self, scope: &Scope) -> bool {
+        self.complete.contains(scope)
+    }
+
+    /// Nobody watches `scope` any more.
+    pub(super) fn forget(&mut self, scope: &Scope) {
+        self.complete.remove(scope);
+        self.listing.remove(scope);
+        self.objects.retain(|key, _| !is_within(scope, key));
     }
 
     /// The object at `key`.
@@ -131,6 +151,20 @@ mod tests {
         store.note(&a, Event::Init);
         assert_eq!(store.note(&a, Event::InitDone), [Change::Gone(key("a", "one"), 1)]);
         assert_eq!(store.get(&key("b", "two")), Some(&1));
+    }
+
+    #[test]
+    fn of_an_object_watched_by_its_name_nothing_stays_when_nobody_watches_it() {
+        let (scope, mut store) = (Scope::from("a/one"), Store::default());
+        store.note(&scope, Event::Apply((key("a", "two"), 2)));
+        for event in [Event::Init, Event::InitApply((key("a", "one"), 1)), Event::InitDone] {
+            store.note(&scope, event);
+        }
+        assert!(store.is_listed(&scope) && store.get(&key("a", "two")).is_some(), "only its own object is listed");
+        store.forget(&scope);
+        assert!(!store.is_listed(&scope) && store.get(&key("a", "one")).is_none());
+        store.note(&scope, Event::Init);
+        assert_eq!(store.note(&scope, Event::InitDone), []);
     }
 
     #[test]

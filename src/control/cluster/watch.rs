@@ -16,13 +16,15 @@ use kube::{Client, Resource};
 use rand::RngExt;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::kinds::{self, Kind};
 use super::objects::{EndpointObject, Key, Pod, RawAutoscaler, RawEndpoint, RawPod, TargetRef};
 use super::secrets::{self, Keys};
+use super::service::{self, RawService};
 use super::store::Scope;
 use super::workloads::Workload;
+use crate::control::secrets::Entries;
 use crate::model::crd::{GROUP, PLURAL};
 use crate::model::resource::{API_VERSION, KIND};
 
@@ -35,6 +37,10 @@ pub(super) enum Seen {
     Pod(Scope, Event<(Key, Pod)>),
     /// A Secret with keys.
     Secret(Scope, Event<(Key, Keys)>),
+    /// A Secret that is named by somebody.
+    Named(Scope, Event<(Key, Arc<Entries>)>),
+    /// The router's own Service, as where clients reach it.
+    Service(Scope, Event<(Key, Option<String>)>),
     /// Something of a kind that has pods.
     Workload(Arc<Kind>, Scope, Event<(Key, Workload)>),
     /// A HorizontalPodAutoscaler.
@@ -84,6 +90,46 @@ impl Watches {
             let of_keys = of_keys.clone();
             self.tasks.spawn(async move { run(api, &of_keys, what, scope, seen, trim, Seen::Secret).await });
         }
+    }
+
+    /// Watches one Secret until what is returned is told to stop.
+    pub(super) fn start_secret(&mut self, key: &Key) -> AbortHandle {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &key.namespace);
+        let trim = |raw: Secret| {
+            let entries = raw.data.iter().flatten().map(|(name, value)| (name.clone(), value.0.clone()));
+            ready((Key::of(&raw), Arc::new(entries.collect())))
+        };
+        self.follow_one(api, "Secret", key, trim, Seen::Named)
+    }
+
+    /// Watches the router's own Service.
+    pub(super) fn start_service(&mut self, key: &Key) {
+        let api = api(&self.client, &resource("v1", "Service", "services"), &key.namespace);
+        let trim = |raw: RawService| ready((Key::of(&raw), service::url(&raw)));
+        self.follow_one(api, "Service", key, trim, Seen::Service);
+    }
+
+    /// Where the router itself is, as far as its settings name something there.
+    pub(super) fn own_namespace(&self) -> &str {
+        self.client.default_namespace()
+    }
+
+    fn follow_one<K, T, F>(
+        &mut self,
+        api: Api<K>,
+        kind: &str,
+        key: &Key,
+        trim: impl Fn(K) -> F + Send + 'static,
+        tell: fn(Scope, Event<(Key, T)>) -> Seen,
+    ) -> AbortHandle
+    where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+        F: Future<Output = (Key, T)> + Send,
+        T: Send + 'static,
+    {
+        let (what, fields) = (format!("the {kind} {}", key.name), format!("metadata.name={}", key.name));
+        let (scope, seen) = (key.scope(), self.seen.clone());
+        self.tasks.spawn(async move { run(api, &fields, what, scope, seen, trim, tell).await })
     }
 
     /// Watches a kind of workload.
@@ -209,7 +255,8 @@ impl Failures {
 }
 
 fn describe(what: &str, scope: &str, error: &str) -> String {
-    let place = if scope.is_empty() { String::new() } else { format!(" in the namespace {scope}") };
+    let namespace = scope.split_once('/').map_or(scope, |(namespace, _)| namespace);
+    let place = if scope.is_empty() { String::new() } else { format!(" in the namespace {namespace}") };
     let hint = if error.contains("404") && what == PLURAL {
         format!(
             "; is the definition there? `inference-router crd | kubectl apply --server-side -f -` ({PLURAL}.{GROUP})"

@@ -22,7 +22,8 @@ pub(super) fn connectors(endpoint: &Endpoint, document: &mut Document) -> Result
                  everything"
             );
         }
-        match upstream::connector(tls) {
+        let no_secret = |_: &str| Err("there are no Secrets in files".to_owned());
+        match upstream::connector(tls, no_secret) {
             Ok(connector) => made.push((deployment.name.clone(), connector)),
             Err((name, what)) => {
                 // A file that was replaced while it was read may be right the next time.

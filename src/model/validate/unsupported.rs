@@ -35,15 +35,24 @@ const NEEDS_CLUSTER: &[Feature<RawSpec>] = &[(
 )];
 
 /// What of a deployment needs a cluster.
-const DEPLOYMENT_NEEDS_CLUSTER: &[Feature<RawDeployment>] = &[(
-    "targetRef",
-    |deployment| deployment.target_ref.is_some(),
-    "needs Kubernetes, and this document is a file; list the addresses of the replicas in `instances`",
-)];
+const DEPLOYMENT_NEEDS_CLUSTER: &[Feature<RawDeployment>] = &[
+    (
+        "targetRef",
+        |deployment| deployment.target_ref.is_some(),
+        "needs Kubernetes, and this document is a file; list the addresses of the replicas in `instances`",
+    ),
+    (
+        "upstreamTls.secretRef",
+        |deployment| tls(deployment, |tls| tls.secret_ref.is_some()),
+        "needs Kubernetes, and this document is a file; write `caFile`, `certFile` and `keyFile`",
+    ),
+];
 
 const KEYS_IN_SECRETS: &str = "is only for endpoint files: in a cluster keys are in a Secret of the endpoint's namespace; write `secretRef: {name: …}`";
 const FILE_OF_THE_ROUTER: &str =
     "would be a file of the router, which whoever may write an endpoint cannot have; remove it";
+const TLS_IN_SECRETS: &str =
+    "would be a file of the router, which whoever may write an endpoint cannot have; write `secretRef: {name: …}`";
 
 /// What of an endpoint only a file can have.
 pub(in crate::model) const NEEDS_FILE: &[Feature<RawSpec>] = &[
@@ -64,9 +73,9 @@ pub(in crate::model) const DEPLOYMENT_NEEDS_FILE: &[Feature<RawDeployment>] = &[
         |deployment| deployment.process.is_some(),
         "is only for endpoint files: the router starts no programs in a cluster; write `targetRef`",
     ),
-    ("upstreamTls.caFile", |it| tls(it, |tls| tls.ca_file.is_some()), FILE_OF_THE_ROUTER),
-    ("upstreamTls.certFile", |it| tls(it, |tls| tls.cert_file.is_some()), FILE_OF_THE_ROUTER),
-    ("upstreamTls.keyFile", |it| tls(it, |tls| tls.key_file.is_some()), FILE_OF_THE_ROUTER),
+    ("upstreamTls.caFile", |it| tls(it, |tls| tls.ca_file.is_some()), TLS_IN_SECRETS),
+    ("upstreamTls.certFile", |it| tls(it, |tls| tls.cert_file.is_some()), TLS_IN_SECRETS),
+    ("upstreamTls.keyFile", |it| tls(it, |tls| tls.key_file.is_some()), TLS_IN_SECRETS),
 ];
 
 /// What of an issuer only a file can have.

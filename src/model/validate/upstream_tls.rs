@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::super::check::Check;
 use super::super::problem::{field, quoted};
 use super::super::resource::RawUpstreamTls;
-use super::super::tls::{CertificateFiles, UpstreamTls};
+use super::super::tls::{CertificateSource, UpstreamTls};
 use super::address;
 
 /// What is asked for; whatever is wrong is noted.
@@ -29,7 +29,7 @@ pub(super) fn read(check: &mut Check, path: &str, raw: &RawUpstreamTls) -> Upstr
         check.problem(&at("skipVerify"), what);
     }
     let certificate = match (&raw.cert_file, &raw.key_file) {
-        (Some(cert), Some(key)) => Some(CertificateFiles::Pair { cert: cert.into(), key: key.into() }),
+        (Some(cert), Some(key)) => Some(CertificateSource::Pair { cert: cert.into(), key: key.into() }),
         (Some(_), None) => {
             check.problem(&at("certFile"), "is given without `keyFile`; a certificate is of no use without its key");
             None
@@ -40,7 +40,13 @@ pub(super) fn read(check: &mut Check, path: &str, raw: &RawUpstreamTls) -> Upstr
         }
         (None, None) => None,
     };
+    let secret = raw.secret_ref.as_ref().map(|secret| secret.name.clone().unwrap_or_default());
+    if secret.as_deref() == Some("") {
+        let what = "is missing; name a Secret of the endpoint's namespace";
+        check.problem(&field(&at("secretRef"), "name"), what);
+    }
     UpstreamTls {
+        secret,
         ca_file: raw.ca_file.as_ref().map(Into::into),
         server_name: raw.server_name.clone(),
         skip_verify,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
-use inference_router::model::tls::{CertificateFiles, TlsVersion};
+use inference_router::model::tls::{CertificateSource, TlsVersion};
 use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -96,7 +96,7 @@ async fn the_certificate_follows_the_name_that_is_asked_for() {
             std::fs::create_dir(&folder).unwrap();
             std::fs::write(folder.join("cert.pem"), pair.cert).unwrap();
             std::fs::write(folder.join("key.pem"), pair.key).unwrap();
-            tls.certificates.push(CertificateFiles::Folder(folder));
+            tls.certificates.push(CertificateSource::Folder(folder));
         }
     });
     let config = Arc::new(other.client());
@@ -139,7 +139,7 @@ async fn a_client_that_says_nothing_after_its_handshake_is_not_waited_for() {
     authority.sign(&["localhost"]).replace(folder.path());
     let router = crate::harness::Router::start_with(&[], |settings| {
         settings.limits.header_read_timeout = Duration::from_millis(100);
-        let certificates = vec![CertificateFiles::Folder(folder.path().to_owned())];
+        let certificates = vec![CertificateSource::Folder(folder.path().to_owned())];
         // TLS alone: on the one listener there is.
         settings.tls = Some(inference_router::model::tls::ServerTls { certificates, ..Default::default() });
     });

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use inference_router::app::{App, BuildError, Source, Surroundings};
 use inference_router::config::{Settings, TlsListener};
-use inference_router::model::tls::{CertificateFiles, ServerTls};
+use inference_router::model::tls::{CertificateSource, ServerTls};
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
@@ -79,7 +79,7 @@ async fn certificates_are_swapped_under_load_without_a_failed_request() {
             key: std::fs::read_to_string(folder.join("tls.key")).unwrap(),
         };
         swap_generation(&mount, "..1", &pair);
-        tls.certificates = vec![CertificateFiles::Pair { cert: mount.join("tls.crt"), key: mount.join("tls.key") }];
+        tls.certificates = vec![CertificateSource::Pair { cert: mount.join("tls.crt"), key: mount.join("tls.key") }];
     });
     let mut config = tls.authority.client();
     config.resumption = rustls::client::Resumption::disabled();
@@ -154,7 +154,7 @@ async fn one_broken_certificate_does_not_hold_up_another() {
         let folder = folder.join("second");
         std::fs::create_dir(&folder).unwrap();
         second.sign(&["second.example"]).replace(&folder);
-        tls.certificates.push(CertificateFiles::Folder(folder));
+        tls.certificates.push(CertificateSource::Folder(folder));
     });
     std::fs::write(tls.path("tls.key"), "broken").unwrap();
     tls.metric_is("inference_router_tls_refused_files", 1.0).await;
@@ -208,12 +208,12 @@ fn a_router_does_not_start_with_files_it_cannot_use_and_says_which() {
         ("a.crt", "encrypted.key", "encrypted.key", "passphrase"),
         ("half.crt", "a.key", "half.crt", "PEM"),
     ] {
-        let pair = CertificateFiles::Pair { cert: path(cert), key: path(key) };
+        let pair = CertificateSource::Pair { cert: path(cert), key: path(key) };
         let said = refused(ServerTls { certificates: vec![pair], ..ServerTls::default() });
         let expected = format!("scoringTls: {} ", path(culprit).display());
         assert!(said.starts_with(&expected) && said.contains(why), "{cert}, {key}: {said}");
     }
-    let empty = vec![CertificateFiles::Folder(path("nowhere"))];
+    let empty = vec![CertificateSource::Folder(path("nowhere"))];
     let said = refused(ServerTls { certificates: empty, client_ca_file: Some(path("a.key")), ..ServerTls::default() });
     assert!(said.contains("tls.crt cannot be read") && said.contains("a.key has no certificate"), "all: {said}");
 }

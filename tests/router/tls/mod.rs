@@ -4,22 +4,20 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use inference_router::config::{Settings, TlsListener, Workers};
-use inference_router::model::tls::{CertificateFiles, ServerTls};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion};
+use inference_router::model::tls::{CertificateSource, ServerTls};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, HandshakeKind};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::authority::{Authority, Pair, VERSIONS, provider};
 use crate::harness::{Answer, PATIENCE, Router, replace, soon};
 
 mod clients;
@@ -28,78 +26,7 @@ mod files;
 mod replicas;
 mod resumption;
 
-/// Both versions that are spoken.
-const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
-
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
-/// Whoever signs certificates.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-/// A certificate and its key, in PEM.
-struct Pair {
-    cert: String,
-    key: String,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "authority");
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { pem, issuer: Issuer::new(params, key) }
-    }
-
-    /// A certificate for these names and addresses.
-    fn sign(&self, names: &[&str]) -> Pair {
-        self.sign_until(names, SystemTime::now() + std::time::Duration::from_secs(90 * 24 * 3600))
-    }
-
-    fn sign_until(&self, names: &[&str], end: SystemTime) -> Pair {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        params.not_after = end.into();
-        let key = KeyPair::generate().unwrap();
-        Pair { cert: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
-    }
-
-    fn roots(&self) -> RootCertStore {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
-        roots
-    }
-
-    /// A client that trusts this authority.
-    fn client(&self) -> ClientConfig {
-        self.client_of(&VERSIONS, None)
-    }
-
-    fn client_of(&self, versions: &[&'static SupportedProtocolVersion], own: Option<&Pair>) -> ClientConfig {
-        let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(versions).unwrap();
-        let builder = builder.with_root_certificates(self.roots());
-        match own {
-            None => builder.with_no_client_auth(),
-            Some(pair) => builder.with_client_auth_cert(pair.chain(), pair.private_key()).unwrap(),
-        }
-    }
-}
-
 impl Pair {
-    fn chain(&self) -> Vec<CertificateDer<'static>> {
-        vec![CertificateDer::from_pem_slice(self.cert.as_bytes()).unwrap()]
-    }
-
-    fn private_key(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap()
-    }
-
     /// Writes both, each renamed into its place.
     fn replace(&self, folder: &Path) {
         replace(&folder.join("tls.crt"), &self.cert);
@@ -140,7 +67,7 @@ impl Tls {
     ) -> Self {
         let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
         authority.sign(&["localhost", "127.0.0.1"]).replace(folder.path());
-        let certificates = vec![CertificateFiles::Folder(folder.path().to_owned())];
+        let certificates = vec![CertificateSource::Folder(folder.path().to_owned())];
         let mut tls = ServerTls { certificates, ..ServerTls::default() };
         change(&mut tls, folder.path());
         let router = Router::start_with(documents, |settings| {

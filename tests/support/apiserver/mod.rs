@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use store::{Fault, Store, resource};
+pub use store::{Fault, Store, merge, resource};
 
 /// An API server. Ends when dropped.
 pub struct ApiServer {
