@@ -135,6 +135,35 @@ fn clients_come_in_as_the_component_says() {
 }
 
 #[test]
+fn secrets_that_components_name_are_those_the_router_may_look_at() {
+    let Some(objects) = built("overlays/dev", &["tls", "tokens"]) else { return };
+    let router = of(&objects, "Deployment")[0];
+    let container = &router["spec"]["template"]["spec"]["containers"][0];
+    let variables = container["env"].as_array().unwrap().iter();
+    let variables =
+        variables.map(|it| (it["name"].as_str().unwrap().to_owned(), it["value"].as_str().unwrap().to_owned()));
+    let text = of(&objects, "ConfigMap")[0]["data"]["router.yaml"].as_str().unwrap();
+    let settings = config::parse(text, "settings", Path::new("/"), variables).unwrap();
+    let secrets: Vec<String> = settings.secrets().map(|(_, name)| name.to_owned()).collect();
+    assert_eq!(secrets, ["inference-router-tls", "inference-router-signing"]);
+    let service = settings.kubernetes.unwrap().service.unwrap();
+    let role = of(&objects, "Role")[0];
+    let may = |resource: &str, name: &str| {
+        let rules = role["rules"].as_array().unwrap().iter();
+        let mut its = rules.filter(|rule| rule["resources"] == json!([resource]));
+        its.any(|rule| rule["resourceNames"].as_array().unwrap().contains(&json!(name)))
+    };
+    assert!(may("services", &service) && secrets.iter().all(|secret| may("secrets", secret)), "{role}");
+    let services = of(&objects, "Service");
+    let named = services.iter().find(|of| of["metadata"]["name"] == *service).unwrap();
+    let https = named["spec"]["ports"].as_array().unwrap().iter().find(|port| port["name"] == "https").unwrap();
+    let port = container["ports"].as_array().unwrap().iter().find(|port| port["name"] == https["targetPort"]).unwrap();
+    assert_eq!(port["containerPort"], settings.scoring_tls.unwrap().address.port());
+    let policy = of(&objects, "NetworkPolicy")[0]["spec"]["ingress"].to_string();
+    assert!(policy.contains(&port["containerPort"].to_string()), "{policy}");
+}
+
+#[test]
 fn the_example_is_in_order() {
     let Some(objects) = built("example", &[]) else { return };
     let endpoint = of(&objects, "OnlineEndpoint")[0];
