@@ -118,11 +118,14 @@ impl Router {
         found.map(|one| one["deployments"].as_array().unwrap().clone()).unwrap_or_default()
     }
 
-    /// What it holds in memory, in bytes.
-    pub fn memory(&self) -> u64 {
+    /// What it holds in memory, and the most it has held, in MiB.
+    pub fn memory(&self) -> (u64, u64) {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+        let of = |field: &str| {
+            let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+        };
+        (of("VmRSS:"), of("VmHWM:"))
     }
 
     /// The time of processors that it has taken.

@@ -91,7 +91,12 @@ async fn a_large_cluster_is_known_soon_and_fits() {
     let known = started.elapsed();
     let all = router.deployments("endpoint-9999").await;
     assert_eq!(all[0]["readyReplicas"], PODS_EACH, "{all:?}");
-    println!("known after {known:?}, with {:?} of a processor, {} MiB", router.cpu(), router.memory() >> 20);
+    println!(
+        "known after {known:?}, with {:?} of a processor, {:?} MiB now and at most",
+        router.cpu(),
+        router.memory()
+    );
+    assert!(known < Duration::from_secs(5), "{known:?}");
     // All statuses are written once.
     let is_last = || async { cluster.condition("endpoint-9999", "Ready").await };
     let mut waited = Duration::ZERO;
@@ -102,7 +107,8 @@ async fn a_large_cluster_is_known_soon_and_fits() {
     let quiet = router.cpu();
     tokio::time::sleep(Duration::from_secs(5)).await;
     let idle = router.cpu() - quiet;
-    println!("at rest {:.1} % of a processor, {} MiB", idle.as_secs_f64() * 20.0, router.memory() >> 20);
+    println!("at rest {:.1} % of a processor, {:?} MiB now and at most", idle.as_secs_f64() * 20.0, router.memory());
+    assert!(router.memory().1 <= 250, "{:?} MiB", router.memory());
     for (what, is_pod) in [("pod", true), ("endpoint", false)] {
         let before = router.cpu();
         const EVENTS: u32 = 200;
@@ -126,6 +132,8 @@ async fn a_large_cluster_is_known_soon_and_fits() {
         let replicas = deployment["replicas"].to_string();
         let is_known = if is_pod { deployment["readyReplicas"] == PODS_EACH - 1 } else { replicas.contains(":5002") };
         assert!(is_known, "{deployment}");
-        println!("an event of a {what}: {:?} of a processor", took.saturating_sub(idle) / EVENTS);
+        let each = took.saturating_sub(idle) / EVENTS;
+        println!("an event of a {what}: {each:?} of a processor");
+        assert!(each < Duration::from_millis(1), "{each:?}");
     }
 }
