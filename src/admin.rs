@@ -129,6 +129,9 @@ fn describe(endpoint: &Endpoint, status: &Status) -> Value {
         "scoringPath": format!("/api/v1/endpoint/{name}/score"),
         "swaggerPath": format!("/api/v1/endpoint/{name}/swagger.json"),
         "cors": endpoint.spec.cors.is_some(),
+        "mirror": endpoint.mirror.as_ref().map(|mirror| {
+            json!({"to": mirror.to.spec.name.as_str(), "percent": mirror.settings.percent})
+        }),
         "deployments": deployments,
     })
 }

@@ -26,6 +26,7 @@ use crate::proxy::listen::{DataPlane, Listener};
 use crate::state::access_log::AccessLog;
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
+use crate::state::mirror::Budget;
 use crate::state::status::{Part, Status};
 use crate::state::table::Published;
 use crate::state::tokens::Tokens;
@@ -165,6 +166,7 @@ impl App {
             access_log,
             lifecycle: Lifecycle::default(),
             tokens,
+            mirror_budget: Budget::new(settings.limits.mirror_buffer_bytes),
         };
         Ok(Self {
             settings,

@@ -142,6 +142,7 @@ const PAYLOAD_BYTES: RangeInclusive<i64> = 1..=1 << 50;
 const HEADER_BYTES: RangeInclusive<i64> = 8_192..=1_048_576;
 const HEADERS: RangeInclusive<i64> = 1..=10_000;
 const CONNECTIONS: RangeInclusive<i64> = 1..=10_000_000;
+const MIRROR_BUFFER_BYTES: RangeInclusive<i64> = 0..=1 << 40;
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3_600);
 const UNREADY_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
 /// Of tokens; the least leaves time to use one.
@@ -320,6 +321,13 @@ fn limits(check: &mut Check, raw: &RawLimits, default: &Limits) -> Limits {
             raw.keep_alive_timeout,
             TIMEOUT,
             default.keep_alive_timeout,
+        ),
+        mirror_buffer_bytes: size(
+            check,
+            "limits.mirrorBufferBytes",
+            raw.mirror_buffer_bytes,
+            MIRROR_BUFFER_BYTES,
+            default.mirror_buffer_bytes,
         ),
     }
 }

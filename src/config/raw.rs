@@ -107,6 +107,8 @@ written! {
         max_connections: i64,
         /// Longest idle connection.
         keep_alive_timeout: WrittenDuration,
+        /// Memory of copies.
+        mirror_buffer_bytes: i64,
     }
 
     /// `shutdown`.

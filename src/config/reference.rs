@@ -90,6 +90,11 @@ pub(super) const KEYS: &[Key] = &[
         "how long a connection may stay open without a request",
     ),
     key(
+        "limits.mirrorBufferBytes",
+        |s| s.limits.mirror_buffer_bytes.to_string(),
+        "memory that copies to shadows may hold together while they lag behind, in bytes; more are given up",
+    ),
+    key(
         "shutdown.unreadyDelay",
         |s| WrittenDuration(s.shutdown.unready_delay).to_string(),
         "how long requests are still accepted after /readyz says no, so that load balancers notice",

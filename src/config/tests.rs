@@ -63,7 +63,7 @@ fn every_value_given_is_kept() {
     let settings = good(
         "scoring: {address: '[::1]:80'}\nadmin: {address: '127.0.0.1:0'}\nworkers: 3\nstatusCodes: managed\n\
          limits: {maxPayloadBytes: 1, maxHeaderBytes: 8192, maxHeaders: 2, headerReadTimeout: 1s,\n  \
-           bodyIdleTimeout: 2s, maxConnections: 3, keepAliveTimeout: 3s}\n\
+           bodyIdleTimeout: 2s, maxConnections: 3, keepAliveTimeout: 3s, mirrorBufferBytes: 4}\n\
          shutdown: {unreadyDelay: 0s, drainTimeout: 1m}\n\
          endpoints: {files: [/abs, rel/x.yaml]}\nlog: {level: debug, format: text, access: false}\n",
         &[],
@@ -80,6 +80,7 @@ fn every_value_given_is_kept() {
         body_idle_timeout: Duration::from_secs(2),
         max_connections: 3,
         keep_alive_timeout: Duration::from_secs(3),
+        mirror_buffer_bytes: 4,
     };
     assert_eq!(settings.limits, limits);
     let shutdown = Shutdown { unready_delay: Duration::ZERO, drain_timeout: Duration::from_secs(60) };

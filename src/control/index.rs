@@ -16,6 +16,7 @@ use crate::model::name::Name;
 use crate::policy::access::Access;
 use crate::policy::split::Split;
 use crate::state::metrics::Metrics;
+use crate::state::mirror::Mirror;
 use crate::state::status::{Pending, Status};
 use crate::state::table::{Deployment, Endpoint, Published, Table};
 use crate::state::tls::Connector;
@@ -74,9 +75,10 @@ impl Index {
         let mut endpoints = BTreeMap::new();
         for wanted in desired {
             let name = wanted.spec.name.clone();
-            let same = self.endpoints.remove(&name).filter(|now| is_same(now, &wanted));
+            let before = self.endpoints.remove(&name);
+            let same = before.clone().filter(|now| is_same(now, &wanted));
             changed |= same.is_none();
-            endpoints.insert(name, same.unwrap_or_else(|| Arc::new(self.build(wanted))));
+            endpoints.insert(name, same.unwrap_or_else(|| Arc::new(self.build(wanted, before.as_deref()))));
         }
         self.endpoints = endpoints;
         if changed {
@@ -94,9 +96,9 @@ impl Index {
                 changes.extend(before.map(|_| (name, None)));
                 continue;
             };
-            let same = before.filter(|now| is_same(now, &wanted));
+            let same = before.clone().filter(|now| is_same(now, &wanted));
             let endpoint = same.unwrap_or_else(|| {
-                let endpoint = Arc::new(self.build(wanted));
+                let endpoint = Arc::new(self.build(wanted, before.as_deref()));
                 changes.push((name.clone(), Some(endpoint.clone())));
                 endpoint
             });
@@ -267,13 +269,19 @@ impl Index {
         self.next_replica
     }
 
-    fn build(&mut self, wanted: Desired) -> Endpoint {
+    /// `before`: what the name meant so far.
+    fn build(&mut self, wanted: Desired, before: Option<&Endpoint>) -> Endpoint {
         let name = wanted.spec.name.clone();
         let deployments = wanted.spec.deployments.iter().map(|spec| {
             let tls = wanted.tls.iter().find(|(of, _)| *of == spec.name).map(|(_, connector)| connector.clone());
             Arc::new(self.build_deployment(&name, spec, tls))
         });
-        let deployments = deployments.collect();
+        let deployments: Vec<_> = deployments.collect();
+        let mirror = wanted.spec.mirror.clone().map(|settings| {
+            let share = before.and_then(|before| before.mirror.as_ref()).map(|mirror| mirror.share.clone());
+            let to = deployments[settings.to].clone();
+            Arc::new(Mirror { to, settings, share: share.unwrap_or_default() })
+        });
         let issuers = match &wanted.access {
             Access::IssuerTokens(issuers) => issuers.as_slice(),
             _ => &[],
@@ -281,6 +289,7 @@ impl Index {
         self.next_generation += 1;
         Endpoint {
             deployments,
+            mirror,
             key_sets: issuers.iter().map(|issuer| self.tokens.key_sets.of(&issuer.keys)).collect(),
             generation: self.next_generation,
             split: Split::new(&wanted.spec.traffic),

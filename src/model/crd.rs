@@ -147,6 +147,8 @@ fn refinements() -> Vec<(&'static str, Value)> {
         ("traffic[]", number(&traffic::PERCENT)),
         ("mirrorTraffic", json!({"maxProperties": 1})),
         ("mirrorTraffic[]", number(&traffic::MIRRORED_PERCENT)),
+        ("mirrorSettings.onClientAbort", json!({"enum": ["finish", "drop"], "default": "finish"})),
+        ("mirrorSettings.windowBytes", and_default(&traffic::WINDOW_BYTES, defaults::MIRROR_WINDOW_BYTES)),
         ("cors.maxAgeSeconds", number(&cors::MAX_AGE_SECONDS)),
         (
             "deployments",

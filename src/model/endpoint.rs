@@ -44,6 +44,8 @@ pub mod defaults {
     pub const IDLE_BEFORE_ZERO: std::time::Duration = std::time::Duration::from_secs(600);
     /// `scaleSettings.coldStartTimeoutMs`.
     pub const COLD_START_TIMEOUT_MS: i64 = 60_000;
+    /// `mirrorSettings.windowBytes`.
+    pub const MIRROR_WINDOW_BYTES: i64 = 1024 * 1024;
     /// `cors.allowMethods`.
     pub const CORS_METHODS: &[&str] = &["GET", "POST"];
     /// `cors.allowHeaders`: what a browser needs to call a score path.
@@ -66,10 +68,33 @@ pub struct Endpoint {
     pub auth: Auth,
     /// Percent of live traffic per deployment, in the order of `deployments`; sums to 0 (closed) or 100.
     pub traffic: Vec<u8>,
+    /// Which share of live traffic is copied, and where to.
+    pub mirror: Option<Mirror>,
     /// Answers for browsers of other origins; `None`: the router says nothing about origins.
     pub cors: Option<Cors>,
     /// 1 to 20.
     pub deployments: Vec<Deployment>,
+}
+
+/// Copies of live requests, whose answers nobody gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// Index of the deployment that gets them; it has no live traffic.
+    pub to: usize,
+    /// 1 to 50.
+    pub percent: u8,
+    /// What becomes of a copy whose client has gone.
+    pub on_client_abort: OnClientAbort,
+    /// How far, in bytes, the copy of a body may lag behind the live one.
+    pub window: usize,
+}
+
+/// What becomes of a copy whose client has gone, once all of the body is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum OnClientAbort {
+    Finish,
+    Drop,
 }
 
 /// Who may call an endpoint.

@@ -20,6 +20,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// How long a client's connection may stay open without a request.
     pub keep_alive_timeout: Duration,
+    /// Memory that copies of live requests may hold together while they lag behind, in bytes.
+    pub mirror_buffer_bytes: usize,
 }
 
 impl Default for Limits {
@@ -32,6 +34,7 @@ impl Default for Limits {
             body_idle_timeout: Duration::from_secs(30),
             max_connections: 20_000,
             keep_alive_timeout: Duration::from_secs(75),
+            mirror_buffer_bytes: 64 * 1024 * 1024,
         }
     }
 }

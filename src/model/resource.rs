@@ -100,6 +100,9 @@ written! {
         /// Percent of live requests that are copied to one more deployment, which must have no live traffic; its answers are
         /// discarded.
         mirror_traffic: BTreeMap<String, i64>,
+        /// How requests are copied, where `mirrorTraffic` says so.
+        #[serde(deserialize_with = "mapping")]
+        mirror_settings: RawMirrorSettings,
         /// Which pages of other origins may call; off unless given.
         #[serde(deserialize_with = "mapping")]
         cors: RawCors,
@@ -108,6 +111,14 @@ written! {
         /// Versions of the model, 1 to 20.
         #[serde(deserialize_with = "mappings")]
         deployments: Vec<Option<RawDeployment>>,
+    }
+
+    /// How requests are copied.
+    pub struct RawMirrorSettings {
+        /// What becomes of a copy whose client has gone, once all of its body is there: `finish` or `drop`.
+        on_client_abort: String,
+        /// How far the copy of a body may lag behind the live one, in bytes; a copy that lags further is given up.
+        window_bytes: i64,
     }
 
     /// Keys that callers send as `Authorization: Bearer …`.

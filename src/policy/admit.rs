@@ -188,8 +188,7 @@ impl<W> Admission<W> {
     /// [`Admission::leave`] at the deadline.
     pub fn arrive(&mut self, avoid: Avoid, deadline: Instant, waiter: impl FnOnce() -> W) -> Arrival {
         // This overtakes nobody: a slot that is free beside a queue is one that all who wait avoid.
-        if let Some(id) = self.shelf.least_loaded(avoid) {
-            self.occupy(id);
+        if let Some(id) = self.take(avoid) {
             return Arrival::Granted(id);
         }
         let first_try = avoid.is_empty();
@@ -202,6 +201,13 @@ impl<W> Admission<W> {
             if first_try { self.queue.len() } else { self.queue.partition_point(|waiter| waiter.ticket < ticket) };
         self.queue.insert(place, Waiter { ticket, avoid, deadline, waiter: waiter() });
         Arrival::Queued(ticket)
+    }
+
+    /// A slot that is free now, for somebody who does not wait.
+    pub fn take(&mut self, avoid: Avoid) -> Option<ReplicaId> {
+        let id = self.shelf.least_loaded(avoid)?;
+        self.occupy(id);
+        Some(id)
     }
 
     /// Takes a waiter out of the queue. `None`: it was granted a slot before.

@@ -7,6 +7,7 @@ pub mod access;
 pub mod admit;
 pub mod health;
 pub mod identify;
+pub mod mirror;
 pub mod scale;
 pub mod signing;
 pub mod split;

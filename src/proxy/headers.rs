@@ -17,6 +17,8 @@ pub(super) const MODEL_DEPLOYMENT: HeaderName = HeaderName::from_static("azureml
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The client's own id, echoed.
 pub(super) const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
+/// Marks a copy of a live request, for the shadow; nobody else can say it.
+pub(super) const MIRROR: HeaderName = HeaderName::from_static("x-ms-azureml-mirror");
 /// Milliseconds until the model's response head.
 pub(super) const MODEL_TIME: HeaderName = HeaderName::from_static("ms-azureml-model-time");
 /// The status that the model itself gave, on its errors.
@@ -47,6 +49,7 @@ pub struct Notable {
     pub(super) expect: bool,
     content_length: bool,
     cookie: bool,
+    mirror: bool,
     te: bool,
     transfer_encoding: bool,
     connection: bool,
@@ -75,6 +78,7 @@ impl Notable {
                 "azureml-model-deployment" => seen.deployment = true,
                 "x-ms-client-request-id" => seen.client_request_id = true,
                 "expect" => seen.expect = true,
+                "x-ms-azureml-mirror" => seen.mirror = true,
                 "content-length" => seen.content_length = true,
                 "cookie" => seen.cookie = true,
                 "te" => (seen.te, seen.hop_by_hop) = (true, true),
@@ -167,6 +171,9 @@ pub fn to_model(
     if notable.expect {
         // The router answers 100 Continue itself, when it starts to read the body.
         headers.remove(EXPECT);
+    }
+    if notable.mirror {
+        headers.remove(MIRROR);
     }
     if notable.cookie && head.version == Version::HTTP_2 {
         join_cookies(headers);
@@ -333,66 +340,4 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-        lines.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
-    }
-
-    #[test]
-    fn hop_by_hop_headers_go_also_those_that_connection_names() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("connection", "close, X-Secret"),
-            ("connection", "content-length"),
-            ("x-secret", "1"),
-            ("content-length", "5"),
-            ("keep-alive", "timeout=5"),
-            ("te", "trailers"),
-            ("upgrade", "websocket"),
-            ("transfer-encoding", "chunked"),
-            ("proxy-authorization", "Basic eA=="),
-            ("x-kept", "1"),
-        ] {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
-        let notable = Notable::of(&headers);
-        strip_hop_by_hop(&mut headers, &notable);
-        assert_eq!(headers, map(&[("content-length", "5"), ("x-kept", "1")]));
-    }
-
-    #[test]
-    fn a_client_request_id_is_echoed_only_when_clean_and_cut() {
-        let id = |value: &'static str| client_request_id(&map(&[("x-ms-client-request-id", value)]));
-        assert_eq!(id("abc-DEF_1").unwrap(), "abc-DEF_1");
-        assert_eq!(id("0123456789012345678901234567890123456789tail").unwrap().len(), 40);
-        for bad in ["", "a b", "a\tb", "<script>", "a:b"] {
-            assert_eq!(id(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn durations_are_milliseconds_with_three_decimals() {
-        for (micros, text) in
-            [(0, "0.000"), (7, "0.007"), (1_000, "1.000"), (12_345, "12.345"), (98_765_432, "98765.432")]
-        {
-            let mut written = BytesMut::new();
-            milliseconds(&mut written, Duration::from_micros(micros));
-            assert_eq!(written, text);
-        }
-    }
-
-    #[test]
-    fn forwarding_headers_grow() {
-        let mut headers = map(&[("x-forwarded-for", "10.0.0.1")]);
-        append(&mut headers, FORWARDED_FOR, HeaderValue::from_static("10.0.0.2"));
-        assert_eq!(headers["x-forwarded-for"], "10.0.0.1, 10.0.0.2");
-    }
-
-    #[test]
-    fn trailers_are_asked_for_only_if_the_client_does() {
-        assert!(accepts_trailers(&map(&[("te", "gzip;q=0.5, Trailers")])));
-        assert!(!accepts_trailers(&map(&[("te", "gzip")])));
-    }
-}
+mod tests;

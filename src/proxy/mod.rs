@@ -2,6 +2,7 @@
 //!
 //! Everything a request touches lives on one worker thread; what workers share is in [`crate::state`].
 
+mod attempt;
 mod auth;
 mod body;
 mod client_io;
@@ -11,6 +12,7 @@ mod cors;
 mod exchange;
 pub mod headers;
 pub mod listen;
+mod mirror;
 mod pool;
 mod record;
 mod request_id;

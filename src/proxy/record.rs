@@ -10,12 +10,14 @@ use http::{Method, StatusCode, Version, request};
 
 use super::client_io::Client;
 use super::headers::{self, Notable};
+use super::mirror::Copied;
 use super::request_id;
 use super::respond::{self, Context};
 use super::upload::Progress;
 use crate::model::refusal::Refusal;
 use crate::policy::access::Proof;
 use crate::state::access_log::Line;
+use crate::state::mirror::Mirror;
 use crate::state::table::{Deployment, Endpoint};
 
 /// The status that is logged when the client left before there was one; nginx's convention.
@@ -32,6 +34,10 @@ pub(super) struct Record {
     pub(super) deployment: Option<Arc<Deployment>>,
     /// How far its body has come.
     pub(super) upload: Rc<Progress>,
+    /// Its copy, if it has one.
+    pub(super) copied: Option<Copied>,
+    /// Who is to know how long its body was, since nobody did before.
+    pub(super) unmeasured: Option<Arc<Mirror>>,
     pub(super) proof: Option<Proof>,
     /// Time in the queue, of a request that waited.
     pub(super) queued: Option<Duration>,
@@ -76,6 +82,8 @@ impl Record {
             endpoint: None,
             deployment: None,
             upload,
+            copied: None,
+            unmeasured: None,
             proof: None,
             queued: None,
             dispatched: None,
@@ -214,6 +222,15 @@ impl Drop for Record {
     fn drop(&mut self) {
         let now = Instant::now();
         self.client.pace.end(now, self.upload.ended().is_none());
+        if let Some(mirror) = &self.unmeasured {
+            mirror.earn(self.upload.received());
+        }
+        // Of a model's answer the client may have had but a part.
+        if let Some(copied) = &self.copied
+            && (self.status.is_none() || self.model_status.is_some() && self.ended.is_none())
+        {
+            copied.client_left();
+        }
         let code = self.status.map_or(CLIENT_LEFT, |status| status.as_u16());
         self.count(code, now);
         self.write(code, now);

@@ -5,21 +5,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderMap, ORIGIN};
+use http::header::{AUTHORIZATION, CONNECTION, HeaderMap, ORIGIN};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request, response};
 use hyper::body::Incoming;
 
+use super::attempt::attempt;
 use super::auth;
 use super::body::Body;
 use super::client_io::Client;
 use super::cors;
 use super::exchange::{Exchange, NoHead};
 use super::headers::{self, Notable};
+use super::mirror::Plan;
 use super::record::Record;
 use super::respond;
 use super::upload::Upload;
-use super::upstream::Connection;
 use crate::model::limits::StatusCodes;
 use crate::model::refusal::Refusal;
 use crate::policy::admit::{Avoid, RETRIES};
@@ -122,6 +123,14 @@ async fn score(
         return Err(Refusal::PayloadTooLarge(limits.max_payload_bytes));
     }
     let path = model_path(&deployment, called.asked, head.uri.query())?;
+    let plan = match &endpoint.mirror {
+        Some(mirror) if named.is_none() => Some(Plan {
+            mirror: mirror.clone(),
+            path: model_path(&mirror.to, called.asked, head.uri.query())?,
+            authorization: head.headers.get(AUTHORIZATION).filter(|_| mirror.to.spec.forward_authorization).cloned(),
+        }),
+        _ => None,
+    };
     headers::to_model(&mut head, notable, &client.origin, &record.request_id, record.client_request_id.as_ref());
     head.uri = Uri::from(path);
     if !deployment.spec.forward_authorization {
@@ -131,7 +140,7 @@ async fn score(
     if !notable.expect {
         upload.first_part().await?;
     }
-    forward(client, record, &deployment, Box::new(Request::from_parts(head, upload))).await
+    forward(client, record, &deployment, Box::new(Request::from_parts(head, upload)), plan).await
 }
 
 /// What to say where no endpoint has the name: that there is none, once they are known.
@@ -179,14 +188,26 @@ async fn forward(
     record: &mut Record,
     deployment: &Deployment,
     mut request: Box<Request<Upload>>,
+    mut plan: Option<Plan>,
 ) -> Result<Answer, Refusal> {
     let mut avoid = Avoid::default();
     for retry in 0.. {
         let slot = acquire(record, deployment, avoid).await?;
-        match attempt(client, record, deployment, slot, request).await {
+        let dispatched = record.dispatched.unwrap_or_else(Instant::now);
+        if let Some(plan) = plan.take() {
+            if request.body().length().is_none() {
+                record.unmeasured = Some(plan.mirror.clone());
+            }
+            record.copied = plan.begin(&client.worker, &record.request_id, &mut request, dispatched);
+        }
+        match attempt(&client.worker, deployment, slot, request, dispatched).await {
             // Nobody asked for another protocol: the request to upgrade is not passed on.
             Ok((head, _)) if head.status == StatusCode::SWITCHING_PROTOCOLS => return Err(Refusal::ReplicaClosed),
-            Ok((head, exchange)) => return Ok(Answer::Model(head, exchange)),
+            Ok((head, exchange)) => {
+                record.head = Some(Instant::now());
+                record.ended = exchange.ended();
+                return Ok(Answer::Model(head, exchange));
+            }
             Err(NoHead::Refused(refusal)) => return Err(refusal),
             Err(NoHead::NotSent(slot, unsent)) => {
                 avoid.add(slot.id());
@@ -221,67 +242,6 @@ async fn acquire(record: &mut Record, deployment: &Deployment, avoid: Avoid) -> 
         record.dispatched = None;
         no_slot.into()
     })
-}
-
-/// Sends a request to the replica of `slot`, over a warm connection if there is one. Gives it back when nothing of it
-/// can have been sent.
-async fn attempt(
-    client: &Rc<Client>,
-    record: &mut Record,
-    deployment: &Deployment,
-    mut slot: Slot,
-    mut request: Box<Request<Upload>>,
-) -> Result<(response::Parts, Exchange), NoHead> {
-    let worker = &client.worker;
-    let dispatched = record.dispatched.unwrap_or_else(Instant::now);
-    let host = deployment.host.as_ref().unwrap_or(&slot.replica().host).clone();
-    request.headers_mut().insert(HOST, host);
-    loop {
-        let warm = worker.pool.take(slot.replica(), deployment.tls.as_ref());
-        let was_warm = warm.is_some();
-        let connection = match warm {
-            Some(connection) => connection,
-            None => match Box::pin(Connection::open(&slot.replica().address, deployment.tls.as_ref())).await {
-                Ok(connection) => connection,
-                Err(error) => {
-                    tracing::debug!(%error, replica = slot.replica().address, "no connection");
-                    if deployment.tls.is_some() && worker.may_complain() {
-                        tracing::warn!(%error, replica = slot.replica().address, "no connection with TLS");
-                    }
-                    if !is_our_own_shortage(&error) {
-                        slot.failed(Instant::now());
-                    }
-                    return Err(NoHead::NotSent(slot, request));
-                }
-            },
-        };
-        let exchange =
-            Exchange::start(worker.clone(), connection, slot, request, &deployment.spec.requests, dispatched);
-        match exchange.head().await {
-            Ok((head, exchange)) => {
-                record.head = Some(Instant::now());
-                record.ended = exchange.ended();
-                return Ok((head, exchange));
-            }
-            // The replica had closed it meanwhile, as it may: not a failure.
-            Err(NoHead::NotSent(back, unsent)) if was_warm => {
-                deployment.metrics.retried("stale_connection");
-                (slot, request) = (back, unsent);
-            }
-            Err(NoHead::NotSent(slot, unsent)) => {
-                slot.failed(Instant::now());
-                return Err(NoHead::NotSent(slot, unsent));
-            }
-            Err(refused) => return Err(refused),
-        }
-    }
-}
-
-/// Whether a connection failed for want of file descriptors or ports here, which says nothing of the replica.
-fn is_our_own_shortage(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
-    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-    Errno::from_io_error(error).is_some_and(|error| shortages.contains(&error))
 }
 
 /// A model's response, made one for the client.

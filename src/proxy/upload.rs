@@ -7,10 +7,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::codec::Sending;
+use super::mirror::Tee;
 use super::timer::LazyTimer;
 use super::wakes;
 use crate::model::limits::Limits;
@@ -23,7 +24,9 @@ const SMALL: u64 = 64 * 1024;
 /// [`Progress`], and whoever drives the exchange decides what becomes of the model's connection.
 pub(super) struct Upload {
     /// `None` once something is wrong: the client's connection must not wait for what nobody reads.
-    incoming: Option<Incoming>,
+    source: Option<Source>,
+    /// Gets a copy of each piece.
+    tee: Option<Rc<Tee>>,
     /// Read before the rest was asked for.
     first: Option<Bytes>,
     progress: Rc<Progress>,
@@ -32,6 +35,13 @@ pub(super) struct Upload {
     timer: LazyTimer,
     /// When the client fell silent, if it is.
     silent_since: Option<Instant>,
+}
+
+/// Where a body comes from.
+enum Source {
+    Client(Incoming),
+    /// A live request's body as it passes, and how long it is, if that is known.
+    Live(Rc<Tee>, Option<u64>),
 }
 
 /// How far a request body has come; seen by those who do not own it.
@@ -66,13 +76,51 @@ impl Upload {
             progress.ended.set(Some(Instant::now()));
         }
         Self {
-            incoming: Some(incoming),
+            source: Some(Source::Client(incoming)),
+            tee: None,
             first: None,
             progress,
             limit: limits.max_payload_bytes,
             idle_timeout: limits.body_idle_timeout,
             timer: LazyTimer::default(),
             silent_since: None,
+        }
+    }
+
+    /// The body of a copy: what `tee` gets, of the same length as the live one.
+    pub(super) fn copy(tee: Rc<Tee>, length: Option<u64>, limits: &Limits) -> Self {
+        let progress = Rc::new(Progress::default());
+        if tee.is_over() {
+            progress.ended.set(Some(Instant::now()));
+        }
+        Self {
+            source: Some(Source::Live(tee, length)),
+            tee: None,
+            first: None,
+            progress,
+            limit: limits.max_payload_bytes,
+            idle_timeout: limits.body_idle_timeout,
+            timer: LazyTimer::default(),
+            silent_since: None,
+        }
+    }
+
+    /// Has `tee` get all of the body, from its first byte on.
+    pub(super) fn copy_to(&mut self, tee: Rc<Tee>) {
+        if let Some(first) = &self.first {
+            tee.push(first);
+        }
+        if self.progress.ended().is_some() {
+            tee.end(None);
+        }
+        self.tee = Some(tee);
+    }
+
+    /// How long all of it is, if that is known.
+    pub(super) fn length(&self) -> Option<u64> {
+        match self.sending() {
+            Sending::Length(length) => Some(length),
+            Sending::Chunked => None,
         }
     }
 
@@ -86,7 +134,7 @@ impl Upload {
     /// # Errors
     /// What is wrong with the body.
     pub(super) async fn first_part(&mut self) -> Result<(), Refusal> {
-        let length = self.incoming.as_ref().and_then(|incoming| incoming.size_hint().exact());
+        let length = self.source.as_ref().and_then(|source| source.size_hint().exact());
         if !length.is_some_and(|length| (1..=SMALL).contains(&length)) {
             return Ok(());
         }
@@ -127,18 +175,13 @@ impl Upload {
 
     /// At least so many bytes are to come.
     pub(super) fn announced(&self) -> u64 {
-        self.incoming.as_ref().map_or(0, |incoming| incoming.size_hint().lower())
+        self.source.as_ref().map_or(0, |source| source.size_hint().lower())
     }
 
     /// The next frame after the first part. Pending, for good, when something is wrong.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
-        let Some(incoming) = &mut self.incoming else { return Poll::Pending };
-        let (polled, woken) = wakes::hold(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx));
-        // Taking a piece wakes the client's connection to read the next one. After the last there is none.
-        if woken && !incoming.is_end_stream() {
-            cx.waker().wake_by_ref();
-        }
-        match polled {
+        let Some(source) = &mut self.source else { return Poll::Pending };
+        match source.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.silent_since = None;
                 let received = self.progress.received() + frame.data_ref().map_or(0, |data| data.len() as u64);
@@ -146,14 +189,22 @@ impl Upload {
                 if received > self.limit {
                     return self.fail(Refusal::PayloadTooLarge(self.limit));
                 }
-                if incoming.is_end_stream() || frame.is_trailers() {
+                let is_last = source.is_end_stream() || frame.is_trailers();
+                if is_last {
                     self.progress.ended.set(Some(Instant::now()));
+                }
+                if let Some(tee) = &self.tee {
+                    frame.data_ref().into_iter().for_each(|data| tee.push(data));
+                    if is_last {
+                        tee.end(frame.trailers_ref());
+                    }
                 }
                 Poll::Ready(Some(frame))
             }
             Poll::Ready(Some(Err(_))) => self.fail(Refusal::BodyCutShort),
             Poll::Ready(None) => {
                 self.progress.ended.set(Some(Instant::now()));
+                self.tee.iter().for_each(|tee| tee.end(None));
                 Poll::Ready(None)
             }
             Poll::Pending => {
@@ -168,12 +219,13 @@ impl Upload {
 
     /// Reads nothing more.
     pub(super) fn give_up(&mut self) {
-        self.incoming = None;
+        self.source = None;
+        self.tee.take().iter().for_each(|tee| tee.stop());
     }
 
     fn fail(&mut self, fault: Refusal) -> Poll<Option<Frame<Bytes>>> {
         self.progress.fault.set(Some(fault));
-        self.incoming = None;
+        self.give_up();
         Poll::Pending
     }
 
@@ -190,12 +242,54 @@ impl Upload {
     /// How the body is to be sent.
     pub(super) fn sending(&self) -> Sending {
         let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
-        let rest = self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default();
+        let rest = self.source.as_ref().map(Source::size_hint).unwrap_or_default();
         rest.exact().map_or(Sending::Chunked, |rest| Sending::Length(first + rest))
     }
 
     /// Whether all of it has been read.
     pub(super) fn is_over(&self) -> bool {
         self.first.is_none() && self.progress.ended().is_some()
+    }
+}
+
+/// Nothing more is read of it.
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.tee.iter().for_each(|tee| tee.stop());
+    }
+}
+
+impl Source {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self {
+            Self::Client(incoming) => {
+                let (polled, woken) = wakes::hold(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx));
+                // Taking a piece wakes the client's connection to read the next one. After the last there is none.
+                if woken && !incoming.is_end_stream() {
+                    cx.waker().wake_by_ref();
+                }
+                polled
+            }
+            Self::Live(tee, rest) => tee.poll_frame(cx).map(|frame| {
+                let length = frame.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+                *rest = rest.map(|rest| rest.saturating_sub(length));
+                frame.map(Ok)
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Client(incoming) => incoming.is_end_stream(),
+            Self::Live(tee, _) => tee.is_over(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Client(incoming) => incoming.size_hint(),
+            Self::Live(_, Some(rest)) => SizeHint::with_exact(*rest),
+            Self::Live(_, None) => SizeHint::default(),
+        }
     }
 }

@@ -20,6 +20,7 @@ use crate::model::refusal::Refusal;
 use crate::state::access_log::AccessLog;
 use crate::state::lifecycle::Lifecycle;
 use crate::state::metrics::{EndpointMetrics, Metrics};
+use crate::state::mirror::Budget;
 use crate::state::table::{Published, Table};
 use crate::state::tokens::Tokens;
 
@@ -40,6 +41,8 @@ pub struct Shared {
     pub lifecycle: Lifecycle,
     /// What is known about tokens.
     pub tokens: Arc<Tokens>,
+    /// Memory for copies of live requests.
+    pub mirror_budget: Arc<Budget>,
 }
 
 /// One data-plane thread's own state; nothing here is ever seen by another thread.

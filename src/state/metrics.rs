@@ -28,6 +28,7 @@ pub struct Metrics {
     response_bytes: IntCounterVec,
     rejected: IntCounterVec,
     retries: IntCounterVec,
+    mirrored: IntCounterVec,
     auth_failures: IntCounterVec,
     token_key_fetches: IntCounterVec,
     token_keys_fetched: IntGaugeVec,
@@ -83,6 +84,7 @@ pub struct DeploymentMetrics {
     requests: IntCounterVec,
     rejected: IntCounterVec,
     retries: IntCounterVec,
+    mirrored: IntCounterVec,
     labels: [String; 2],
     /// From the request's head to the last byte of the response.
     pub request_duration: Histogram,
@@ -167,6 +169,11 @@ impl Metrics {
                 "Requests sent again, because nothing of them had been sent.",
                 &by_reason,
             )?,
+            mirrored: counter(
+                "mirror_requests_total",
+                "Copies of live requests to a shadow, by how they ended.",
+                &["endpoint", "deployment", "result"],
+            )?,
             auth_failures: counter("auth_failures_total", "Requests without a right.", &["endpoint", "reason"])?,
             accept_errors: single("accept_errors_total", "Connections that could not be accepted.")?,
             reloads: counter("config_reloads_total", "Reloads of endpoint documents.", &["result"])?,
@@ -242,6 +249,7 @@ impl Metrics {
             requests: self.requests.clone(),
             rejected: self.rejected.clone(),
             retries: self.retries.clone(),
+            mirrored: self.mirrored.clone(),
             labels: labels.map(str::to_owned),
             request_duration: self.request_duration.with_label_values(&labels),
             routing_duration: self.routing_duration.with_label_values(&labels),
@@ -288,6 +296,11 @@ impl DeploymentMetrics {
     /// Counts a request that is sent again.
     pub fn retried(&self, reason: &str) {
         self.retries.with_label_values(&[self.labels[0].as_str(), self.labels[1].as_str(), reason]).inc();
+    }
+
+    /// Counts a copy of a live request that the deployment was to get.
+    pub fn mirrored(&self, result: &str) {
+        self.mirrored.with_label_values(&[self.labels[0].as_str(), self.labels[1].as_str(), result]).inc();
     }
 
     /// Observes where the time of a request went.

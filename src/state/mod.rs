@@ -7,6 +7,7 @@ pub mod gauges;
 pub mod key_sets;
 pub mod lifecycle;
 pub mod metrics;
+pub mod mirror;
 pub mod reviews;
 pub mod scaling;
 pub mod slots;

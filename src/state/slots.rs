@@ -3,7 +3,7 @@
 //!
 //! The lock is held for a few dozen instructions and never across a wait or another lock.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,9 @@ use crate::policy::health::Fitness;
 use crate::policy::scale::Signals;
 use crate::policy::scale::tally::Tally;
 
+mod slot;
 mod waiting;
+pub use slot::Slot;
 pub use waiting::{Acquired, Waiting};
 
 /// One running model server.
@@ -57,15 +59,6 @@ struct Entry {
     replica: Arc<Replica>,
     /// Dropped with the entry, when the last request in flight has ended.
     drained: Option<oneshot::Sender<()>>,
-}
-
-/// The right to have one request in flight on one replica; ends when dropped.
-#[derive(Debug)]
-pub struct Slot {
-    slots: Arc<Slots>,
-    id: ReplicaId,
-    replica: Arc<Replica>,
-    since: Instant,
 }
 
 /// Why there was no slot.
@@ -195,6 +188,18 @@ impl Slots {
                 Err(inner.turned_away(now, NoSlot::QueueFull))
             }
         }
+    }
+
+    /// A slot, if one is free now.
+    pub fn take(self: &Arc<Self>, now: Instant) -> Option<Slot> {
+        let mut inner = self.lock();
+        inner.pass(now);
+        let Some(id) = inner.admission.take(Avoid::default()) else {
+            inner.tally.refused();
+            return None;
+        };
+        inner.tally.came();
+        inner.slot(self, id, now)
     }
 
     /// Whether a replica that is not in `avoid` can take requests, now or when it is free.
@@ -327,65 +332,6 @@ impl Inner {
     fn slot(&self, slots: &Arc<Slots>, id: ReplicaId, since: Instant) -> Option<Slot> {
         let entry = self.replicas[id.index()].as_ref()?;
         Some(Slot { slots: slots.clone(), id, replica: entry.replica.clone(), since })
-    }
-}
-
-impl Slot {
-    /// Where the request goes.
-    pub fn replica(&self) -> &Arc<Replica> {
-        &self.replica
-    }
-
-    /// The replica's place in the deployment, to avoid it the next time.
-    pub fn id(&self) -> ReplicaId {
-        self.id
-    }
-
-    /// The replica has answered, or at least accepted.
-    pub fn succeeded(&self) {
-        if !self.replica.suspect.load(Ordering::Relaxed) {
-            return;
-        }
-        let mut inner = self.slots.lock();
-        inner.pass(Instant::now());
-        self.replica.suspect.store(false, Ordering::Relaxed);
-        let grants = inner.admission.succeeded(self.id);
-        drop(inner);
-        self.slots.hand_out(grants);
-    }
-
-    /// The replica could not be reached, or broke off before an answer.
-    pub fn failed(&self, now: Instant) {
-        let mut inner = self.slots.lock();
-        let until = inner.admission.failed(self.id, now);
-        // Under the lock: a success at the same time must not make a replica unsuspected that is then set aside.
-        self.replica.suspect.store(true, Ordering::Relaxed);
-        drop(inner);
-        if let Some(until) = until {
-            let back_off = until.saturating_duration_since(now);
-            tracing::warn!(replica = self.replica.address, ?back_off, "replica set aside: its connections fail");
-            let slots = self.slots.clone();
-            // Rare, and short-lived: one sleep each time a replica is set aside.
-            tokio::spawn(async move {
-                tokio::time::sleep_until(until.into()).await;
-                slots.tick(until.max(Instant::now()));
-            });
-        }
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let now = Instant::now();
-        let held = now.saturating_duration_since(self.since);
-        let mut inner = self.slots.lock();
-        inner.pass(now);
-        inner.tally.served(held);
-        let (grant, gone) = inner.admission.release(self.id, held);
-        let entry = if gone { inner.replicas[self.id.index()].take() } else { None };
-        drop(inner);
-        drop(entry);
-        self.slots.hand_out(grant);
     }
 }
 

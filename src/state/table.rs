@@ -11,6 +11,7 @@ use http::uri::PathAndQuery;
 
 use super::key_sets::KeySetOf;
 use super::metrics::{DeploymentMetrics, EndpointMetrics};
+use super::mirror::Mirror;
 use super::scaling::Scaling;
 use super::slots::Slots;
 use super::tls::Connector;
@@ -49,6 +50,8 @@ pub struct Endpoint {
     pub split: Split,
     /// In the order of the document.
     pub deployments: Vec<Arc<Deployment>>,
+    /// Where copies of live requests go.
+    pub mirror: Option<Arc<Mirror>>,
     /// Counters of what fails before a deployment is chosen.
     pub metrics: EndpointMetrics,
 }

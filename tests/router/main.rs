@@ -15,6 +15,7 @@ mod guard;
 mod harness;
 mod http;
 mod lifecycle;
+mod mirror;
 mod peers;
 mod processes;
 mod reload;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::super::endpoint::{Auth, KeySource, Process, ScaleSettings, Target, Utilization};
+use super::super::endpoint::{Auth, KeySource, Mirror, OnClientAbort, Process, ScaleSettings, Target, Utilization};
 use super::*;
 
 /// Of a file.
@@ -236,13 +236,29 @@ fn mirrored_traffic_keeps_to_its_rules() {
         let mut document = with("/spec/mirrorTraffic", mirror);
         set(&mut document, "/spec/traffic", json!({"blue": 100}));
         let found = read(document).unwrap_err().problems;
-        assert!(found.iter().any(|p| p.path == "spec.mirrorTraffic" && p.what.contains("not supported")), "{found:?}");
         assert!(found.iter().any(|p| p.path == rule_path && p.what.contains(gist)), "{found:?}");
     };
     both(json!({"blue": 10}), "spec.mirrorTraffic.blue", "live or mirrored traffic, not both");
     both(json!({"green": 51}), "spec.mirrorTraffic.green", "between 0 and 50");
     both(json!({"grene": 5}), "spec.mirrorTraffic.grene", "did you mean `green`?");
     both(json!({"green": 5, "blue": 0}), "spec.mirrorTraffic", "at most one");
+    let mirror = |mirror: Value, settings: Value| {
+        let mut document = with("/spec/mirrorTraffic", mirror);
+        set(&mut document, "/spec/traffic", json!({"blue": 100}));
+        set(&mut document, "/spec/mirrorSettings", settings);
+        read(document)
+    };
+    let plain = mirror(json!({"GREEN": 50}), json!({})).unwrap().mirror.unwrap();
+    assert_eq!(plain, Mirror { to: 1, percent: 50, on_client_abort: OnClientAbort::Finish, window: 1_048_576 });
+    let told = mirror(json!({"green": 1}), json!({"onClientAbort": "drop", "windowBytes": 262_144})).unwrap();
+    let told = told.mirror.unwrap();
+    assert_eq!((told.on_client_abort, told.window), (OnClientAbort::Drop, 262_144));
+    for off in [json!({}), json!({"green": 0}), json!({"blue": 0})] {
+        assert_eq!(mirror(off, json!({})).unwrap().mirror, None);
+    }
+    let problems = mirror(json!({}), json!({"onClientAbort": "wait", "windowBytes": 1})).unwrap_err().problems;
+    let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+    assert_eq!(paths, ["spec.mirrorSettings.onClientAbort", "spec.mirrorSettings.windowBytes"], "{problems:?}");
 }
 
 #[test]
@@ -521,9 +537,6 @@ fn what_this_version_cannot_do_is_refused() {
     let says = |document: Value, path: &str, gist: &str| {
         refused(document, path, &["not supported by this version", gist]);
     };
-    let mut document = with("/spec/mirrorTraffic", json!({"green": 10}));
-    set(&mut document, "/spec/traffic", json!({"blue": 100}));
-    says(document, "spec.mirrorTraffic", "remove");
     says(with("/spec/bandwidthLimitBytesPerSecond", json!(5)), "spec.bandwidthLimitBytesPerSecond", "remove");
     let collector = json!({"collections": {"response": {"enabled": true}}});
     says(with("/spec/deployments/1/dataCollector", collector), "spec.deployments[1].dataCollector", "false");

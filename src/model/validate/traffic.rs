@@ -4,13 +4,20 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use super::super::check::Check;
+use super::super::endpoint::{Mirror, OnClientAbort, defaults};
 use super::super::problem::{field, quoted};
-use super::super::resource::RawSpec;
+use super::super::resource::{RawMirrorSettings, RawSpec};
 use super::super::suggest;
 
 pub(in crate::model) const PERCENT: RangeInclusive<i64> = 0..=100;
 /// More would be as much load on the shadow as on half of the live deployments.
 pub(in crate::model) const MIRRORED_PERCENT: RangeInclusive<i64> = 0..=50;
+
+/// As written, and what it means; the first is the default.
+pub(in crate::model) const ON_CLIENT_ABORT: [(&str, OnClientAbort); 2] =
+    [("finish", OnClientAbort::Finish), ("drop", OnClientAbort::Drop)];
+/// Less would give up copies of what one read of a body brings.
+pub(in crate::model) const WINDOW_BYTES: RangeInclusive<i64> = 262_144..=67_108_864;
 
 /// Percent of live traffic per deployment, in the order of the deployments. Absent: closed, as in Azure.
 pub(super) fn live(check: &mut Check, spec: &RawSpec) -> Vec<u8> {
@@ -29,17 +36,19 @@ pub(super) fn live(check: &mut Check, spec: &RawSpec) -> Vec<u8> {
     shares
 }
 
-/// Notes what is wrong with `mirrorTraffic`.
-pub(super) fn mirrored(check: &mut Check, spec: &RawSpec) {
+/// Which share is copied, and where to; `None`: nothing is.
+pub(super) fn mirrored(check: &mut Check, spec: &RawSpec) -> Option<Mirror> {
     const PATH: &str = "spec.mirrorTraffic";
-    let Some(written) = &spec.mirror_traffic else { return };
+    let (on_client_abort, window) = settings(check, spec);
+    let written = spec.mirror_traffic.as_ref()?;
     if written.len() > 1 {
         let names = suggest::listed(written.keys().map(String::as_str));
         check
             .problem(PATH, format!("names {} deployments ({names}), but at most one can be the shadow", written.len()));
     }
     let names = super::names(spec);
-    for (index, percent) in entries(check, PATH, written, &names, MIRRORED_PERCENT) {
+    let entries = entries(check, PATH, written, &names, MIRRORED_PERCENT);
+    for (index, percent) in entries.iter().copied() {
         let name = names[index].unwrap_or_default();
         let live = spec.traffic.iter().flatten().any(|(other, live)| other.eq_ignore_ascii_case(name) && *live > 0);
         if percent > 0 && live {
@@ -47,6 +56,18 @@ pub(super) fn mirrored(check: &mut Check, spec: &RawSpec) {
             check.problem(&field(PATH, name), format!("{why}: set spec.traffic.{name} to 0, or mirror to another"));
         }
     }
+    let (to, percent) = entries.into_iter().find(|(_, percent)| *percent > 0)?;
+    Some(Mirror { to, percent: u8::try_from(percent).unwrap_or_default(), on_client_abort, window })
+}
+
+fn settings(check: &mut Check, spec: &RawSpec) -> (OnClientAbort, usize) {
+    let nothing = RawMirrorSettings::default();
+    let raw = spec.mirror_settings.as_ref().unwrap_or(&nothing);
+    let at = |name| field("spec.mirrorSettings", name);
+    let on_client_abort = check.word(&at("onClientAbort"), raw.on_client_abort.as_deref(), &ON_CLIENT_ABORT);
+    let default = defaults::MIRROR_WINDOW_BYTES;
+    let window = check.number(&at("windowBytes"), raw.window_bytes, WINDOW_BYTES, default, " bytes");
+    (on_client_abort.unwrap_or(OnClientAbort::Finish), usize::try_from(window).unwrap_or_default())
 }
 
 /// The entries that name a deployment and are in range, by the deployment's index; notes the others.

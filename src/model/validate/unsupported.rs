@@ -10,18 +10,11 @@ use super::Origin;
 pub(in crate::model) type Feature<T> = (&'static str, fn(&T) -> bool, &'static str);
 
 /// Features of an endpoint. Whoever builds one deletes its line.
-const OF_ENDPOINTS: &[Feature<RawSpec>] = &[
-    (
-        "mirrorTraffic",
-        |spec| spec.mirror_traffic.as_ref().is_some_and(|mirrored| !mirrored.is_empty()),
-        "is not supported by this version; remove it",
-    ),
-    (
-        "bandwidthLimitBytesPerSecond",
-        |spec| spec.bandwidth_limit_bytes_per_second.is_some(),
-        "is not supported by this version; remove it",
-    ),
-];
+const OF_ENDPOINTS: &[Feature<RawSpec>] = &[(
+    "bandwidthLimitBytesPerSecond",
+    |spec| spec.bandwidth_limit_bytes_per_second.is_some(),
+    "is not supported by this version; remove it",
+)];
 
 /// Features of a deployment. Whoever builds one deletes its line.
 const OF_DEPLOYMENTS: &[Feature<RawDeployment>] =

@@ -1,0 +1,76 @@
+//! A slot while a request has it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::{Replica, Slots};
+use crate::policy::admit::ReplicaId;
+
+/// The right to have one request in flight on one replica; ends when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    pub(super) slots: Arc<Slots>,
+    pub(super) id: ReplicaId,
+    pub(super) replica: Arc<Replica>,
+    pub(super) since: Instant,
+}
+
+impl Slot {
+    /// Where the request goes.
+    pub fn replica(&self) -> &Arc<Replica> {
+        &self.replica
+    }
+
+    /// The replica's place in the deployment, to avoid it the next time.
+    pub fn id(&self) -> ReplicaId {
+        self.id
+    }
+
+    /// The replica has answered, or at least accepted.
+    pub fn succeeded(&self) {
+        if !self.replica.suspect.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut inner = self.slots.lock();
+        inner.pass(Instant::now());
+        self.replica.suspect.store(false, Ordering::Relaxed);
+        let grants = inner.admission.succeeded(self.id);
+        drop(inner);
+        self.slots.hand_out(grants);
+    }
+
+    /// The replica could not be reached, or broke off before an answer.
+    pub fn failed(&self, now: Instant) {
+        let mut inner = self.slots.lock();
+        let until = inner.admission.failed(self.id, now);
+        // Under the lock: a success at the same time must not make a replica unsuspected that is then set aside.
+        self.replica.suspect.store(true, Ordering::Relaxed);
+        drop(inner);
+        if let Some(until) = until {
+            let back_off = until.saturating_duration_since(now);
+            tracing::warn!(replica = self.replica.address, ?back_off, "replica set aside: its connections fail");
+            let slots = self.slots.clone();
+            // Rare, and short-lived: one sleep each time a replica is set aside.
+            tokio::spawn(async move {
+                tokio::time::sleep_until(until.into()).await;
+                slots.tick(until.max(Instant::now()));
+            });
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let held = now.saturating_duration_since(self.since);
+        let mut inner = self.slots.lock();
+        inner.pass(now);
+        inner.tally.served(held);
+        let (grant, gone) = inner.admission.release(self.id, held);
+        let entry = if gone { inner.replicas[self.id.index()].take() } else { None };
+        drop(inner);
+        drop(entry);
+        self.slots.hand_out(grant);
+    }
+}
