@@ -253,12 +253,7 @@ fn settings(check: &mut Check, raw: &RawSettings, folder: &Path) -> Settings {
         tokens: tokens(check, raw.tokens.as_ref().unwrap_or(&RawTokens::default()), &default.tokens, folder),
         log: log(check, raw.log.as_ref().unwrap_or(&RawLog::default()), &default.log),
     };
-    if settings.kubernetes.is_none() {
-        for (path, name) in settings.secrets() {
-            let what = "but endpoints come from files, not from a cluster; name files, or set `endpoints.kubernetes`";
-            check.problem(&path, format!("is the Secret {name}, {what}"));
-        }
-    }
+    endpoints::secrets(check, &settings);
     settings
 }
 

@@ -20,6 +20,7 @@ use crate::control::secrets::NamedSecrets;
 use crate::control::signing;
 use crate::model::limits::{KubernetesSettings, TokenSettings};
 use crate::model::name::Name;
+use crate::model::problem::Problem;
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
 use crate::state::status::{Part, Pending, Status};
@@ -104,6 +105,7 @@ impl Control {
                         watch.looked(began.elapsed());
                     }
                 }
+                () = self.index.move_pods() => {}
                 Some(event) = happened.recv() => self.index.process(event),
                 Some(Order { endpoint, deployment, count, noted }) = ordered.recv() => {
                     self.index.set_count(&endpoint, &deployment, count);
@@ -120,13 +122,17 @@ impl Control {
     /// Makes the index of what a cluster has, as far as that is another than before.
     fn follow(&mut self, cluster: &mut Cluster, scalers: &mut Scalers) {
         let trouble = cluster.trouble();
-        let words: Vec<String> = trouble.iter().map(ToString::to_string).collect();
+        let (before, is_over) = (self.status.problems(), trouble.is_empty());
+        let is_news = |problem: &&Problem| !before.contains(problem);
+        let news: Vec<String> = trouble.iter().filter(is_news).map(ToString::to_string).collect();
         if self.status.set_problems(Part::Cluster, trouble) {
-            match words.as_slice() {
-                [] => tracing::info!("the cluster is watched again"),
-                words => {
-                    tracing::warn!(problems = words.join("; "), "the cluster cannot be watched; what is known stays")
-                }
+            if !news.is_empty() {
+                tracing::warn!(
+                    problems = news.join("; "),
+                    "something of the cluster cannot be had; what is known stays"
+                );
+            } else if is_over {
+                tracing::info!("all of the cluster is to be had again");
             }
         }
         let (mut names, mut others) = (Vec::new(), Vec::new());

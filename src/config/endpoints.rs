@@ -2,11 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Settings;
 use super::raw::{RawKubernetes, RawSettings};
 use crate::model::check::Check;
 use crate::model::limits::KubernetesSettings;
 use crate::model::problem::{item, quoted};
 use crate::model::validate;
+
+/// What is wrong with the name of an object.
+const OBJECT_NAME: &str =
+    "which is no name of an object in the router's own namespace: small letters, digits, `-` and `.`";
 
 /// Relative to the settings file's folder, so that the router can be started from anywhere.
 pub(super) fn files(check: &mut Check, raw: &RawSettings, default: &[PathBuf], folder: &Path) -> Vec<PathBuf> {
@@ -56,9 +61,24 @@ pub(super) fn kubernetes(check: &mut Check, raw: &RawKubernetes) -> KubernetesSe
         check.problem("endpoints.kubernetes.scoringUrl", format!("is {}, {what}", quoted(url)));
     }
     let service = raw.service.clone().filter(|name| !name.is_empty());
+    if let Some(name) = service.as_deref().filter(|name| !validate::is_object_name(name)) {
+        check.problem("endpoints.kubernetes.service", format!("is {}, {OBJECT_NAME}", quoted(name)));
+    }
     if service.is_some() && scoring_url.is_some() {
         check.problem("endpoints.kubernetes.service", "is given beside `scoringUrl`; write one or the other");
     }
     let scoring_url = scoring_url.map(|url| url.trim_end_matches('/').to_owned());
     KubernetesSettings { namespaces, scoring_url, service }
+}
+
+/// Notes Secrets that cannot be had.
+pub(super) fn secrets(check: &mut Check, settings: &Settings) {
+    for (path, name) in settings.secrets() {
+        if settings.kubernetes.is_none() {
+            let what = "but endpoints come from files, not from a cluster; name files, or set `endpoints.kubernetes`";
+            check.problem(&path, format!("is the Secret {name}, {what}"));
+        } else if !validate::is_object_name(name) {
+            check.problem(&path, format!("is {}, {OBJECT_NAME}", quoted(name)));
+        }
+    }
 }

@@ -174,6 +174,9 @@ fn certificates_and_signing_keys_may_be_in_secrets_of_a_cluster() {
     assert_eq!(secrets, expected.map(|(path, name)| (path.to_owned(), name)));
     refused("tokens: {signingSecret: signing}", "tokens.signingSecret", "`endpoints.kubernetes`");
     refused("scoringTls: {certificates: [{certSecret: a}]}", "scoringTls.certSecret", "`endpoints.kubernetes`");
+    let odd = "{endpoints: {kubernetes: {}}, scoringTls: {certSecret: X/y}}";
+    refused(odd, "scoringTls.certSecret", "which is no name of an object");
+    refused("endpoints: {kubernetes: {service: a/b}}", "endpoints.kubernetes.service", "which is no name of an object");
     let both = "{endpoints: {kubernetes: {}}, scoringTls: {certSecret: a, certFile: b}}";
     refused(both, "scoringTls.certSecret", "beside `certFile`");
     let both = "{endpoints: {kubernetes: {}}, tokens: {signingSecret: a, signingKeyFile: b}}";

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kube::Client;
+use kube::runtime::watcher::Event;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -34,7 +35,9 @@ mod scale;
 mod secrets;
 mod service;
 mod store;
+mod targets;
 mod watch;
+mod words;
 mod workloads;
 mod writer;
 
@@ -42,13 +45,14 @@ use endpoints::{Endpoints, Secrets};
 
 use kinds::Kind;
 use objects::{EndpointObject, Key, TargetRef};
+use routing::targets_of;
+use targets::Targets;
 
 use pods::{PodChange, Pods, WorkloadKey};
 pub use scale::WorkloadTarget;
 use store::{Change, Scope, Store};
 
-use watch::{Seen, Watched, Watches};
-use workloads::Workload;
+use watch::{Seen, Trouble, Watched, Watches};
 use writer::{Note, Writer};
 
 /// As what the router writes into the cluster.
@@ -97,21 +101,25 @@ pub struct Cluster {
     /// Secrets that the router's own settings name.
     own: NamedSecrets,
     autoscalers: Store<Option<TargetRef>>,
-    workloads: HashMap<Arc<Kind>, Store<Workload>>,
+    targets: Targets,
     pods: Pods,
     endpoints: Endpoints,
-    /// Which deployments name which workload, those of older endpoints first; the first has it.
-    users: HashMap<Arc<WorkloadKey>, Vec<User>>,
     /// What deployments name, by endpoint.
     named: HashMap<Name, BTreeMap<Name, Named>>,
-    trouble: BTreeMap<Watched, String>,
+    trouble: BTreeMap<Watched, Trouble>,
     /// Names that may mean something else, workloads of which something has changed.
     touched: Touched,
+    /// Whether it has been said once who has what.
+    is_settled: bool,
+    /// Whether autoscalers were known when replicas were counted.
+    has_counted: bool,
     writer: Writer,
     /// Whether any can be made, and who asks for one.
     tokens: Arc<Tokens>,
     /// What scoring URIs begin with.
     scoring_url: Option<String>,
+    /// Whether they are those of the router's Service.
+    has_service: bool,
     /// Whose status is looked at next.
     next_report: Option<Key>,
     /// The last change of a deployment's replicas that there was an Event of.
@@ -125,6 +133,8 @@ struct Touched {
     names: BTreeSet<Name>,
     workloads: BTreeSet<Arc<WorkloadKey>>,
     pods: Vec<PodChange>,
+    /// Workloads that somebody else has now, or nobody.
+    freed: Vec<Arc<WorkloadKey>>,
 }
 
 /// A client of the API server that `KUBECONFIG` names, or else of the pod's own. Nothing is asked of it yet.
@@ -149,6 +159,7 @@ impl Cluster {
             scopes.push("".into());
         }
         let mut watches = Watches::new(client.clone(), scopes, sender);
+        let scopes = watches.scopes();
         watches.start();
         let namespace: Arc<str> = watches.own_namespace().into();
         for name in own.names() {
@@ -169,16 +180,18 @@ impl Cluster {
             tls: HashMap::new(),
             own: own.clone(),
             autoscalers: Store::default(),
-            workloads: HashMap::new(),
+            targets: Targets::new(scopes),
             pods: Pods::default(),
             endpoints: Endpoints::default(),
-            users: HashMap::new(),
             named: HashMap::new(),
             trouble: BTreeMap::new(),
             touched: Touched::default(),
+            is_settled: false,
+            has_counted: false,
             writer: Writer::start(client),
             tokens,
             scoring_url: settings.scoring_url.clone(),
+            has_service: settings.service.is_some(),
             next_report: None,
             told: HashMap::new(),
         }
@@ -188,8 +201,9 @@ impl Cluster {
     pub fn target(&self, scaled: &Scaled, status: &Arc<Status>) -> Option<WorkloadTarget> {
         let user = (scaled.endpoint.clone(), scaled.deployment.clone());
         let (workload, _) = self.named.get(&user.0)?.get(&user.1)?;
-        let (client, workload) = (self.client.clone(), workload.clone());
-        Some(WorkloadTarget::new(client, workload, user, scaled.slots.clone(), status.clone()))
+        let (_, version) = targets_of(&self.endpoints.of(&user.0)?.spec).into_iter().find(|(of, _)| of == workload)?;
+        let (client, target) = (self.client.clone(), (workload.clone(), version));
+        Some(WorkloadTarget::new(client, target, user, scaled.slots.clone(), status.clone()))
     }
 
     /// Has statuses be written that are not what they should be: of some endpoints each time, so that all are looked at
@@ -251,20 +265,22 @@ impl Cluster {
     /// Whether everything has been listed once: before, what is known may be the half of it.
     pub fn is_complete(&self) -> bool {
         let scopes = self.watches.scopes();
-        let is_listed = |(kind, store): (&Arc<Kind>, &Store<Workload>)| {
-            // One that cannot be watched is waited for in vain.
-            store.is_complete(scopes) || self.trouble.keys().any(|(what, _)| *what == kind.to_string())
+        // One that cannot be watched is waited for in vain.
+        let is_in_vain = |kind: &Kind| {
+            let denied = self.trouble.iter().filter(|(_, trouble)| trouble.is_denied);
+            denied.into_iter().any(|((what, _), _)| *what == kind.to_string())
         };
         self.objects.is_complete(scopes)
             && self.secrets.keys.is_complete(scopes)
             && self.pods.is_complete(scopes)
-            && self.workloads.iter().all(is_listed)
+            && self.knows_autoscalers()
+            && self.targets.is_complete(is_in_vain)
             && self.touched.names.is_empty()
     }
 
     /// What does not work.
     pub fn trouble(&self) -> Vec<Problem> {
-        self.trouble.values().map(|what| Problem::new("", what.clone()).from_source("kubernetes")).collect()
+        self.trouble.values().map(|it| Problem::new("", it.what.clone()).from_source("kubernetes")).collect()
     }
 
     fn note(&mut self, seen: Seen) {
@@ -281,10 +297,8 @@ impl Cluster {
                             self.endpoints.set_status(&key, now);
                         }
                         (now, _) => {
-                            let before = self.endpoints.get(&key).map(|known| known.tls.clone()).unwrap_or_default();
-                            let names = self.endpoints.set(&key, now.cloned(), &self.secrets);
-                            self.touched.names.extend(names);
-                            self.follow_tls(&key, before);
+                            let names = self.endpoints.set(&key, now.cloned(), &self.secrets, &self.targets);
+                            self.renamed(names);
                         }
                     }
                     self.touched.reports.insert(key);
@@ -293,7 +307,8 @@ impl Cluster {
             Seen::Secret(scope, event) => {
                 for change in self.secrets.keys.note(&scope, event) {
                     let (Change::Is(key, _) | Change::Gone(key, _)) = change;
-                    self.touched.names.extend(self.endpoints.secret_changed(&key, &self.secrets));
+                    let names = self.endpoints.secret_changed(&key, &self.secrets, &self.targets);
+                    self.renamed(names);
                 }
             }
             Seen::Named(scope, event) => self.named_secret(&scope, event),
@@ -304,12 +319,20 @@ impl Cluster {
                 self.touched.workloads.extend(workloads);
             }
             Seen::Workload(kind, scope, event) => {
-                for change in self.workloads.entry(kind.clone()).or_default().note(&scope, event) {
-                    let (Change::Is(key, _) | Change::Gone(key, _)) = change;
-                    let Kind { api_version, kind } = (*kind).clone();
-                    let workload = Arc::new(WorkloadKey { api_version, kind, key });
+                let is_whole = matches!(event, Event::InitDone);
+                for workload in self.targets.note(&kind, &scope, event) {
                     self.select(&workload);
+                    self.settle(|of| **of == *workload);
                 }
+                if is_whole {
+                    self.settle(|of| of.kind() == *kind);
+                }
+            }
+            Seen::Kind(kind, unfit) => {
+                self.targets.set_unfit(&kind, unfit);
+                self.settle(|of| of.kind() == *kind);
+                // Whoever names it is told.
+                self.next_report = None;
             }
             Seen::Autoscaler(scope, event) => {
                 for change in self.autoscalers.note(&scope, event) {

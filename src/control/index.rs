@@ -23,7 +23,9 @@ use crate::state::tls::Connector;
 use crate::state::tokens::Tokens;
 
 mod live;
+mod moves;
 use live::{Live, Source};
+use moves::Moves;
 
 /// An endpoint that is wanted, its keys resolved.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +60,7 @@ pub struct Index {
     /// By endpoint and deployment. Stays, when a deployment goes, until nothing is in flight: one that comes back finds
     /// its slots as they are.
     live: HashMap<(Name, Name), Live>,
+    moves: Moves,
     next_replica: u64,
     next_generation: u64,
 }
@@ -66,7 +69,8 @@ impl Index {
     /// An index of nothing.
     pub fn new(table: Published, metrics: Arc<Metrics>, status: Arc<Status>, tokens: Arc<Tokens>) -> Self {
         let (endpoints, live) = (BTreeMap::new(), HashMap::new());
-        Self { table, metrics, status, tokens, endpoints, live, next_replica: 0, next_generation: 0 }
+        let moves = Moves::default();
+        Self { table, metrics, status, tokens, endpoints, live, moves, next_replica: 0, next_generation: 0 }
     }
 
     /// Makes `desired` the whole truth. Requests in flight keep what they have.
@@ -113,9 +117,26 @@ impl Index {
 
     /// A pod of a deployment takes requests at `address`, or takes none any more.
     pub fn pod(&mut self, endpoint: &Name, deployment: &Name, uid: &Arc<str>, address: Option<SocketAddr>) {
+        let user = (endpoint.clone(), deployment.clone());
+        match address {
+            Some(address) if !self.moves.may_have(uid, &user, address) => return,
+            Some(_) => {}
+            None => self.moves.give_up(uid, &user),
+        }
         let id = self.next_replica();
-        if let Some(live) = self.live.get_mut(&(endpoint.clone(), deployment.clone())) {
-            live.set_pod(uid, address, id);
+        if let Some(live) = self.live.get_mut(&user)
+            && let Some(drained) = live.set_pod(uid, address, id)
+            && address.is_none()
+        {
+            self.moves.left(uid, user, drained);
+        }
+    }
+
+    /// Waits for pods that are another deployment's now and still had requests in flight, and hands them over; never ends.
+    pub async fn move_pods(&mut self) {
+        loop {
+            let (uid, (endpoint, deployment), address) = self.moves.next().await;
+            self.pod(&endpoint, &deployment, &uid, Some(address));
         }
     }
 

@@ -15,7 +15,7 @@ use super::endpoint::defaults;
 use super::name;
 use super::resource::{API_VERSION, KIND, RawSpec};
 use super::status::EndpointStatus;
-use super::validate::{MAX_DEPLOYMENTS, cors, deployment, scale, traffic};
+use super::validate::{self, MAX_DEPLOYMENTS, cors, deployment, scale, traffic};
 
 mod rules;
 use rules::{Rule, rules};
@@ -133,12 +133,13 @@ fn refinements() -> Vec<(&'static str, Value)> {
     let and_default = |range: &RangeInclusive<i64>, default: i64| json!({"minimum": range.start(), "maximum": range.end(), "default": default});
     let name = json!({"minLength": name::LENGTH.start(), "maxLength": name::LENGTH.end(), "pattern": NAME});
     let path = |default: &str| json!({"pattern": "^/", "default": default});
+    let object_name = json!({"maxLength": validate::MAX_OBJECT_NAME, "pattern": validate::OBJECT_NAME});
     let interval = WrittenDuration(defaults::POLLING_INTERVAL).to_string();
     vec![
         ("", json!({"required": ["deployments"]})),
         ("authMode", json!({"enum": ["key", "aml_token", "aad_token", "none"], "default": "key"})),
         ("keys.secretRef", json!({"required": ["name"]})),
-        ("keys.secretRef.name", json!({"minLength": 1})),
+        ("keys.secretRef.name", object_name.clone()),
         ("jwt", json!({"required": ["issuers"]})),
         ("jwt.issuers", json!({"minItems": 1, "maxItems": MOST_ITEMS})),
         (ISSUER, json!({"required": ["issuer", "audiences"]})),
@@ -160,11 +161,11 @@ fn refinements() -> Vec<(&'static str, Value)> {
         (DEPLOYMENT, json!({"required": ["name"]})),
         ("deployments[].name", name),
         ("deployments[].targetRef", json!({"required": ["apiVersion", "kind", "name"]})),
-        ("deployments[].targetRef.apiVersion", json!({"minLength": 1})),
-        ("deployments[].targetRef.kind", json!({"minLength": 1})),
-        ("deployments[].targetRef.name", json!({"minLength": 1})),
+        ("deployments[].targetRef.apiVersion", json!({"pattern": deployment::API_VERSION})),
+        ("deployments[].targetRef.kind", json!({"pattern": deployment::KIND})),
+        ("deployments[].targetRef.name", object_name.clone()),
         ("deployments[].upstreamTls.secretRef", json!({"required": ["name"]})),
-        ("deployments[].upstreamTls.secretRef.name", json!({"minLength": 1})),
+        ("deployments[].upstreamTls.secretRef.name", object_name),
         ("deployments[].port", and_default(&deployment::PORT, defaults::PORT)),
         ("deployments[].scoringPath", path(defaults::SCORING_PATH)),
         ("deployments[].swaggerPath", path(defaults::SWAGGER_PATH)),

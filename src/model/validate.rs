@@ -131,11 +131,38 @@ fn namespace(check: &mut Check, metadata: &RawMetadata) -> Option<String> {
     Some(given.to_owned())
 }
 
+/// Whether an object of Kubernetes can be called so: a Secret, a workload.
+pub(crate) fn is_object_name(name: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+    let is_end = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    name.bytes().all(is_inner)
+        && is_end(name.bytes().next())
+        && is_end(name.bytes().last())
+        && name.len() <= MAX_OBJECT_NAME
+}
+
+/// The same rule as a pattern, for the definition.
+pub(crate) const OBJECT_NAME: &str = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$";
+/// The longest name of an object.
+pub(crate) const MAX_OBJECT_NAME: usize = 253;
+
 /// Whether a namespace of Kubernetes can be called so.
 pub fn is_namespace(name: &str) -> bool {
     let letters = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     let ends = name.starts_with('-') || name.ends_with('-');
     letters && !ends && (1..=MAX_NAMESPACE).contains(&name.len())
+}
+
+/// Notes what is wrong with the name of a Secret.
+fn secret(check: &mut Check, path: &str, name: &str) {
+    if name.is_empty() {
+        check.problem(path, "is missing; name a Secret of the endpoint's namespace");
+    } else if !is_object_name(name) {
+        check.problem(
+            path,
+            format!("is {}, but Secrets have names of small letters, digits, `-` and `.`", quoted(name)),
+        );
+    }
 }
 
 fn deployments(check: &mut Check, spec: &RawSpec) -> Vec<Deployment> {
@@ -158,7 +185,21 @@ fn deployments(check: &mut Check, spec: &RawSpec) -> Vec<Deployment> {
         }
     }
     unique_names(check, spec);
+    unique_targets(check, spec);
     checked
+}
+
+/// Two deployments over the same pods could together send them more than they take.
+fn unique_targets(check: &mut Check, spec: &RawSpec) {
+    let all = spec.deployments.iter().flatten().map(|raw| raw.as_ref().and_then(|raw| raw.target_ref.as_ref()));
+    let all: Vec<_> = all.map(|target| target.map(|it| (&it.api_version, &it.kind, &it.name))).collect();
+    for (index, target) in all.iter().enumerate().filter(|(_, target)| target.is_some()) {
+        if let Some(first) = all[..index].iter().position(|other| other == target) {
+            let taken = item("spec.deployments", first);
+            let what = format!("is that of {taken}, and its pods could get more than they take; give each its own");
+            check.problem(&field(&item("spec.deployments", index), "targetRef"), what);
+        }
+    }
 }
 
 fn unique_names(check: &mut Check, spec: &RawSpec) {

@@ -11,7 +11,7 @@ use crate::until;
 
 const OTHER: &str = "another-key-of-the-endpoint-of-the-test";
 
-async fn until_condition(cluster: &Cluster, name: &str, kind: &str, wanted: (&str, &str)) {
+pub async fn until_condition(cluster: &Cluster, name: &str, kind: &str, wanted: (&str, &str)) {
     let look = || async {
         let (status, reason) = cluster.condition(name, kind).await?;
         ((status.as_str(), reason.as_str()) == wanted).then_some(())
@@ -30,10 +30,10 @@ async fn an_endpoint_is_made_changed_broken_and_deleted() {
     cluster.change("scored", json!({"spec": {"authMode": "none", "keys": null}})).await;
     until("nobody is asked for a key", || async { (router.score("scored", "x").await.0 == 200).then_some(()) }).await;
     // What the API server lets through and the router does not.
-    cluster.change("scored", json!({"spec": {"mirrorTraffic": {"blue": 0}}})).await;
+    cluster.change("scored", json!({"spec": {"bandwidthLimitBytesPerSecond": 5}})).await;
     until_condition(&cluster, "scored", "Accepted", ("False", "Invalid")).await;
     assert_eq!(router.score("scored", "x").await.0, 200, "the last good version serves");
-    cluster.change("scored", json!({"spec": {"mirrorTraffic": null}})).await;
+    cluster.change("scored", json!({"spec": {"bandwidthLimitBytesPerSecond": null}})).await;
     until_condition(&cluster, "scored", "Accepted", ("True", "Accepted")).await;
     cluster.endpoints().delete("scored", &DeleteParams::default()).await.unwrap();
     until("it is gone", || async { (router.score("scored", "x").await.0 == 404).then_some(()) }).await;

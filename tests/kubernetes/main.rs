@@ -9,6 +9,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod changes;
 mod cluster;
 mod endpoints;
 mod people;

@@ -10,7 +10,7 @@ use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
 use super::objects::RawEndpoint;
-use super::{MANAGER, watch};
+use super::{MANAGER, secrets, watch, words};
 use crate::model::crd::PLURAL;
 use crate::model::endpoint::{Auth, KeySource, SECRET_KEYS};
 use crate::model::name::Name;
@@ -44,7 +44,10 @@ impl Caller {
         let bearer = bearer(&config.auth_info);
         let client = Client::try_from(config).map_err(|error| format!("the cluster cannot be spoken to: {error}"))?;
         let api: Api<RawEndpoint> = watch::api(&client, &watch::resource(API_VERSION, KIND, PLURAL), &namespace);
-        let raw = api.get(name.key()).await.map_err(|error| format!("the endpoint {name} in {namespace}: {error}"))?;
+        let raw = api
+            .get(name.key())
+            .await
+            .map_err(|error| format!("the endpoint {name} in {namespace}: {}", words::of(&error)))?;
         let status: EndpointStatus =
             raw.status.and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default();
         let metadata = json!({"name": name.as_str(), "namespace": namespace});
@@ -63,7 +66,7 @@ impl Caller {
     /// It has none, or they may not be read.
     pub async fn keys(&self) -> Result<BTreeMap<String, String>, String> {
         let secret = self.secret()?;
-        let found = self.secrets().get(secret).await.map_err(|error| self.of_secret(secret, &error))?;
+        let found = self.keys_of(secret).await?;
         let data = found.data.unwrap_or_default().into_iter();
         let keys = data.filter(|(entry, _)| SECRET_KEYS.contains(&entry.as_str()));
         Ok(keys.map(|(entry, value)| (entry, String::from_utf8_lossy(&value.0).trim().to_owned())).collect())
@@ -75,6 +78,7 @@ impl Caller {
     /// It has none, or it may not be written.
     pub async fn set_key(&self, entry: &str, key: &str) -> Result<(), String> {
         let secret = self.secret()?;
+        self.keys_of(secret).await?;
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let patch = Patch::Merge(json!({"stringData": {entry: key}}));
         let patched = self.secrets().patch(secret, &params, &patch).await;
@@ -151,7 +155,7 @@ impl Caller {
 
     fn uri(&self) -> Result<&str, String> {
         if self.scoring_uri.is_empty() {
-            let how = "set endpoints.kubernetes.scoringUrl in the router's settings, or give `--scoring-uri`";
+            let how = "set endpoints.kubernetes.service or scoringUrl in the router's settings (is it running?), or give `--scoring-uri`";
             return Err(format!("the status of {} says no scoring URI; {how}", self.name));
         }
         Ok(&self.scoring_uri)
@@ -168,12 +172,26 @@ impl Caller {
         name.ok_or_else(|| format!("the endpoint {} has no keys", self.name))
     }
 
+    /// The Secret, if it is one that the router takes keys from.
+    async fn keys_of(&self, secret: &str) -> Result<Secret, String> {
+        let found = self.secrets().get(secret).await.map_err(|error| self.of_secret(secret, &error))?;
+        let (kind, wanted) = (found.type_.as_deref().unwrap_or("Opaque"), secrets::kind());
+        if kind != wanted {
+            let how = format!("make it anew with `type: {wanted}` (the type of a Secret cannot be changed)");
+            return Err(format!(
+                "the Secret {secret} in {} has the type {kind}, so the router does not look at it; {how}",
+                self.namespace
+            ));
+        }
+        Ok(found)
+    }
+
     fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
     fn of_secret(&self, secret: &str, error: &kube::Error) -> String {
-        format!("the Secret {secret} in {}: {error}", self.namespace)
+        format!("the Secret {secret} in {}: {}", self.namespace, words::of(error))
     }
 }
 

@@ -7,8 +7,11 @@ use super::super::certificates::upstream;
 use super::super::index::Desired;
 use super::super::secrets::Entries;
 use super::objects::{EndpointObject, Key};
+use super::pods::WorkloadKey;
+use super::routing::{named, targets_of};
 use super::secrets::{self, Keys};
 use super::store::Store;
+use super::targets::{Standing, Target, Targets};
 use crate::model::endpoint::{Auth, Endpoint, KeySource};
 use crate::model::name::Name;
 use crate::model::problem::{Problem, field, item};
@@ -31,6 +34,17 @@ pub(super) struct Endpoints {
     /// Who would like to have a name; the first has it.
     claims: HashMap<Name, BTreeSet<Claim>>,
     by_secret: HashMap<Key, BTreeSet<Key>>,
+    /// Who waits for what is to become of a workload.
+    unsettled: BTreeMap<Arc<WorkloadKey>, BTreeSet<Key>>,
+    renamed: Vec<Renamed>,
+}
+
+/// An object that was read again, and what it named before.
+#[derive(Debug)]
+pub(super) struct Renamed {
+    pub(super) object: Key,
+    pub(super) tls: Vec<Key>,
+    pub(super) targets: Vec<Target>,
 }
 
 /// The older object wins.
@@ -45,27 +59,39 @@ pub(super) struct Known {
     pub(super) name: Option<Name>,
     /// What is wrong with it now.
     pub(super) problems: Vec<Problem>,
-    /// Whether what is wrong is its Secret alone.
-    pub(super) is_secret_missing: bool,
+    /// What is wrong, in one word.
+    pub(super) reason: &'static str,
     /// Its last good version.
     pub(super) good: Option<Desired>,
     secret: Option<Key>,
     /// Secrets for TLS towards replicas.
     pub(super) tls: Vec<Key>,
+    /// What its deployments name, in what it says and in what is served.
+    pub(super) targets: Vec<Target>,
+    /// Of these, those that a change waits for.
+    waits: Vec<Arc<WorkloadKey>>,
 }
 
 impl Endpoints {
     /// An object is like this now, or gone. Returns the names whose endpoint may be another now.
-    pub(super) fn set(&mut self, key: &Key, object: Option<EndpointObject>, secrets: &Secrets) -> Vec<Name> {
+    pub(super) fn set(
+        &mut self,
+        key: &Key,
+        object: Option<EndpointObject>,
+        secrets: &Secrets,
+        targets: &Targets,
+    ) -> Vec<Name> {
         let before = self.known.remove(key);
         let mut names: Vec<Name> = before.as_ref().and_then(|known| known.name.clone()).into_iter().collect();
         if let Some(known) = &before {
             self.forget(key, known);
         }
+        let named = before.as_ref().map(|known| (known.tls.clone(), known.targets.clone())).unwrap_or_default();
+        self.renamed.push(Renamed { object: key.clone(), tls: named.0, targets: named.1 });
         let Some(object) = object else { return names };
         // One that was deleted and made anew has no good version yet.
         let good = before.filter(|known| known.object.uid == object.uid).and_then(|known| known.good);
-        let known = read(key, object, good, secrets);
+        let known = read(key, object, good, secrets, targets);
         if let Some(name) = &known.name {
             let claim = (known.object.created.clone(), known.object.uid.clone(), key.clone());
             self.claims.entry(name.clone()).or_default().insert(claim);
@@ -74,9 +100,37 @@ impl Endpoints {
         for secret in known.secrets() {
             self.by_secret.entry(secret.clone()).or_default().insert(key.clone());
         }
+        for workload in &known.waits {
+            self.unsettled.entry(workload.clone()).or_default().insert(key.clone());
+        }
         self.known.insert(key.clone(), known);
         names.dedup();
         names
+    }
+
+    /// What was read again since this was last called.
+    pub(super) fn take_renamed(&mut self) -> Vec<Renamed> {
+        std::mem::take(&mut self.renamed)
+    }
+
+    /// Reads those again that wait for a workload among `which`. Returns the names whose endpoint may be another now.
+    pub(super) fn settle(
+        &mut self,
+        which: impl Fn(&Arc<WorkloadKey>) -> bool,
+        secrets: &Secrets,
+        targets: &Targets,
+    ) -> Vec<Name> {
+        let waiting = self.unsettled.iter().filter(|(workload, _)| which(workload));
+        let waiting: BTreeSet<Key> = waiting.flat_map(|(_, keys)| keys).cloned().collect();
+        self.again(waiting, secrets, targets)
+    }
+
+    fn again(&mut self, keys: BTreeSet<Key>, secrets: &Secrets, targets: &Targets) -> Vec<Name> {
+        let again = |key: Key| {
+            let object = self.known.get(&key)?.object.clone();
+            Some(self.set(&key, Some(object), secrets, targets))
+        };
+        keys.into_iter().filter_map(again).flatten().collect()
     }
 
     /// Only the status of an object is another one now.
@@ -87,13 +141,9 @@ impl Endpoints {
     }
 
     /// A Secret is another one now. Returns the names whose endpoint may be another now.
-    pub(super) fn secret_changed(&mut self, secret: &Key, secrets: &Secrets) -> Vec<Name> {
-        let users: Vec<Key> = self.by_secret.get(secret).into_iter().flatten().cloned().collect();
-        let again = |key: Key| {
-            let object = self.known.get(&key)?.object.clone();
-            Some(self.set(&key, Some(object), secrets))
-        };
-        users.into_iter().filter_map(again).flatten().collect()
+    pub(super) fn secret_changed(&mut self, secret: &Key, secrets: &Secrets, targets: &Targets) -> Vec<Name> {
+        let users = self.by_secret.get(secret).cloned().unwrap_or_default();
+        self.again(users, secrets, targets)
     }
 
     /// Whether any endpoint names a Secret for TLS.
@@ -136,6 +186,13 @@ impl Endpoints {
                 self.claims.remove(name);
             }
         }
+        for workload in &known.waits {
+            let Some(waiting) = self.unsettled.get_mut(workload) else { continue };
+            waiting.remove(key);
+            if waiting.is_empty() {
+                self.unsettled.remove(workload);
+            }
+        }
         for secret in known.secrets() {
             let Some(users) = self.by_secret.get_mut(secret) else { continue };
             users.remove(key);
@@ -154,7 +211,7 @@ impl Known {
 
 /// Checks an object. Where something is wrong, the good version of before stays, but with the keys of now where those are
 /// in order: a key that was given away must not stay good because something else is wrong.
-fn read(key: &Key, object: EndpointObject, good: Option<Desired>, secrets: &Secrets) -> Known {
+fn read(key: &Key, object: EndpointObject, good: Option<Desired>, secrets: &Secrets, targets: &Targets) -> Known {
     let name = Name::new(&key.name).ok();
     let (endpoint, mut problems) = match &object.checked {
         Ok(endpoint) => (Some(endpoint.clone()), Vec::new()),
@@ -164,19 +221,65 @@ fn read(key: &Key, object: EndpointObject, good: Option<Desired>, secrets: &Secr
     let tls = endpoint.as_deref().or(good.as_ref().map(|good| &*good.spec)).map(|spec| tls_secrets(key, spec));
     let auth = endpoint.as_ref().map(|endpoint| access(key, &endpoint.auth, &secrets.keys));
     let connectors = endpoint.as_deref().map(|endpoint| connectors(key, endpoint, &secrets.named));
-    let mut is_secret_missing = false;
+    let mut reason = "Invalid";
+    let changed = endpoint.as_ref().zip(good.as_ref()).map(|(now, before)| retargeted(now, &before.spec, targets));
+    let Retargeted { problems: of_targets, reason: of_target, waits } = changed.unwrap_or_default();
+    let specs = [endpoint.as_deref(), good.as_ref().map(|good| &*good.spec)];
+    let mut named = specs.into_iter().flatten().flat_map(targets_of).collect::<Vec<_>>();
+    named.sort();
+    named.dedup_by(|one, other| one.0 == other.0);
     let good = match (endpoint, auth, connectors) {
-        (Some(endpoint), Some(Ok(access)), Some(Ok(tls))) => Some(Desired { spec: endpoint, access, tls }),
+        (Some(endpoint), Some(Ok(access)), Some(Ok(tls))) if waits.is_empty() => {
+            Some(Desired { spec: endpoint, access, tls })
+        }
         (_, auth, connectors) => {
             if let Some(Err(problem)) = auth {
-                is_secret_missing = problems.is_empty();
+                reason = if problems.is_empty() { "BadSecret" } else { reason };
                 problems.push(problem);
             }
             problems.extend(connectors.and_then(Result::err).into_iter().flatten());
+            reason = of_target.filter(|_| problems.is_empty()).unwrap_or(reason);
+            problems.extend(of_targets);
             good.map(|good| with_keys_of_now(key, good, &secrets.keys))
         }
     };
-    Known { object, name, problems, is_secret_missing, good, secret, tls: tls.unwrap_or_default() }
+    let tls = tls.unwrap_or_default();
+    Known { object, name, problems, reason, good, secret, tls, targets: named, waits }
+}
+
+/// What is to be said of targets that a change brings.
+#[derive(Default)]
+struct Retargeted {
+    problems: Vec<Problem>,
+    /// Of the first, in a word.
+    reason: Option<&'static str>,
+    /// Those that cannot be used, or not yet.
+    waits: Vec<Arc<WorkloadKey>>,
+}
+
+/// Looks at what a change names that was not named before: what serves must not end because of a workload that is not
+/// there, or that somebody else has.
+fn retargeted(now: &Endpoint, before: &Endpoint, targets: &Targets) -> Retargeted {
+    let (now_named, before) = (named(now), named(before));
+    let mut found = Retargeted::default();
+    for (index, deployment) in now.deployments.iter().enumerate() {
+        let Some((workload, _)) = now_named.get(&deployment.name) else { continue };
+        if before.values().any(|(other, _)| other == workload) {
+            continue;
+        }
+        let user = (now.name.clone(), deployment.name.clone());
+        match targets.standing(workload, &user, |other| other.0 != now.name) {
+            Standing::Fit => continue,
+            Standing::Unknown => {}
+            Standing::Unfit(reason, what) => {
+                found.reason.get_or_insert(reason);
+                let path = field(&item("spec.deployments", index), "targetRef");
+                found.problems.push(Problem::new(path, what));
+            }
+        }
+        found.waits.push(workload.clone());
+    }
+    found
 }
 
 fn with_keys_of_now(key: &Key, mut good: Desired, secrets: &Store<Keys>) -> Desired {

@@ -105,6 +105,7 @@ pub(super) type RawAutoscaler = Partial<AutoscalerSpec, Nothing>;
 pub(super) struct PodStatus {
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
+    phase: Option<String>,
     conditions: Option<Vec<PodCondition>>,
 }
 
@@ -157,7 +158,7 @@ pub(super) struct Pod {
     pub(super) ip: Option<IpAddr>,
     /// Whether it says that it is ready.
     pub(super) is_ready: bool,
-    /// Whether it is being deleted: it gets nothing new, ready or not.
+    /// Whether it is being deleted, or has ended: it gets nothing new, ready or not.
     pub(super) is_leaving: bool,
 }
 
@@ -171,7 +172,9 @@ impl Pod {
             uid: raw.metadata.uid.as_deref().unwrap_or_default().into(),
             ip: status.and_then(|status| status.pod_ip.as_deref()).and_then(|ip| ip.parse().ok()),
             is_ready: status.is_some_and(|status| status.conditions.iter().flatten().any(is_true)),
-            is_leaving: raw.metadata.deletion_timestamp.is_some(),
+            // Of one that has ended, evicted perhaps, nobody takes the condition back, and its address may be another's.
+            is_leaving: raw.metadata.deletion_timestamp.is_some()
+                || status.is_some_and(|status| matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"))),
             labels: labels.map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
         }
     }

@@ -27,8 +27,8 @@ pub(super) struct Pods {
 /// A workload of some kind, in its namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct WorkloadKey {
-    /// As `apps/v1`.
-    pub(super) api_version: String,
+    /// As `apps`; empty: the core.
+    pub(super) group: String,
     /// As `Deployment`.
     pub(super) kind: String,
     /// Its place.
@@ -39,13 +39,12 @@ impl WorkloadKey {
     /// What an object at `key` points to.
     pub(super) fn of(key: &Key, target: TargetRef) -> Self {
         let TargetRef { api_version, kind, name } = target;
-        let key = Key { namespace: key.namespace.clone(), name: name.into() };
-        Self { api_version, kind, key }
+        Kind::of(&api_version, &kind).workload(Key { namespace: key.namespace.clone(), name: name.into() })
     }
 
     /// What it is one of.
     pub(super) fn kind(&self) -> Kind {
-        Kind { api_version: self.api_version.clone(), kind: self.kind.clone() }
+        Kind { group: self.group.clone(), kind: self.kind.clone() }
     }
 }
 

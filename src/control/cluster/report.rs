@@ -9,6 +9,8 @@ use super::Cluster;
 use super::endpoints::Known;
 use super::objects::Key;
 use super::store::Scope;
+use super::targets::Standing;
+use super::watch::Trouble;
 use crate::model::endpoint::{ScaleSettings, Target};
 use crate::model::name::Name;
 use crate::model::status::{Condition, DeploymentStatus, EndpointStatus};
@@ -29,7 +31,8 @@ impl Cluster {
             self.trouble.remove(&watched);
         } else {
             let what = format!("{scope}, which endpoints.kubernetes.service names, is not there or has no port");
-            self.trouble.insert(watched, format!("{what}: scoring URIs are not known"));
+            let what = format!("{what}: scoring URIs are not known");
+            self.trouble.insert(watched, Trouble { what, is_denied: false });
         }
     }
 
@@ -77,6 +80,11 @@ impl Cluster {
         });
         let path = |what: &str| match (&self.scoring_url, &known.name) {
             (Some(url), Some(name)) if good.is_some() => format!("{url}/api/v1/endpoint/{name}/{what}"),
+            // Where the router's Service is not known, clients may still find it where they have so far.
+            (None, Some(_)) if good.is_some() && self.has_service => match what {
+                "score" => before.scoring_uri.clone(),
+                _ => before.swagger_uri.clone(),
+            },
             _ => String::new(),
         };
         EndpointStatus {
@@ -98,29 +106,14 @@ impl Cluster {
         }
         if !known.problems.is_empty() {
             let words: Vec<String> = known.problems.iter().map(ToString::to_string).collect();
-            let reason = if known.is_secret_missing { "BadSecret" } else { "Invalid" };
             let kept = if known.good.is_some() { "; the last good version serves" } else { "" };
-            return (false, reason, format!("{}{kept}", words.join("; ")));
+            return (false, known.reason, format!("{}{kept}", words.join("; ")));
         }
         let Some(good) = &known.good else { return (false, "Invalid", String::new()) };
         for (deployment, (workload, _)) in super::routing::named(&good.spec) {
-            let what = format!("{} {}", workload.kind, workload.key.name);
-            let is_its = |user: &super::User| *user == (good.spec.name.clone(), deployment.clone());
-            if let Some((endpoint, other)) = self.user(&workload).filter(|user| !is_its(user)) {
-                let what = format!(
-                    "the pods of {what} belong to the deployment {other} of {endpoint}: two could send them more than \
-                     they take; give {deployment} a workload of its own"
-                );
-                return (false, "TargetInUse", what);
-            }
-            match self.workload(&workload).map(|known| &known.selector) {
-                Some(Ok(_)) => {}
-                Some(Err(why)) => return (false, "BadTarget", format!("{what}, the target of {deployment}: {why}")),
-                None => {
-                    let what =
-                        format!("there is no {what}, the target of {deployment}; create it, or correct targetRef");
-                    return (false, "TargetNotFound", what);
-                }
+            let user = (good.spec.name.clone(), deployment);
+            if let Standing::Unfit(reason, what) = self.targets.standing(&workload, &user, |other| *other != user) {
+                return (false, reason, what);
             }
         }
         (true, "Accepted", "the spec is in order, and what it names is there".to_owned())
@@ -173,6 +166,12 @@ impl Cluster {
                 return Some((false, "HorizontalPodAutoscaler", what));
             }
         }
-        is_any.then(|| (true, "Scaling", "replicas follow the load".to_owned()))
+        let is_fixed = good.spec.deployments.iter().all(|one| match &one.scale {
+            ScaleSettings::Utilization(settings) => settings.min == settings.max,
+            ScaleSettings::Fixed { .. } | ScaleSettings::Unmanaged => true,
+        });
+        let what =
+            if is_fixed { "there are as many replicas as instanceCount says" } else { "replicas follow the load" };
+        is_any.then(|| (true, "Scaling", what.to_owned()))
     }
 }

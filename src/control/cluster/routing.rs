@@ -6,10 +6,13 @@ use std::sync::Arc;
 use kube::runtime::watcher::Event;
 
 use super::super::secrets::Entries;
+use super::endpoints::Renamed;
+use super::kinds::Kind;
 use super::objects::{Key, TargetRef};
 use super::pods::{PodChange, WorkloadKey};
-use super::store::{Change, Scope, Store};
-use super::workloads::Workload;
+use super::store::{Change, Scope};
+use super::targets;
+use super::watch::{AUTOSCALERS, Trouble, Watched};
 use super::{Cluster, Effect, Named, Touched, User};
 use crate::model::endpoint::{self, Target};
 use crate::model::name::Name;
@@ -17,13 +20,32 @@ use crate::model::name::Name;
 impl Cluster {
     /// What has changed for routing since this was last called.
     pub fn effects(&mut self) -> Vec<Effect> {
+        let mut effects = self.changes();
+        // A workload that somebody else has now, or nobody, may be what others wait for.
+        for workload in std::mem::take(&mut self.touched.freed) {
+            self.settle(|of| *of == workload);
+        }
+        if !self.touched.names.is_empty() {
+            effects.extend(self.changes());
+        }
+        effects
+    }
+
+    /// What has changed for routing, once there is something to go by.
+    fn changes(&mut self) -> Vec<Effect> {
         if !self.objects.is_complete(self.watches.scopes()) || !self.secrets.keys.is_complete(self.watches.scopes()) {
             // Which of two has a name, and which keys are good, is known only when all are.
             return Vec::new();
         }
         let mut effects = Vec::new();
-        let Touched { names, mut workloads, pods, reports } = std::mem::take(&mut self.touched);
-        self.touched.reports = reports;
+        if !self.has_counted && self.knows_autoscalers() {
+            // Until now nobody's replicas were the router's affair.
+            self.has_counted = true;
+            let named = self.named.values().flat_map(BTreeMap::values);
+            self.touched.workloads.extend(named.map(|(workload, _)| workload.clone()));
+        }
+        let Touched { names, mut workloads, pods, reports, freed } = std::mem::take(&mut self.touched);
+        (self.touched.reports, self.touched.freed) = (reports, freed);
         let (waiting, names): (BTreeSet<_>, BTreeSet<_>) = names.into_iter().partition(|name| self.is_waiting(name));
         self.touched.names = waiting;
         for name in names {
@@ -31,15 +53,16 @@ impl Cluster {
             self.touched.reports.extend(self.endpoints.claimants(&name).cloned());
         }
         for change in pods {
-            effects.extend(self.user(&change.workload).map(|user| self.pod(user, &change)));
+            effects.extend(self.targets.user(&change.workload).map(|user| self.pod(user, &change)));
             workloads.insert(change.workload);
         }
         for workload in workloads {
             effects.extend(self.counted(&workload));
-            let users = self.users.get(&workload).into_iter().flatten();
+            let users = self.targets.users(&workload).iter();
             let keys = users.filter_map(|(endpoint, _)| self.endpoints.holder(endpoint));
             self.touched.reports.extend(keys.cloned());
         }
+        self.is_settled = true;
         effects
     }
 
@@ -48,16 +71,43 @@ impl Cluster {
         let known = self.endpoints.holder(name).and_then(|key| self.endpoints.get(key));
         let mut scopes = known.into_iter().flat_map(|known| &known.tls).map(Key::scope);
         // One that cannot be watched is waited for in vain.
-        let is_denied = |scope: &Scope| self.trouble.keys().any(|(_, other)| other == scope);
+        let is_denied = |scope: &Scope| {
+            let denied = self.trouble.iter().filter(|(_, trouble)| trouble.is_denied);
+            denied.into_iter().any(|((_, other), _)| other == scope)
+        };
         scopes.any(|scope| !self.secrets.named.is_listed(&scope) && !is_denied(&scope))
     }
 
-    /// Has the Secrets for TLS that an object names be watched, and those not any more that only it has named `before`.
-    pub(super) fn follow_tls(&mut self, object: &Key, before: Vec<Key>) {
-        let now = self.endpoints.get(object).map(|known| known.tls.clone()).unwrap_or_default();
-        for secret in now {
-            self.tls.entry(secret).or_insert_with_key(|secret| self.watches.start_secret(secret));
+    /// These names may mean something else now; what is named by what they mean is watched, and nothing else.
+    pub(super) fn renamed(&mut self, names: Vec<Name>) {
+        self.touched.names.extend(names);
+        for Renamed { object, tls, targets } in self.endpoints.take_renamed() {
+            let now = self.endpoints.get(&object);
+            let now = now.map(|known| (known.tls.clone(), known.targets.clone())).unwrap_or_default();
+            for secret in now.0 {
+                self.tls.entry(secret).or_insert_with_key(|secret| self.watches.start_secret(secret));
+            }
+            for (workload, version) in now.1 {
+                self.targets.follow(workload.kind(), |kind| self.watches.start_kind(kind, &version));
+            }
+            self.unfollow_tls(tls);
+            for (workload, _) in targets {
+                let kind = workload.kind();
+                if self.targets.unfollow(&kind) {
+                    self.trouble.retain(|(what, _), _| *what != kind.to_string());
+                }
+            }
         }
+    }
+
+    /// Reads those objects again that wait for a target among `which`.
+    pub(super) fn settle(&mut self, which: impl Fn(&Arc<WorkloadKey>) -> bool) {
+        let names = self.endpoints.settle(which, &self.secrets, &self.targets);
+        self.renamed(names);
+    }
+
+    /// Has those Secrets not be watched any more that nobody names.
+    fn unfollow_tls(&mut self, before: Vec<Key>) {
         for secret in before.into_iter().filter(|secret| !self.endpoints.is_for_tls(secret)) {
             if let Some(watch) = self.tls.remove(&secret) {
                 watch.abort();
@@ -79,7 +129,8 @@ impl Cluster {
     pub(super) fn named_secret(&mut self, scope: &Scope, event: Event<(Key, Arc<Entries>)>) {
         for change in self.secrets.named.note(scope, event) {
             let (Change::Is(key, _) | Change::Gone(key, _)) = change;
-            self.touched.names.extend(self.endpoints.secret_changed(&key, &self.secrets));
+            let names = self.endpoints.secret_changed(&key, &self.secrets, &self.targets);
+            self.renamed(names);
         }
         let Some((namespace, name)) = scope.split_once('/').filter(|_| self.secrets.named.is_listed(scope)) else {
             return;
@@ -93,22 +144,14 @@ impl Cluster {
 
     /// Has the pods of a workload be found, if anybody names it.
     pub(super) fn select(&mut self, workload: &Arc<WorkloadKey>) {
-        let is_named = self.users.contains_key(workload);
-        let selector = self.workload(workload).and_then(|known| known.selector.as_ref().ok()).filter(|_| is_named);
+        let is_named = self.targets.user(workload).is_some();
+        let selector =
+            self.targets.workload(workload).and_then(|known| known.selector.as_ref().ok()).filter(|_| is_named);
         let changes = self.pods.select(workload, selector.cloned());
         self.touched.pods.extend(changes);
         if is_named {
             self.touched.workloads.insert(workload.clone());
         }
-    }
-
-    pub(super) fn workload(&self, of: &WorkloadKey) -> Option<&Workload> {
-        self.workloads.get(&of.kind()).and_then(|store| store.get(&of.key))
-    }
-
-    /// The deployment that has a workload: of those that name it, the one whose endpoint is the oldest. Two could together exceed what its pods can take.
-    pub(super) fn user(&self, workload: &WorkloadKey) -> Option<&User> {
-        self.users.get(workload).and_then(|users| users.first())
     }
 
     fn name_changed(&mut self, name: &Name, workloads: &mut BTreeSet<Arc<WorkloadKey>>) -> Vec<Effect> {
@@ -135,25 +178,30 @@ impl Cluster {
 
     /// A deployment names a workload, or does not any more. The workload's pods go from who had it to who has it then.
     fn hand_over(&mut self, workload: &Arc<WorkloadKey>, user: &User, names_it: bool) -> Vec<Effect> {
-        let mut users = self.users.remove(workload).unwrap_or_default();
+        let mut users = self.targets.users(workload).to_vec();
         let before = users.first().cloned();
         users.retain(|other| other != user);
         if names_it {
             users.push(user.clone());
-            // A new endpoint must not take the pods of one that serves, whatever it is called.
-            users.sort_by_cached_key(|user| {
+            // Who has the pods keeps them; at first that is the oldest.
+            let kept = usize::from(self.is_settled && before.is_some());
+            users[kept..].sort_by_cached_key(|user| {
                 let known = self.endpoints.holder(&user.0).and_then(|key| self.endpoints.get(key));
-                (known.map(|known| (known.object.created.clone(), known.object.uid.clone())), user.clone())
+                let age = known.map(|known| (known.object.created.clone(), known.object.uid.clone()));
+                // Nor one that was refused them, after a restart.
+                let conditions = known.iter().flat_map(|known| &known.object.status.conditions);
+                let was_refused = conditions.into_iter().any(|condition| condition.reason == "TargetInUse");
+                (was_refused, age, user.clone())
             });
         }
         let now = users.first().cloned();
-        if !users.is_empty() {
-            self.users.insert(workload.clone(), users);
+        self.targets.set_users(workload, users);
+        if before != now {
+            self.touched.freed.push(workload.clone());
         }
         match (before, now) {
             (None, Some(user)) => {
-                self.follow(workload);
-                let selector = self.workload(workload).and_then(|known| known.selector.clone().ok());
+                let selector = self.targets.workload(workload).and_then(|known| known.selector.clone().ok());
                 let came = self.pods.select(workload, selector);
                 came.iter().map(|change| self.pod(&user, change)).collect()
             }
@@ -168,15 +216,6 @@ impl Cluster {
                 both.collect()
             }
             _ => Vec::new(),
-        }
-    }
-
-    /// Has workloads of its kind be watched.
-    fn follow(&mut self, workload: &WorkloadKey) {
-        let kind = Arc::new(workload.kind());
-        if !self.workloads.contains_key(&kind) {
-            self.watches.start_kind(&kind);
-            self.workloads.insert(kind, Store::default());
         }
     }
 
@@ -195,11 +234,17 @@ impl Cluster {
         self.autoscalers.values().find(is_its).map(|(key, _)| key)
     }
 
+    /// Whether somebody else's scaling would be seen; without a right to look it never is.
+    pub(super) fn knows_autoscalers(&self) -> bool {
+        let is_denied = |(watched, trouble): (&Watched, &Trouble)| watched.0 == AUTOSCALERS && trouble.is_denied;
+        self.autoscalers.is_complete(self.watches.scopes()) || self.trouble.iter().any(is_denied)
+    }
+
     fn counted(&self, workload: &WorkloadKey) -> Vec<Effect> {
-        let Some(user) = self.user(workload) else { return Vec::new() };
+        let Some(user) = self.targets.user(workload) else { return Vec::new() };
         // Two that scale the same would fight over it.
-        let is_free = self.autoscaler(workload).is_none();
-        let replicas = self.workload(workload).filter(|_| is_free).and_then(|known| known.replicas);
+        let is_free = self.knows_autoscalers() && self.autoscaler(workload).is_none();
+        let replicas = self.targets.workload(workload).filter(|_| is_free).and_then(|known| known.replicas);
         vec![Effect::Pending(user.clone(), self.pods.pending(workload)), Effect::Replicas(user.clone(), replicas)]
     }
 }
@@ -210,11 +255,20 @@ pub(super) fn named(spec: &endpoint::Endpoint) -> BTreeMap<Name, Named> {
     let deployments = spec.deployments.iter().filter_map(|deployment| match &deployment.target {
         Target::Workload(target) => {
             let key = Key { namespace: namespace.clone(), name: target.name.as_str().into() };
-            let (api_version, kind) = (target.api_version.clone(), target.kind.clone());
-            let workload = Arc::new(WorkloadKey { api_version, kind, key });
+            let workload = Arc::new(Kind::of(&target.api_version, &target.kind).workload(key));
             Some((deployment.name.clone(), (workload, target.port)))
         }
         Target::Instances(_) | Target::Process(_) => None,
     });
     deployments.collect()
+}
+
+/// The same, with the versions that they name it by.
+pub(super) fn targets_of(spec: &endpoint::Endpoint) -> Vec<targets::Target> {
+    let versions = spec.deployments.iter().filter_map(|deployment| match &deployment.target {
+        Target::Workload(target) => Some((&deployment.name, target.api_version.clone())),
+        Target::Instances(_) | Target::Process(_) => None,
+    });
+    let named = named(spec);
+    versions.filter_map(|(name, version)| Some((named.get(name)?.0.clone(), version))).collect()
 }

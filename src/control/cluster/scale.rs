@@ -10,10 +10,11 @@ use kube::ResourceExt;
 use kube::api::{Api, ApiResource, ListParams, Patch, PatchParams};
 use serde_json::json;
 
-use super::super::scale::{Supply, Target};
+use super::super::scale::{self, Supply};
 use super::objects::{Pod, RawPod, RawWorkload};
 use super::pods::WorkloadKey;
-use super::{MANAGER, User, kinds, watch};
+use super::targets::Target;
+use super::{MANAGER, User, kinds, watch, words};
 use crate::state::slots::Slots;
 use crate::state::status::Status;
 
@@ -26,6 +27,8 @@ const AT_ONCE: usize = 8;
 pub struct WorkloadTarget {
     client: Client,
     workload: Arc<WorkloadKey>,
+    /// The version that its kind is asked after in.
+    api_version: String,
     user: User,
     slots: Arc<Slots>,
     status: Arc<Status>,
@@ -36,19 +39,19 @@ pub struct WorkloadTarget {
 impl WorkloadTarget {
     pub(super) fn new(
         client: Client,
-        workload: Arc<WorkloadKey>,
+        (workload, api_version): Target,
         user: User,
         slots: Arc<Slots>,
         status: Arc<Status>,
     ) -> Self {
-        Self { client, workload, user, slots, status, resource: None }
+        Self { client, workload, api_version, user, slots, status, resource: None }
     }
 
     async fn resource(&mut self) -> Result<ApiResource, kube::Error> {
         if let Some(resource) = &self.resource {
             return Ok(resource.clone());
         }
-        let resource = kinds::resource(&self.client, &self.workload.kind()).await?;
+        let (resource, _) = kinds::resource(&self.client, &self.api_version, &self.workload.kind).await?;
         Ok(self.resource.insert(resource).clone())
     }
 
@@ -94,7 +97,7 @@ impl WorkloadTarget {
     }
 }
 
-impl Target for WorkloadTarget {
+impl scale::Target for WorkloadTarget {
     fn replicas(&self) -> Supply {
         let starting = self.status.pending(self.user.0.as_str(), self.user.1.as_str()).count;
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -103,6 +106,6 @@ impl Target for WorkloadTarget {
 
     async fn scale_to(&mut self, count: u32) -> Result<(), String> {
         let WorkloadKey { kind, key, .. } = &*self.workload.clone();
-        self.ask(count).await.map_err(|error| format!("{kind} {}/{}: {error}", key.namespace, key.name))
+        self.ask(count).await.map_err(|error| format!("{kind} {}/{}: {}", key.namespace, key.name, words::of(&error)))
     }
 }

@@ -23,6 +23,7 @@ use super::objects::{EndpointObject, Key, Pod, RawAutoscaler, RawEndpoint, RawPo
 use super::secrets::{self, Keys};
 use super::service::{self, RawService};
 use super::store::Scope;
+use super::words;
 use super::workloads::Workload;
 use crate::control::secrets::Entries;
 use crate::model::crd::{GROUP, PLURAL};
@@ -45,8 +46,19 @@ pub(super) enum Seen {
     Workload(Arc<Kind>, Scope, Event<(Key, Workload)>),
     /// A HorizontalPodAutoscaler.
     Autoscaler(Scope, Event<(Key, Option<TargetRef>)>),
+    /// A kind is of no use, for this reason; `None`: it is.
+    Kind(Arc<Kind>, Option<String>),
     /// A watch does not work; `None`: it does again.
-    Trouble(Watched, Option<String>),
+    Trouble(Watched, Option<Trouble>),
+}
+
+/// Why a watch does not work.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    /// In words.
+    pub(super) what: String,
+    /// Whether the router has no right to it, so that there is no use in waiting.
+    pub(super) is_denied: bool,
 }
 
 /// Which watch.
@@ -54,6 +66,8 @@ pub(super) type Watched = (String, Scope);
 
 /// How long a watch lasts before it is made anew: a connection that has died without a word is noticed then.
 pub(super) const LONGEST_WATCH: u32 = 60;
+/// What HorizontalPodAutoscalers are called in URLs.
+pub(super) const AUTOSCALERS: &str = "horizontalpodautoscalers";
 /// First and longest wait after a watch has failed.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -77,7 +91,7 @@ impl Watches {
         let endpoints = resource(API_VERSION, KIND, PLURAL);
         self.follow(endpoints, |raw: RawEndpoint| EndpointObject::of(raw), Seen::Endpoint);
         self.follow(resource("v1", "Pod", "pods"), |raw: RawPod| Pod::of(raw), Seen::Pod);
-        let autoscalers = resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers");
+        let autoscalers = resource("autoscaling/v2", "HorizontalPodAutoscaler", AUTOSCALERS);
         self.follow(autoscalers, |raw: RawAutoscaler| raw.spec.map(|spec| spec.scale_target_ref), Seen::Autoscaler);
         let of_keys = format!("type={}", secrets::kind());
         for scope in self.scopes.clone() {
@@ -132,11 +146,11 @@ impl Watches {
         self.tasks.spawn(async move { run(api, &fields, what, scope, seen, trim, tell).await })
     }
 
-    /// Watches a kind of workload.
-    pub(super) fn start_kind(&mut self, kind: &Arc<Kind>) {
-        for scope in self.scopes.clone() {
-            self.tasks.spawn(kinds::follow(self.client.clone(), kind.clone(), scope, self.seen.clone()));
-        }
+    /// Watches a kind of workload, until what is returned is told to stop.
+    pub(super) fn start_kind(&mut self, kind: &Arc<Kind>, api_version: &str) -> Vec<AbortHandle> {
+        let (client, seen) = (self.client.clone(), self.seen.clone());
+        let follow = |scope| kinds::follow(client.clone(), kind.clone(), api_version.to_owned(), scope, seen.clone());
+        self.scopes.clone().into_iter().map(|scope| self.tasks.spawn(follow(scope))).collect()
     }
 
     /// Runs something else, as long as the watches.
@@ -208,7 +222,7 @@ pub(super) async fn run<K, T, F>(
             Ok(Some(event)) => event,
             Ok(None) => return,
             Err(error) => {
-                let trouble = describe(&what, &scope, &error.to_string());
+                let trouble = describe(&what, &scope, &error);
                 if seen.send(Seen::Trouble((what.clone(), scope.clone()), Some(trouble))).await.is_err() {
                     return;
                 }
@@ -254,17 +268,24 @@ impl Failures {
     }
 }
 
-fn describe(what: &str, scope: &str, error: &str) -> String {
+fn describe(what: &str, scope: &str, error: &watcher::Error) -> Trouble {
     let namespace = scope.split_once('/').map_or(scope, |(namespace, _)| namespace);
     let place = if scope.is_empty() { String::new() } else { format!(" in the namespace {namespace}") };
-    let hint = if error.contains("404") && what == PLURAL {
+    let code = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code,
+        _ => 0,
+    };
+    let hint = if code == 404 && what == PLURAL {
         format!(
             "; is the definition there? `inference-router crd | kubectl apply --server-side -f -` ({PLURAL}.{GROUP})"
         )
-    } else if error.contains("403") || error.contains("orbidden") {
+    } else if code == 403 {
         "; give the router's service account get, list and watch of them".to_owned()
     } else {
         "; what is known stays, trying again".to_owned()
     };
-    format!("{what}{place} cannot be watched: {error}{hint}")
+    let what = format!("{what}{place} cannot be watched: {}{hint}", words::of_watch(error));
+    Trouble { what, is_denied: code == 403 }
 }

@@ -1,6 +1,7 @@
 //! Statuses and Events, written by the one field manager of the router: only what has changed, and not too often.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -8,7 +9,7 @@ use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -20,19 +21,12 @@ use crate::model::status::{Condition, EndpointStatus};
 
 /// Writes a second, over a time.
 const PER_SECOND: u32 = 20;
-/// What waits to be written.
-const WAITING: usize = 256;
+/// Events that may wait to be written; more are left out.
+const EVENTS: usize = 256;
 /// How long an own write may take to be seen.
 const SEEN_WITHIN: Duration = Duration::from_secs(5);
 /// Utilization alone is no reason to write more often.
 const UTILIZATION_EVERY: Duration = Duration::from_secs(60);
-
-/// Something to write about an `OnlineEndpoint`.
-#[derive(Debug)]
-enum Write {
-    Status(Key, Box<EndpointStatus>),
-    Event(Key, String, Note),
-}
 
 /// What an Event says.
 #[derive(Debug, Clone)]
@@ -47,24 +41,99 @@ pub(super) struct Note {
 
 /// Decides what is to be written, and has it written.
 pub(super) struct Writer {
-    writes: mpsc::Sender<Write>,
+    queue: Arc<Queue>,
     /// What was handed in last, and when.
     written: HashMap<Key, (EndpointStatus, Instant)>,
     task: JoinHandle<()>,
 }
 
+/// What is to be written: of each object its latest status, in the order in which the objects came.
+#[derive(Default)]
+struct Queue {
+    inner: Mutex<Waiting>,
+    came: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    turns: VecDeque<Key>,
+    statuses: HashMap<Key, EndpointStatus>,
+    events: VecDeque<(Key, String, Note)>,
+}
+
+impl Queue {
+    fn with<T>(&self, with: impl FnOnce(&mut Waiting) -> T) -> T {
+        with(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether a status waits to be written.
+    fn has(&self, key: &Key) -> bool {
+        self.with(|waiting| waiting.statuses.contains_key(key))
+    }
+
+    fn push(&self, key: &Key, status: EndpointStatus) {
+        self.with(|waiting| {
+            if waiting.statuses.insert(key.clone(), status).is_none() {
+                waiting.turns.push_back(key.clone());
+            }
+        });
+        self.came.notify_one();
+    }
+
+    /// Nothing is to be said of an object any more.
+    fn remove(&self, key: &Key) {
+        self.with(|waiting| waiting.statuses.remove(key));
+    }
+
+    /// The next status, or else Event; or the other way round.
+    async fn next(&self, is_status_first: bool) -> Write {
+        loop {
+            let next = self.with(|waiting| {
+                let event = |waiting: &mut Waiting| {
+                    waiting.events.pop_front().map(|(key, uid, note)| Write::Event(key, uid, note))
+                };
+                let early = if is_status_first { None } else { event(waiting) };
+                early.or_else(|| waiting.status()).or_else(|| event(waiting))
+            });
+            match next {
+                Some(next) => return next,
+                None => self.came.notified().await,
+            }
+        }
+    }
+}
+
+impl Waiting {
+    fn status(&mut self) -> Option<Write> {
+        loop {
+            let key = self.turns.pop_front()?;
+            // Of those that are gone the turn is left.
+            if let Some(status) = self.statuses.remove(&key) {
+                return Some(Write::Status(key, status));
+            }
+        }
+    }
+}
+
+/// Something to write about an `OnlineEndpoint`.
+enum Write {
+    Status(Key, EndpointStatus),
+    Event(Key, String, Note),
+}
+
 impl Writer {
     /// To be called inside a tokio runtime. Ends when dropped.
     pub(super) fn start(client: Client) -> Self {
-        let (writes, waiting) = mpsc::channel(WAITING);
-        Self { writes, written: HashMap::new(), task: tokio::spawn(run(client, waiting)) }
+        let queue = Arc::new(Queue::default());
+        let task = tokio::spawn(run(client, queue.clone()));
+        Self { queue, written: HashMap::new(), task }
     }
 
     /// Has a status be written, if it is another than the one that is there.
     pub(super) fn status(&mut self, key: &Key, uid: &str, there: &EndpointStatus, status: EndpointStatus) {
         let now = Instant::now();
         if *there == status {
-            self.written.remove(key);
+            self.forget(key);
             return;
         }
         // What was said last, whether it has been seen by now or not.
@@ -72,27 +141,33 @@ impl Writer {
         if let Some((written, at)) = self.written.get(key) {
             said = written;
             let age = now - *at;
-            let is_on_its_way = *written == status && age < SEEN_WITHIN;
+            let is_on_its_way = is_same_but_for_times(written, &status) && (self.queue.has(key) || age < SEEN_WITHIN);
             if is_on_its_way || (is_same_but_for_utilization(there, &status) && age < UTILIZATION_EVERY) {
                 return;
             }
         }
-        let news = notes(said, &status);
-        // What finds no room is still another the next time.
-        if self.writes.try_send(Write::Status(key.clone(), Box::new(status.clone()))).is_ok() {
-            news.into_iter().for_each(|note| self.event(key, uid, note));
-            self.written.insert(key.clone(), (status, now));
+        for note in notes(said, &status) {
+            self.event(key, uid, note);
         }
+        self.queue.push(key, status.clone());
+        self.written.insert(key.clone(), (status, now));
     }
 
     /// Has an Event be written; not if there are too many.
     pub(super) fn event(&self, key: &Key, uid: &str, note: Note) {
-        let _ = self.writes.try_send(Write::Event(key.clone(), uid.to_owned(), note));
+        self.queue.with(|waiting| {
+            if waiting.events.len() < EVENTS {
+                waiting.events.push_back((key.clone(), uid.to_owned(), note));
+            }
+        });
+        self.queue.came.notify_one();
     }
 
-    /// An object is gone.
+    /// Nothing is to be said of an object any more.
     pub(super) fn forget(&mut self, key: &Key) {
-        self.written.remove(key);
+        if self.written.remove(key).is_some() {
+            self.queue.remove(key);
+        }
     }
 }
 
@@ -100,6 +175,16 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Since when something is so is said anew as long as it has not been written.
+fn is_same_but_for_times(one: &EndpointStatus, other: &EndpointStatus) -> bool {
+    let without = |status: &EndpointStatus| {
+        let mut status = status.clone();
+        status.conditions.iter_mut().for_each(|condition| condition.last_transition_time.clear());
+        status
+    };
+    without(one) == without(other)
 }
 
 fn is_same_but_for_utilization(one: &EndpointStatus, other: &EndpointStatus) -> bool {
@@ -128,11 +213,12 @@ fn notes(before: &EndpointStatus, now: &EndpointStatus) -> Vec<Note> {
     now.conditions.iter().filter(is_news).map(note).collect()
 }
 
-async fn run(client: Client, mut waiting: mpsc::Receiver<Write>) {
+async fn run(client: Client, queue: Arc<Queue>) {
     let reporter = Reporter { controller: MANAGER.to_owned(), instance: None };
     let recorder = Recorder::new(client.clone(), reporter);
     let mut recent: VecDeque<Instant> = VecDeque::new();
-    while let Some(write) = waiting.recv().await {
+    for turn in 0_u64.. {
+        let write = queue.next(turn % 4 != 0).await;
         if recent.len() == PER_SECOND as usize
             && let Some(first) = recent.pop_front()
         {
@@ -186,5 +272,52 @@ fn reference(key: &Key, uid: String) -> ObjectReference {
         namespace: Some(key.namespace.to_string()),
         uid: Some(uid),
         ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key { namespace: "a".into(), name: name.into() }
+    }
+
+    fn said(reason: &str, at: &str) -> EndpointStatus {
+        let condition = Condition {
+            kind: "Ready".into(),
+            reason: reason.into(),
+            last_transition_time: at.into(),
+            ..Condition::default()
+        };
+        EndpointStatus { conditions: vec![condition], ..EndpointStatus::default() }
+    }
+
+    fn idle() -> Writer {
+        Writer { queue: Arc::default(), written: HashMap::new(), task: tokio::spawn(async {}) }
+    }
+
+    async fn next(writer: &Writer) -> (String, String) {
+        match writer.queue.next(true).await {
+            Write::Status(key, status) => (key.name.to_string(), status.conditions[0].reason.clone()),
+            Write::Event(key, _, note) => (key.name.to_string(), note.note),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_has_its_turn_and_says_the_latest() {
+        let (mut writer, there) = (idle(), EndpointStatus::default());
+        for second in 0..30 {
+            for name in ["one", "two", "three"] {
+                // Nothing has changed but since when it is so.
+                writer.status(&key(name), "uid", &there, said("Waiting", &second.to_string()));
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        writer.status(&key("two"), "uid", &there, said("Serving", "31"));
+        writer.forget(&key("three"));
+        assert_eq!(next(&writer).await, ("one".to_owned(), "Waiting".to_owned()));
+        assert_eq!(next(&writer).await, ("two".to_owned(), "Serving".to_owned()));
+        assert!(!writer.queue.has(&key("one")) && writer.queue.inner.lock().unwrap().statuses.is_empty());
     }
 }

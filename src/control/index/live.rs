@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use super::super::processes::ReplicaKey;
 use crate::model::endpoint::{self, ScaleSettings, Target, Workload};
 use crate::policy::admit::ReplicaId;
@@ -53,24 +55,33 @@ impl Live {
         }
     }
 
-    /// A pod takes requests at `address`, or takes none any more. `id` is unique over the life of the process.
-    pub(super) fn set_pod(&mut self, uid: &Arc<str>, address: Option<SocketAddr>, id: u64) {
+    /// A pod takes requests at `address`, or takes none any more. `id` is unique over the life of the process. Returns what
+    /// ends when nothing is in flight any more where it has taken requests so far.
+    pub(super) fn set_pod(
+        &mut self,
+        uid: &Arc<str>,
+        address: Option<SocketAddr>,
+        id: u64,
+    ) -> Option<oneshot::Receiver<()>> {
         let source = Source::Pod(uid.clone());
         let address = address.map(|address| address.to_string());
         let known = self.replicas.get(&source).copied();
         if let (Some(at), Some(address)) = (known, &address)
             && self.slots.is_at(at, address)
         {
-            return;
+            return None;
         }
-        if let Some(at) = known {
-            self.slots.remove(at, None);
+        let left = known.map(|at| {
+            let (drained, left) = oneshot::channel();
+            self.slots.remove(at, Some(drained));
             self.replicas.remove(&source);
-        }
+            left
+        });
         if let Some(address) = address {
             let at = self.slots.add(id, &address);
             self.replicas.insert(source, at);
         }
+        left
     }
 
     /// How many processes there should be, or what decides it. Who scales goes on from what there was.

@@ -103,6 +103,14 @@ pub(super) fn rules() -> Vec<Rule> {
             "have a name twice (case does not count); give each its own",
         ),
         rule(
+            "",
+            "deployments",
+            "self.deployments.all(one, !has(one.targetRef) || self.deployments.exists_one(other, has(other.targetRef) && \
+             other.targetRef.apiVersion == one.targetRef.apiVersion && other.targetRef.kind == one.targetRef.kind && \
+             other.targetRef.name == one.targetRef.name))",
+            "have a targetRef twice: its pods could get more than they take; give each a workload of its own",
+        ),
+        rule(
             "jwt",
             "issuers",
             "self.issuers.all(one, self.issuers.exists_one(other, other.issuer == one.issuer))",

@@ -63,9 +63,7 @@ pub(super) fn auth(check: &mut Check, spec: &RawSpec) -> Option<Auth> {
 fn sources(check: &mut Check, keys: &RawKeys) -> Vec<KeySource> {
     if let Some(secret) = &keys.secret_ref {
         let name = secret.name.clone().unwrap_or_default();
-        if name.is_empty() {
-            check.problem("spec.keys.secretRef.name", "is missing; name a Secret of the endpoint's namespace");
-        }
+        super::secret(check, "spec.keys.secretRef.name", &name);
         return SECRET_KEYS.iter().map(|key| KeySource::Secret { name: name.clone(), key }).collect();
     }
     let named = [("primary", keys.primary.as_ref()), ("secondary", keys.secondary.as_ref())];

@@ -12,7 +12,7 @@ use super::super::problem::{field, item, quoted};
 use super::super::resource::{
     RawDataCollector, RawDeployment, RawProcess, RawRequestSettings, RawScaleSettings, RawTargetRef,
 };
-use super::{address, path::path as valid_path, scale, upstream_tls};
+use super::{address, is_object_name, path::path as valid_path, scale, upstream_tls};
 
 pub(in crate::model) const PORT: RangeInclusive<i64> = 1..=65_535;
 pub(in crate::model) const REQUEST_TIMEOUT_MS: RangeInclusive<i64> = 1..=300_000;
@@ -99,22 +99,44 @@ fn target(check: &mut Check, path: &str, raw: &RawDeployment) -> Option<Target> 
     workload.map(Target::Workload).or(local)
 }
 
-/// What is there by name alone; whether there is such a thing, the cluster knows.
+/// What is there by name alone; whether there is such a thing, the cluster knows. Each becomes a part of a URL that is
+/// asked with the router's own rights.
 fn workload(check: &mut Check, path: &str, raw: &RawTargetRef, port: u16) -> Workload {
-    let mut text = |name, given: &Option<String>, example| {
+    let mut text = |name, given: &Option<String>, example, is_right: fn(&str) -> bool| {
         let given = given.as_deref().unwrap_or_default();
         if given.is_empty() {
             check.problem(&field(path, name), format!("is missing; write for example `{name}: {example}`"));
+        } else if !is_right(given) {
+            let what = format!("is {}, but must be as in `{name}: {example}`", quoted(given));
+            check.problem(&field(path, name), what);
         }
         given.to_owned()
     };
     Workload {
-        api_version: text("apiVersion", &raw.api_version, "apps/v1"),
-        kind: text("kind", &raw.kind, "Deployment"),
-        name: text("name", &raw.name, "my-model"),
+        api_version: text("apiVersion", &raw.api_version, "apps/v1", is_api_version),
+        kind: text("kind", &raw.kind, "Deployment", is_kind),
+        name: text("name", &raw.name, "my-model", is_object_name),
         port,
     }
 }
+
+/// A version, with its group before it unless it is the core: as in [`API_VERSION`].
+fn is_api_version(text: &str) -> bool {
+    let (group, version) = text.rsplit_once('/').map_or((None, text), |(group, version)| (Some(group), version));
+    let rest = version.strip_prefix('v').unwrap_or_default();
+    let is_version = rest.starts_with(|first: char| first.is_ascii_digit())
+        && rest.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase());
+    is_version && group.is_none_or(is_object_name)
+}
+
+/// As in [`KIND`].
+fn is_kind(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_uppercase()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// The same rules as patterns, for the definition.
+pub(in crate::model) const API_VERSION: &str = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?v[0-9][a-z0-9]*$";
+pub(in crate::model) const KIND: &str = "^[A-Z][a-zA-Z0-9]*$";
 
 fn port(check: &mut Check, path: &str, raw: &RawDeployment) -> u16 {
     let port = check.number(path, raw.port, PORT, defaults::PORT, "");

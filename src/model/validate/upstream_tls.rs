@@ -41,9 +41,8 @@ pub(super) fn read(check: &mut Check, path: &str, raw: &RawUpstreamTls) -> Upstr
         (None, None) => None,
     };
     let secret = raw.secret_ref.as_ref().map(|secret| secret.name.clone().unwrap_or_default());
-    if secret.as_deref() == Some("") {
-        let what = "is missing; name a Secret of the endpoint's namespace";
-        check.problem(&field(&at("secretRef"), "name"), what);
+    if let Some(name) = &secret {
+        super::secret(check, &field(&at("secretRef"), "name"), name);
     }
     UpstreamTls {
         secret,

@@ -5,7 +5,7 @@ fn key(namespace: &str, name: &str) -> Key {
 }
 
 fn workload(namespace: &str, name: &str) -> Arc<WorkloadKey> {
-    Arc::new(WorkloadKey { api_version: "apps/v1".into(), kind: "Deployment".into(), key: key(namespace, name) })
+    Arc::new(WorkloadKey { group: "apps".into(), kind: "Deployment".into(), key: key(namespace, name) })
 }
 
 fn pod(uid: &str, app: &str, ip: &str) -> Pod {

@@ -1,0 +1,154 @@
+//! What deployments name: kinds of workloads, the workloads, and who has which.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use kube::runtime::watcher::Event;
+use tokio::task::AbortHandle;
+
+use super::User;
+use super::kinds::Kind;
+use super::objects::Key;
+use super::pods::WorkloadKey;
+use super::store::{Change, Scope, Store};
+use super::workloads::Workload;
+
+/// A workload as a deployment names it, and the version that it names it by.
+pub(super) type Target = (Arc<WorkloadKey>, String);
+
+/// Everything that deployments name.
+#[derive(Debug)]
+pub(super) struct Targets {
+    /// Watches of each kind.
+    scopes: usize,
+    kinds: HashMap<Arc<Kind>, Followed>,
+    /// Which deployments name which workload; the first has it.
+    users: HashMap<Arc<WorkloadKey>, Vec<User>>,
+}
+
+/// A kind that is named by somebody.
+#[derive(Debug)]
+struct Followed {
+    store: Store<Workload>,
+    /// Why it is of no use, if it is.
+    unfit: Option<String>,
+    /// How often it is named.
+    uses: usize,
+    watches: Vec<AbortHandle>,
+}
+
+/// Whether a workload can be the target of a deployment.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It can.
+    Fit,
+    /// Nobody knows yet.
+    Unknown,
+    /// Why not, in a word and in a sentence.
+    Unfit(&'static str, String),
+}
+
+impl Targets {
+    /// Nothing is named; each kind will have so many watches.
+    pub(super) fn new(scopes: usize) -> Self {
+        Self { scopes, kinds: HashMap::new(), users: HashMap::new() }
+    }
+
+    /// One more names a workload of this kind. `start` begins to watch it.
+    pub(super) fn follow(&mut self, kind: Kind, start: impl FnOnce(&Arc<Kind>) -> Vec<AbortHandle>) {
+        if let Some(followed) = self.kinds.get_mut(&kind) {
+            followed.uses += 1;
+            return;
+        }
+        let kind = Arc::new(kind);
+        let watches = start(&kind);
+        self.kinds.insert(kind, Followed { store: Store::default(), unfit: None, uses: 1, watches });
+    }
+
+    /// One less does. Returns whether nobody does any more.
+    pub(super) fn unfollow(&mut self, kind: &Kind) -> bool {
+        let Some(followed) = self.kinds.get_mut(kind) else { return false };
+        followed.uses -= 1;
+        let is_last = followed.uses == 0;
+        if is_last && let Some(followed) = self.kinds.remove(kind) {
+            followed.watches.iter().for_each(AbortHandle::abort);
+        }
+        is_last
+    }
+
+    /// Takes note of what a watch says. Returns the workloads that are others now.
+    pub(super) fn note(&mut self, kind: &Kind, scope: &Scope, event: Event<(Key, Workload)>) -> Vec<Arc<WorkloadKey>> {
+        let Some(followed) = self.kinds.get_mut(kind) else { return Vec::new() };
+        let key = |change| match change {
+            Change::Is(key, _) | Change::Gone(key, _) => Arc::new(kind.workload(key)),
+        };
+        followed.store.note(scope, event).into_iter().map(key).collect()
+    }
+
+    /// A kind is of no use, for this reason; `None`: it is.
+    pub(super) fn set_unfit(&mut self, kind: &Kind, why: Option<String>) {
+        if let Some(followed) = self.kinds.get_mut(kind) {
+            followed.unfit = why;
+        }
+    }
+
+    /// Whether everything that is named has been listed once, but for what `is_in_vain` to wait for.
+    pub(super) fn is_complete(&self, is_in_vain: impl Fn(&Kind) -> bool) -> bool {
+        let is_listed = |(kind, followed): (&Arc<Kind>, &Followed)| {
+            followed.unfit.is_some() || followed.store.is_complete(self.scopes) || is_in_vain(kind)
+        };
+        self.kinds.iter().all(is_listed)
+    }
+
+    /// What there is of a workload.
+    pub(super) fn workload(&self, of: &WorkloadKey) -> Option<&Workload> {
+        self.kinds.get(&of.kind()).and_then(|followed| followed.store.get(&of.key))
+    }
+
+    /// The deployment that has a workload: of those that name it, the one whose endpoint is the oldest. Two could together
+    /// exceed what its pods can take.
+    pub(super) fn user(&self, workload: &WorkloadKey) -> Option<&User> {
+        self.users(workload).first()
+    }
+
+    /// Every deployment that names a workload.
+    pub(super) fn users(&self, workload: &WorkloadKey) -> &[User] {
+        self.users.get(workload).map_or(&[], Vec::as_slice)
+    }
+
+    /// These name a workload, the first of them has it.
+    pub(super) fn set_users(&mut self, workload: &Arc<WorkloadKey>, users: Vec<User>) {
+        if users.is_empty() {
+            self.users.remove(workload);
+        } else {
+            self.users.insert(workload.clone(), users);
+        }
+    }
+
+    /// Whether a workload can be the target of a deployment; where it is `others` that have it, it cannot.
+    pub(super) fn standing(&self, workload: &WorkloadKey, of: &User, others: impl Fn(&User) -> bool) -> Standing {
+        let Some(followed) = self.kinds.get(&workload.kind()) else { return Standing::Unknown };
+        let (what, deployment) = (format!("{} {}", workload.kind, workload.key.name), &of.1);
+        if let Some(why) = &followed.unfit {
+            return Standing::Unfit("BadTarget", format!("{what}, the target of {deployment}: {why}"));
+        }
+        if !followed.store.is_complete(self.scopes) {
+            return Standing::Unknown;
+        }
+        if let Some((endpoint, other)) = self.user(workload).filter(|user| others(user)) {
+            let what = format!(
+                "the pods of {what} belong to the deployment {other} of {endpoint}: two could send them more than they \
+                 take; give {deployment} a workload of its own"
+            );
+            return Standing::Unfit("TargetInUse", what);
+        }
+        match followed.store.get(&workload.key).map(|known| &known.selector) {
+            Some(Ok(_)) => Standing::Fit,
+            Some(Err(why)) => Standing::Unfit("BadTarget", format!("{what}, the target of {deployment}: {why}")),
+            None => {
+                let what = format!("there is no {what}, the target of {deployment}; create it, or correct targetRef");
+                Standing::Unfit("TargetNotFound", what)
+            }
+        }
+    }
+}
