@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod admit;
+pub mod compare;
 pub mod health;
 pub mod identify;
 pub mod mirror;

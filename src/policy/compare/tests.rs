@@ -1,0 +1,95 @@
+use super::*;
+use serde_json::json;
+
+fn rules(tolerance: f64, ignore: &[&str], unordered: &[&str]) -> Rules {
+    let places = |all: &[&str]| all.iter().map(|text| Place::parse(text).unwrap()).collect();
+    Rules { numeric_tolerance: tolerance, ignore: places(ignore), unordered: places(unordered) }
+}
+
+fn different(places: &[&str]) -> Verdict {
+    Verdict::Different(places.iter().map(|place| (*place).to_owned()).collect())
+}
+
+#[test]
+fn numbers_may_differ_by_the_tolerance_or_by_that_part_of_them() {
+    let of = |live: Value, shadow: Value| compare_json(&live, &shadow, &rules(1e-6, &[], &[]));
+    assert_eq!(of(json!([1, 2.5]), json!([1.0, 2.5])), Verdict::Equal);
+    assert_eq!(of(json!(1e9), json!(1e9 + 100.0)), Verdict::WithinTolerance);
+    assert_eq!(of(json!(1e9), json!(1e9 + 10_000.0)), different(&["$"]));
+    assert_eq!(of(json!(0.0), json!(1e-7)), Verdict::WithinTolerance);
+    assert_eq!(of(json!(0.0), json!(1e-5)), different(&["$"]));
+    assert_eq!(of(json!(9_007_199_254_740_993_u64), json!(9_007_199_254_740_992_u64)), Verdict::WithinTolerance);
+    let exact = |live: Value, shadow: Value| compare_json(&live, &shadow, &rules(0.0, &[], &[]));
+    assert_eq!(exact(json!(9_007_199_254_740_993_u64), json!(9_007_199_254_740_992_u64)), different(&["$"]));
+    assert_eq!(exact(json!(0.1), json!(0.1 + 1e-12)), different(&["$"]));
+}
+
+#[test]
+fn what_differs_is_told_by_its_place_without_positions() {
+    let live =
+        json!({"predictions": [{"score": 1, "label": "a"}, {"score": 2, "label": "b"}], "odd name": 1, "gone": 1});
+    let shadow =
+        json!({"predictions": [{"score": 1, "label": "x"}, {"score": 9, "label": "y"}], "odd name": 2, "new": 1});
+    let expected =
+        different(&["$.gone", "$[\"odd name\"]", "$.predictions[*].label", "$.predictions[*].score", "$.new"]);
+    assert_eq!(compare_json(&live, &shadow, &rules(0.0, &[], &[])), expected);
+    assert_eq!(compare_json(&json!([1, 2]), &json!([1]), &rules(0.0, &[], &[])), different(&["$"]));
+    assert_eq!(compare_json(&json!(null), &json!(false), &rules(0.0, &[], &[])), different(&["$"]));
+}
+
+#[test]
+fn what_is_ignored_may_differ_or_be_missing() {
+    let live = json!({"timestamp": 1, "items": [{"id": 1, "value": 5}], "model": {"version": "1"}});
+    let shadow = json!({"items": [{"id": 2, "value": 5}], "model": {"version": "2", "extra": true}});
+    let ignoring = rules(0.0, &["$.timestamp", "$.items[*].id", "$.model.*"], &[]);
+    assert_eq!(compare_json(&live, &shadow, &ignoring), Verdict::Equal);
+    let all_but_one = rules(0.0, &["$.timestamp", "$.items[1].id", "$.model"], &[]);
+    assert_eq!(compare_json(&live, &shadow, &all_but_one), different(&["$.items[*].id"]));
+}
+
+#[test]
+fn lists_without_an_order_agree_item_by_item() {
+    let unordered = rules(1e-3, &[], &["$.tags", "$.boxes"]);
+    let of = |live: Value, shadow: Value| compare_json(&live, &shadow, &unordered);
+    assert_eq!(of(json!({"tags": ["a", "b", "b"]}), json!({"tags": ["b", "a", "b"]})), Verdict::Equal);
+    assert_eq!(of(json!({"tags": ["a", "b", "b"]}), json!({"tags": ["b", "a", "a"]})), different(&["$.tags[*]"]));
+    let live = json!({"boxes": [{"x": 1.0}, {"x": 2.0}]});
+    assert_eq!(of(live.clone(), json!({"boxes": [{"x": 2.0001}, {"x": 1.0}]})), Verdict::WithinTolerance);
+    assert_eq!(of(live.clone(), json!({"boxes": [{"x": 2.0}]})), different(&["$.boxes"]));
+    assert_eq!(of(json!([1, 2]), json!([2, 1])), different(&["$[*]"]), "others keep their order");
+    let many = |reverse: bool| {
+        let mut all: Vec<u32> = (0..1_000).collect();
+        if reverse {
+            all.reverse();
+        }
+        json!({"tags": all})
+    };
+    assert_eq!(of(many(false), many(true)), Verdict::Equal);
+}
+
+#[test]
+fn what_is_not_json_is_compared_byte_by_byte() {
+    let plain = rules(0.0, &[], &[]);
+    assert_eq!(compare(b"text", b"text", &plain), Verdict::Equal);
+    assert_eq!(compare(b"text", b"test", &plain), different(&["$"]));
+    assert_eq!(compare(b"{\"a\": 1}", b"{\"a\":1}", &plain), Verdict::Equal);
+    assert_eq!(compare(b"{\"a\": 1}", b"{\"a\":1", &plain), different(&["$"]));
+    assert_eq!(compare(b"", b"", &plain), Verdict::Equal);
+}
+
+#[test]
+fn no_more_places_are_told_than_can_be_looked_at() {
+    let object = |value: u32| Value::Object((0..100).map(|number| (format!("field{number}"), json!(value))).collect());
+    let Verdict::Different(places) = compare_json(&object(1), &object(2), &rules(0.0, &[], &[])) else { panic!() };
+    assert_eq!(places.len(), MOST_PLACES);
+}
+
+#[test]
+fn places_are_read_as_they_are_told() {
+    for text in ["$", "$.a", "$.a.b[*].c", "$[\"odd name\"][3]", "$[\"a\\\"]b\"]", "$.*", "$[0][*]"] {
+        assert!(Place::parse(text).is_ok(), "{text}");
+    }
+    for text in ["", "a", "$a", "$.", "$..a", "$[", "$[x]", "$[\"a]", "$[-1]", "$.a[1"] {
+        assert_eq!(Place::parse(text), Err(WrongPlace), "{text}");
+    }
+}
