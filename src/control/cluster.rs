@@ -43,9 +43,8 @@ mod writer;
 
 use endpoints::{Endpoints, Secrets};
 
-use kinds::Kind;
 use objects::{EndpointObject, Key, TargetRef};
-use routing::targets_of;
+use routing::kinds_of;
 use targets::Targets;
 
 use pods::{PodChange, Pods, WorkloadKey};
@@ -111,6 +110,8 @@ pub struct Cluster {
     touched: Touched,
     /// Whether it has been said once who has what.
     is_settled: bool,
+    /// Whether everything has been listed once.
+    was_complete: bool,
     /// Whether autoscalers were known when replicas were counted.
     has_counted: bool,
     writer: Writer,
@@ -187,6 +188,7 @@ impl Cluster {
             trouble: BTreeMap::new(),
             touched: Touched::default(),
             is_settled: false,
+            was_complete: false,
             has_counted: false,
             writer: Writer::start(client),
             tokens,
@@ -201,23 +203,34 @@ impl Cluster {
     pub fn target(&self, scaled: &Scaled, status: &Arc<Status>) -> Option<WorkloadTarget> {
         let user = (scaled.endpoint.clone(), scaled.deployment.clone());
         let (workload, _) = self.named.get(&user.0)?.get(&user.1)?;
-        let (_, version) = targets_of(&self.endpoints.of(&user.0)?.spec).into_iter().find(|(of, _)| of == workload)?;
-        let (client, target) = (self.client.clone(), (workload.clone(), version));
+        let spec = &self.endpoints.of(&user.0)?.spec;
+        let (_, version) = kinds_of([&**spec]).into_iter().find(|(kind, _)| *kind == workload.kind())?;
+        let (client, target) = (self.client.clone(), (workload.clone(), version.to_owned()));
         Some(WorkloadTarget::new(client, target, user, scaled.slots.clone(), status.clone()))
     }
 
     /// Has statuses be written that are not what they should be: of some endpoints each time, so that all are looked at
     /// within a while, and of those in which something has changed.
     pub fn report_all(&mut self, counts: impl Fn(&Name, &Name) -> Option<Counts>, now: SystemTime) {
-        if !self.is_complete() {
+        // Something new that is not known yet is no reason to be silent of all else.
+        self.was_complete |= self.is_complete();
+        if !self.was_complete {
             return;
         }
-        let changed = std::mem::take(&mut self.touched.reports);
+        let mut keys = std::mem::take(&mut self.touched.reports);
         let from = self.next_report.take().unwrap_or_else(Key::first);
         let mut in_turn: Vec<Key> = self.endpoints.keys_from(&from).take(REPORTED + 1).cloned().collect();
         self.next_report = if in_turn.len() > REPORTED { in_turn.pop() } else { None };
-        let keys: BTreeSet<Key> = changed.into_iter().chain(in_turn).collect();
-        for key in keys {
+        keys.extend(in_turn);
+        let later = keys.split_off(&from);
+        let mut keys = later.into_iter().chain(keys);
+        while let Some(key) = keys.next() {
+            if self.writer.is_full() {
+                // Whoever has had no turn is first the next time.
+                self.next_report = Some(key.clone());
+                self.touched.reports.extend([key].into_iter().chain(keys));
+                return;
+            }
             let Some(known) = self.endpoints.get(&key) else {
                 self.writer.forget(&key);
                 continue;
@@ -265,16 +278,11 @@ impl Cluster {
     /// Whether everything has been listed once: before, what is known may be the half of it.
     pub fn is_complete(&self) -> bool {
         let scopes = self.watches.scopes();
-        // One that cannot be watched is waited for in vain.
-        let is_in_vain = |kind: &Kind| {
-            let denied = self.trouble.iter().filter(|(_, trouble)| trouble.is_denied);
-            denied.into_iter().any(|((what, _), _)| *what == kind.to_string())
-        };
         self.objects.is_complete(scopes)
             && self.secrets.keys.is_complete(scopes)
             && self.pods.is_complete(scopes)
             && self.knows_autoscalers()
-            && self.targets.is_complete(is_in_vain)
+            && self.targets.is_complete()
             && self.touched.names.is_empty()
     }
 
@@ -345,11 +353,16 @@ impl Cluster {
                     self.touched.workloads.extend(targets.map(|target| Arc::new(WorkloadKey::of(&key, target))));
                 }
             }
-            Seen::Trouble(watched, Some(what)) => {
-                self.trouble.insert(watched, what);
-            }
-            Seen::Trouble(watched, None) => {
-                self.trouble.remove(&watched);
+            Seen::Trouble(watched, trouble) => {
+                // What nobody may look at cannot be a target.
+                let denied = trouble.as_ref().filter(|trouble| trouble.is_denied).map(|trouble| trouble.what.clone());
+                if self.targets.set_unfit_as(&watched.0, denied) {
+                    self.settle(|of| of.kind().to_string() == watched.0);
+                }
+                match trouble {
+                    Some(trouble) => drop(self.trouble.insert(watched, trouble)),
+                    None => drop(self.trouble.remove(&watched)),
+                }
             }
         }
     }

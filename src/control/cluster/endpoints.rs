@@ -8,10 +8,10 @@ use super::super::index::Desired;
 use super::super::secrets::Entries;
 use super::objects::{EndpointObject, Key};
 use super::pods::WorkloadKey;
-use super::routing::{named, targets_of};
+use super::routing::{kinds_of, named};
 use super::secrets::{self, Keys};
 use super::store::Store;
-use super::targets::{Standing, Target, Targets};
+use super::targets::{Kinds, Standing, Targets};
 use crate::model::endpoint::{Auth, Endpoint, KeySource};
 use crate::model::name::Name;
 use crate::model::problem::{Problem, field, item};
@@ -44,7 +44,7 @@ pub(super) struct Endpoints {
 pub(super) struct Renamed {
     pub(super) object: Key,
     pub(super) tls: Vec<Key>,
-    pub(super) targets: Vec<Target>,
+    pub(super) kinds: Kinds,
 }
 
 /// The older object wins.
@@ -66,9 +66,9 @@ pub(super) struct Known {
     secret: Option<Key>,
     /// Secrets for TLS towards replicas.
     pub(super) tls: Vec<Key>,
-    /// What its deployments name, in what it says and in what is served.
-    pub(super) targets: Vec<Target>,
-    /// Of these, those that a change waits for.
+    /// Kinds that its deployments name, in what it says and in what is served.
+    pub(super) kinds: Kinds,
+    /// Workloads that a change waits for.
     waits: Vec<Arc<WorkloadKey>>,
 }
 
@@ -86,8 +86,8 @@ impl Endpoints {
         if let Some(known) = &before {
             self.forget(key, known);
         }
-        let named = before.as_ref().map(|known| (known.tls.clone(), known.targets.clone())).unwrap_or_default();
-        self.renamed.push(Renamed { object: key.clone(), tls: named.0, targets: named.1 });
+        let named = before.as_ref().map(|known| (known.tls.clone(), known.kinds.clone())).unwrap_or_default();
+        self.renamed.push(Renamed { object: key.clone(), tls: named.0, kinds: named.1 });
         let Some(object) = object else { return names };
         // One that was deleted and made anew has no good version yet.
         let good = before.filter(|known| known.object.uid == object.uid).and_then(|known| known.good);
@@ -225,9 +225,8 @@ fn read(key: &Key, object: EndpointObject, good: Option<Desired>, secrets: &Secr
     let changed = endpoint.as_ref().zip(good.as_ref()).map(|(now, before)| retargeted(now, &before.spec, targets));
     let Retargeted { problems: of_targets, reason: of_target, waits } = changed.unwrap_or_default();
     let specs = [endpoint.as_deref(), good.as_ref().map(|good| &*good.spec)];
-    let mut named = specs.into_iter().flatten().flat_map(targets_of).collect::<Vec<_>>();
-    named.sort();
-    named.dedup_by(|one, other| one.0 == other.0);
+    let kinds = kinds_of(specs.into_iter().flatten()).into_iter();
+    let kinds: Kinds = kinds.map(|(kind, version)| (targets.shared(kind), version.into())).collect();
     let good = match (endpoint, auth, connectors) {
         (Some(endpoint), Some(Ok(access)), Some(Ok(tls))) if waits.is_empty() => {
             Some(Desired { spec: endpoint, access, tls })
@@ -244,7 +243,7 @@ fn read(key: &Key, object: EndpointObject, good: Option<Desired>, secrets: &Secr
         }
     };
     let tls = tls.unwrap_or_default();
-    Known { object, name, problems, reason, good, secret, tls, targets: named, waits }
+    Known { object, name, problems, reason, good, secret, tls, kinds, waits }
 }
 
 /// What is to be said of targets that a change brings.

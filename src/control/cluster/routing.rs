@@ -11,7 +11,6 @@ use super::kinds::Kind;
 use super::objects::{Key, TargetRef};
 use super::pods::{PodChange, WorkloadKey};
 use super::store::{Change, Scope};
-use super::targets;
 use super::watch::{AUTOSCALERS, Trouble, Watched};
 use super::{Cluster, Effect, Named, Touched, User};
 use crate::model::endpoint::{self, Target};
@@ -81,19 +80,18 @@ impl Cluster {
     /// These names may mean something else now; what is named by what they mean is watched, and nothing else.
     pub(super) fn renamed(&mut self, names: Vec<Name>) {
         self.touched.names.extend(names);
-        for Renamed { object, tls, targets } in self.endpoints.take_renamed() {
+        for Renamed { object, tls, kinds } in self.endpoints.take_renamed() {
             let now = self.endpoints.get(&object);
-            let now = now.map(|known| (known.tls.clone(), known.targets.clone())).unwrap_or_default();
+            let now = now.map(|known| (known.tls.clone(), known.kinds.clone())).unwrap_or_default();
             for secret in now.0 {
                 self.tls.entry(secret).or_insert_with_key(|secret| self.watches.start_secret(secret));
             }
-            for (workload, version) in now.1 {
-                self.targets.follow(workload.kind(), |kind| self.watches.start_kind(kind, &version));
+            for (kind, version) in &now.1 {
+                self.targets.follow(kind, |kind| self.watches.start_kind(kind, version));
             }
             self.unfollow_tls(tls);
-            for (workload, _) in targets {
-                let kind = workload.kind();
-                if self.targets.unfollow(&kind) {
+            for (kind, _) in &kinds {
+                if self.targets.unfollow(kind) {
                     self.trouble.retain(|(what, _), _| *what != kind.to_string());
                 }
             }
@@ -263,12 +261,15 @@ pub(super) fn named(spec: &endpoint::Endpoint) -> BTreeMap<Name, Named> {
     deployments.collect()
 }
 
-/// The same, with the versions that they name it by.
-pub(super) fn targets_of(spec: &endpoint::Endpoint) -> Vec<targets::Target> {
-    let versions = spec.deployments.iter().filter_map(|deployment| match &deployment.target {
-        Target::Workload(target) => Some((&deployment.name, target.api_version.clone())),
+/// The kinds that deployments name workloads of, each once, with the version that the first names it by.
+pub(super) fn kinds_of<'s>(specs: impl IntoIterator<Item = &'s endpoint::Endpoint>) -> Vec<(Kind, &'s str)> {
+    let deployments = specs.into_iter().flat_map(|spec| &spec.deployments);
+    let kinds = deployments.filter_map(|deployment| match &deployment.target {
+        Target::Workload(target) => Some((Kind::of(&target.api_version, &target.kind), target.api_version.as_str())),
         Target::Instances(_) | Target::Process(_) => None,
     });
-    let named = named(spec);
-    versions.filter_map(|(name, version)| Some((named.get(name)?.0.clone(), version))).collect()
+    let mut all: Vec<(Kind, &str)> = kinds.collect();
+    all.sort();
+    all.dedup_by(|one, other| one.0 == other.0);
+    all
 }

@@ -13,7 +13,6 @@ use serde_json::json;
 use super::super::scale::{self, Supply};
 use super::objects::{Pod, RawPod, RawWorkload};
 use super::pods::WorkloadKey;
-use super::targets::Target;
 use super::{MANAGER, User, kinds, watch, words};
 use crate::state::slots::Slots;
 use crate::state::status::Status;
@@ -39,7 +38,7 @@ pub struct WorkloadTarget {
 impl WorkloadTarget {
     pub(super) fn new(
         client: Client,
-        (workload, api_version): Target,
+        (workload, api_version): (Arc<WorkloadKey>, String),
         user: User,
         slots: Arc<Slots>,
         status: Arc<Status>,

@@ -13,8 +13,8 @@ use super::pods::WorkloadKey;
 use super::store::{Change, Scope, Store};
 use super::workloads::Workload;
 
-/// A workload as a deployment names it, and the version that it names it by.
-pub(super) type Target = (Arc<WorkloadKey>, String);
+/// Kinds as deployments name them, and the versions that they name them by.
+pub(super) type Kinds = Box<[(Arc<Kind>, Box<str>)]>;
 
 /// Everything that deployments name.
 #[derive(Debug)]
@@ -55,14 +55,18 @@ impl Targets {
     }
 
     /// One more names a workload of this kind. `start` begins to watch it.
-    pub(super) fn follow(&mut self, kind: Kind, start: impl FnOnce(&Arc<Kind>) -> Vec<AbortHandle>) {
-        if let Some(followed) = self.kinds.get_mut(&kind) {
+    pub(super) fn follow(&mut self, kind: &Arc<Kind>, start: impl FnOnce(&Arc<Kind>) -> Vec<AbortHandle>) {
+        if let Some(followed) = self.kinds.get_mut(kind) {
             followed.uses += 1;
             return;
         }
-        let kind = Arc::new(kind);
-        let watches = start(&kind);
-        self.kinds.insert(kind, Followed { store: Store::default(), unfit: None, uses: 1, watches });
+        let watches = start(kind);
+        self.kinds.insert(kind.clone(), Followed { store: Store::default(), unfit: None, uses: 1, watches });
+    }
+
+    /// The kind as it is known already, if it is: ten thousand endpoints mostly name one.
+    pub(super) fn shared(&self, kind: Kind) -> Arc<Kind> {
+        self.kinds.get_key_value(&kind).map_or_else(|| Arc::new(kind), |(known, _)| known.clone())
     }
 
     /// One less does. Returns whether nobody does any more.
@@ -92,12 +96,19 @@ impl Targets {
         }
     }
 
-    /// Whether everything that is named has been listed once, but for what `is_in_vain` to wait for.
-    pub(super) fn is_complete(&self, is_in_vain: impl Fn(&Kind) -> bool) -> bool {
-        let is_listed = |(kind, followed): (&Arc<Kind>, &Followed)| {
-            followed.unfit.is_some() || followed.store.is_complete(self.scopes) || is_in_vain(kind)
+    /// The same, of a kind as it is called in messages. Returns whether there is such a kind, and that is news.
+    pub(super) fn set_unfit_as(&mut self, name: &str, why: Option<String>) -> bool {
+        let Some((_, followed)) = self.kinds.iter_mut().find(|(kind, _)| kind.to_string() == name) else {
+            return false;
         };
-        self.kinds.iter().all(is_listed)
+        let is_news = followed.unfit != why;
+        followed.unfit = why;
+        is_news
+    }
+
+    /// Whether everything that is named has been listed once, if it is of any use.
+    pub(super) fn is_complete(&self) -> bool {
+        self.kinds.values().all(|followed| followed.unfit.is_some() || followed.store.is_complete(self.scopes))
     }
 
     /// What there is of a workload.

@@ -21,6 +21,8 @@ use crate::model::status::{Condition, EndpointStatus};
 
 /// Writes a second, over a time.
 const PER_SECOND: u32 = 20;
+/// Statuses that may wait to be written; of others it is not even thought about what they are.
+const STATUSES: usize = 256;
 /// Events that may wait to be written; more are left out.
 const EVENTS: usize = 256;
 /// How long an own write may take to be seen.
@@ -127,6 +129,11 @@ impl Writer {
         let queue = Arc::new(Queue::default());
         let task = tokio::spawn(run(client, queue.clone()));
         Self { queue, written: HashMap::new(), task }
+    }
+
+    /// Whether as many statuses wait as may.
+    pub(super) fn is_full(&self) -> bool {
+        self.queue.with(|waiting| waiting.statuses.len() >= STATUSES)
     }
 
     /// Has a status be written, if it is another than the one that is there.
