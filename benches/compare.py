@@ -27,6 +27,7 @@ import tempfile
 import time
 
 import https
+import mirror
 from contenders import KEY, PATH, envoy, haproxy, nginx, router, write_endpoint
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -387,6 +388,7 @@ def main():
             for contender in contenders.values():
                 stop(contender.process)
             show(https.compare(options, load, run, programs, wanted, scratch, progress))
+            show(mirror.compare(options, load, run, worker_costs, progress))
             progress("the router alone")
             own_bars(options, load, run)
         answered = all(figures["ok"] for figures in sum(rounds.values(), []))

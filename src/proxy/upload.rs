@@ -90,13 +90,17 @@ impl Upload {
     /// The body of a copy: what `tee` gets, of the same length as the live one.
     pub(super) fn copy(tee: Rc<Tee>, length: Option<u64>, limits: &Limits) -> Self {
         let progress = Rc::new(Progress::default());
+        // What is there goes out together with the head.
+        let first = tee.pop_data();
+        let begun = first.as_ref().map_or(0, |first| first.len() as u64);
+        progress.received.set(begun);
         if tee.is_over() {
             progress.ended.set(Some(Instant::now()));
         }
         Self {
-            source: Some(Source::Live(tee, length)),
+            source: Some(Source::Live(tee, length.map(|length| length.saturating_sub(begun)))),
             tee: None,
-            first: None,
+            first,
             progress,
             limit: limits.max_payload_bytes,
             idle_timeout: limits.body_idle_timeout,

@@ -18,6 +18,7 @@ mod program;
 mod reload;
 mod replicas;
 mod scaling;
+mod shadow;
 mod signals;
 mod slow;
 mod soak;

@@ -116,15 +116,26 @@ impl Tee {
 
     /// The next piece for the copy; pending for good when it is given up, which [`Tee::poll_cut`] tells.
     pub(in crate::proxy) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        match self.pop() {
+            None if !self.has_ended.get() || self.cut.get().is_some() => self.wait(cx),
+            frame => Poll::Ready(frame),
+        }
+    }
+
+    /// The next piece, if it is there and no trailers.
+    pub(in crate::proxy) fn pop_data(&self) -> Option<Bytes> {
+        let is_data = self.pieces.borrow().front().is_some_and(Frame::is_data);
+        if is_data { self.pop()?.into_data().ok() } else { None }
+    }
+
+    /// The next piece, if it is there.
+    fn pop(&self) -> Option<Frame<Bytes>> {
         let frame = self.pieces.borrow_mut().pop_front();
         if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
             self.held.set(self.held.get() - data.len());
             self.budget.give(data.len());
         }
-        match frame {
-            None if !self.has_ended.get() || self.cut.get().is_some() => self.wait(cx),
-            frame => Poll::Ready(frame),
-        }
+        frame
     }
 
     fn wait<T>(&self, cx: &Context<'_>) -> Poll<T> {

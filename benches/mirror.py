@@ -1,0 +1,44 @@
+"""What a shadow costs the live requests: the same load on three routers, one without a shadow, one that copies 10 % to
+one, one whose shadow takes connections and never answers.
+"""
+import socket
+import statistics
+
+# Percent.
+SHARE = 10
+# What the shadow may have at once, where it hangs: after that there is no slot, and no copy.
+SLOTS = 8
+
+
+def compare(options, load, run, worker_costs, progress):
+    """Rows of a table."""
+    progress("the router with a shadow")
+    with socket.socket() as hanging:
+        hanging.bind(("127.0.0.1", 0))
+        hanging.listen(64)
+        plain = run("mirror-none")
+        mirrored = run("mirror-some", mirror=(SHARE, plain.ports.green, 512))
+        silent = run("mirror-hangs", mirror=(SHARE, hanging.getsockname()[1], SLOTS))
+        routers = (plain, mirrored, silent)
+        costs = worker_costs(options, load, *routers)
+        latencies = []
+        for number in range(options.rounds):
+            progress(f"latency with a shadow, round {number + 1} of {options.rounds}")
+            seen = {}
+            # Another one first in the next round: nobody always follows the same.
+            for router in routers[number % 3:] + routers[:number % 3]:
+                seen[router] = load.own("rate", router.ports.listen, options.connections, options.seconds, options.rate)
+            if any(one["failed"] for one in seen.values()):
+                raise SystemExit("live requests failed beside a shadow")
+            latencies.append([seen[router] for router in routers])
+    rows = [["a shadow beside the live requests", "CPU per live request, of that without", "worst",
+             f"p50 / p99 ms at {options.rate:g}/s, without: {quantiles(latencies, 0)}"]]
+    for place, name in ((1, f"{SHARE} % are copied"), (2, f"{SHARE} % would be, and the shadow hangs")):
+        ratios = [sum(round_[place][0]) / sum(round_[0][0]) for round_ in costs]
+        rows.append([name, f"{statistics.median(ratios):.2f}", f"{max(ratios):.2f}", quantiles(latencies, place)])
+    return rows
+
+
+def quantiles(latencies, place):
+    p50, p99 = (statistics.median(seen[place][of] for seen in latencies) for of in ("p50", "p99"))
+    return f"{p50:.3f} / {p99:.3f}"
