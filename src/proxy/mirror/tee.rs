@@ -11,6 +11,9 @@ use http_body::Frame;
 
 use crate::state::mirror::Budget;
 
+/// Half of what one read of a body may bring: smaller pieces are copied where they would wait.
+const COPIED: usize = 128 * 1024;
+
 /// Why a copy is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::proxy) enum Cut {
@@ -68,7 +71,12 @@ impl Tee {
         }
         self.held.set(held);
         self.passed.set(self.passed.get() + data.len() as u64);
-        self.pieces.borrow_mut().push_back(Frame::data(data.clone()));
+        let mut pieces = self.pieces.borrow_mut();
+        // A small piece keeps all of the buffer that it was read into. One is no matter, many of a copy that lags are.
+        let is_dear = !pieces.is_empty() && data.len() < COPIED;
+        let piece = if is_dear { Bytes::copy_from_slice(data) } else { data.clone() };
+        pieces.push_back(Frame::data(piece));
+        drop(pieces);
         self.wake();
     }
 
