@@ -5,6 +5,8 @@
 
 #[path = "../support/authority.rs"]
 mod authority;
+#[path = "../support/shared.rs"]
+mod shared;
 
 mod admission;
 mod cli;

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::harness::{Answer, KEY, Model, Router, call, document, full, nobody, replace, score, send, soon};
+use crate::shared::Shared;
 
 /// An endpoint whose deployment `blue` at `live` has all traffic, and `shadow` copies of this many percent.
 fn mirrored(live: SocketAddr, shadow: SocketAddr, percent: u8, of_shadow: &str) -> String {
@@ -232,20 +233,6 @@ fn streamed(
         request.headers_mut().insert("content-length", body.len().into());
     }
     request
-}
-
-/// A stream that only one task at a time polls is as good as shared.
-struct Shared<S>(std::pin::Pin<Box<S>>);
-
-impl<S: futures_util::Stream> futures_util::Stream for Shared<S> {
-    type Item = S::Item;
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<S::Item>> {
-        self.0.as_mut().poll_next(cx)
-    }
 }
 
 /// A model that says how much of a body it has taken, and whether one that came to its end is this one.

@@ -5,3 +5,4 @@
 
 pub mod apiserver;
 pub mod authority;
+pub mod shared;

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::{Body, Place, Selection, status};
 use super::store::{Failure, Happened, Store, api_version, kind_of};
+use crate::support::shared::Shared;
 
 /// How often a quiet watch says up to where it has seen.
 const BOOKMARK: Duration = Duration::from_secs(1);
@@ -35,22 +36,8 @@ pub fn answer(store: &Arc<Store>, place: Place, query: &HashMap<String, String>)
         let lines = watch.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(Bytes::from(lines))), watch))
     });
-    let body = BodyExt::boxed(StreamBody::new(SyncStream(Box::pin(lines))));
+    let body = BodyExt::boxed(StreamBody::new(Shared(Box::pin(lines))));
     Ok(Response::builder().header("content-type", "application/json").body(body).unwrap())
-}
-
-/// A stream that only one task at a time can poll is as good as shared.
-struct SyncStream<S>(std::pin::Pin<Box<S>>);
-
-impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
-    type Item = S::Item;
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<S::Item>> {
-        self.0.as_mut().poll_next(cx)
-    }
 }
 
 struct Watch {
