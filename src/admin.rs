@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Json, Response};
@@ -19,6 +19,7 @@ use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 
 use crate::model::endpoint::{ScaleSettings, Target};
+use crate::policy::compare::EndpointReport;
 use crate::state::gauges;
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
@@ -59,6 +60,7 @@ impl Admin {
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
             .route("/api/endpoints", get(endpoints))
+            .route("/api/endpoints/{name}/comparison", get(comparison))
             .route("/.well-known/jwks.json", get(jwks))
             .layer(layers)
             .with_state(self);
@@ -115,6 +117,30 @@ async fn endpoints(State(admin): State<Admin>) -> Response {
     let part = |text: &str| stream::once(std::future::ready(text.to_owned()));
     let whole = part("{\"endpoints\":[").chain(each).chain(part("]}")).map(Ok::<_, Infallible>);
     ([(CONTENT_TYPE, "application/json")], Body::from_stream(whole)).into_response()
+}
+
+/// Live against shadow, by the answers to copied requests.
+async fn comparison(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
+    let missing = |detail: String| (StatusCode::NOT_FOUND, Json(json!({"detail": detail}))).into_response();
+    let key = name.to_ascii_lowercase();
+    let Some(endpoint) = admin.table.load().endpoint(&key).cloned() else {
+        return missing(format!("there is no endpoint {name}; /api/endpoints lists those there are"));
+    };
+    let Some(mirror) = &endpoint.mirror else {
+        return missing(format!("nothing of {name} is copied; set spec.mirrorTraffic"));
+    };
+    let Some(compared) = &mirror.compared else {
+        return missing(format!("answers of {name} are not compared; set spec.mirrorComparison, `{{}}` will do"));
+    };
+    let live = endpoint.deployments.iter().zip(&endpoint.spec.traffic).filter(|(_, percent)| **percent > 0);
+    let about = EndpointReport {
+        endpoint: endpoint.spec.name.to_string(),
+        live: live.map(|(deployment, percent)| (deployment.spec.name.to_string(), *percent)).collect(),
+        shadow: mirror.to.spec.name.to_string(),
+        mirrored_percent: mirror.settings.percent,
+        report: compared.report(),
+    };
+    Json(about).into_response()
 }
 
 fn describe(endpoint: &Endpoint, status: &Status) -> Value {

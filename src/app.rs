@@ -24,6 +24,7 @@ use crate::model::problem::Problem;
 use crate::proxy::Shared;
 use crate::proxy::listen::{DataPlane, Listener};
 use crate::state::access_log::AccessLog;
+use crate::state::comparisons::Comparisons;
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::metrics::Metrics;
 use crate::state::mirror::Budget;
@@ -111,7 +112,8 @@ pub struct App {
     cluster: Option<KubernetesSettings>,
     secrets: NamedSecrets,
     executable: PathBuf,
-    log_writer: Option<std::thread::JoinHandle<()>>,
+    /// They end when the last worker has gone and everything is written and compared.
+    threads: Vec<std::thread::JoinHandle<()>>,
     when_ready: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
@@ -152,12 +154,14 @@ impl App {
         let certificates = Certificates::new(metrics.clone(), status.clone(), secrets.clone());
         let (listeners, certificates) = listeners::bind_all(&settings, certificates, problems)?;
         let admin = bind("admin", settings.admin)?;
-        let (access_log, log_writer) = if settings.log.access {
+        let (comparisons, comparer) = Comparisons::start(metrics.clone())?;
+        let mut threads = vec![comparer];
+        let mut access_log = None;
+        if settings.log.access {
             let (log, writer) = AccessLog::start(surroundings.access_log, metrics.access_log_dropped.clone())?;
-            (Some(log), Some(writer))
-        } else {
-            (None, None)
-        };
+            access_log = Some(log);
+            threads.push(writer);
+        }
         let shared = Shared {
             table: Published::default(),
             metrics,
@@ -167,6 +171,7 @@ impl App {
             lifecycle: Lifecycle::default(),
             tokens,
             mirror_budget: Budget::new(settings.limits.mirror_buffer_bytes),
+            comparisons,
         };
         Ok(Self {
             settings,
@@ -180,7 +185,7 @@ impl App {
             cluster,
             secrets,
             executable: surroundings.executable,
-            log_writer,
+            threads,
             when_ready: None,
         })
     }
@@ -278,9 +283,8 @@ impl App {
         self.shared.lifecycle.enter(Phase::Forced);
         let joined = data_plane.join();
         drop(self.shared);
-        if let Some(writer) = self.log_writer {
-            // Ends when the last worker has gone and every line is written.
-            let _ = writer.join();
+        for thread in self.threads {
+            let _ = thread.join();
         }
         joined.map_err(|threads| RunError::Ended(threads.join(", ")))?;
         ended

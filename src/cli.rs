@@ -21,6 +21,7 @@ use crate::model::problem::Problem;
 use crate::{guard, model_server};
 
 mod cluster;
+mod compare;
 mod demo;
 mod keys;
 mod simulate;
@@ -45,7 +46,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the whole thing on this machine: two deployments of a sample model behind the router, no file needed.
+    /// Run the whole thing on this machine: three deployments of a sample model behind the router, no file needed.
     #[command(after_help = "Example: inference-router demo --port 8080")]
     Demo(demo::Options),
     /// Run the router.
@@ -80,6 +81,12 @@ enum Command {
         inference-router invoke --endpoint my-endpoint -n team-a --request-file - --deployment-name green\n\n\
         The answer is on standard output; exit code 1 where it is not one of 2xx.")]
     Invoke(cluster::Invoke),
+    /// Print how a shadow's answers compare with the live ones: statuses, times, and whether they agree.
+    #[command(after_help = "Examples:\n\
+        inference-router compare --endpoint my-endpoint\n\
+        inference-router compare --endpoint my-endpoint --admin http://127.0.0.1:9090 --json\n\n\
+        The endpoint needs `mirrorTraffic` and `mirrorComparison`.")]
+    Compare(compare::Compare),
     /// Try settings of an endpoint in virtual time: how many replicas, how long a wait, what share is turned away.
     #[command(after_help = "Examples:\n\
         inference-router simulate --endpoint my-endpoint.yaml --rps 20 --service-ms 100..400\n\
@@ -121,6 +128,9 @@ struct ModelServer {
     /// Share of scores that fail with 500, 0 to 1.
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     fail_rate: f64,
+    /// Added to each prediction: another version of the model.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.0, allow_negative_numbers = true)]
+    shift: f64,
     /// Answer with server-sent events, one a row.
     #[arg(long)]
     stream: bool,
@@ -148,6 +158,7 @@ impl Cli {
             Command::Keys(keys) => keys.run(),
             Command::Token(token) => token.run(),
             Command::Invoke(options) => options.run(),
+            Command::Compare(options) => options.run(),
             Command::Simulate(options) => options.run(),
             Command::Crd => print(&crd::text()),
             Command::ModelServer(options) => options.run(),
@@ -289,6 +300,7 @@ impl ModelServer {
             concurrency: self.concurrency.get(),
             delay: Duration::from_millis(self.delay_ms),
             fail_rate: self.fail_rate,
+            shift: self.shift,
             stream: self.stream,
             name: self.name,
         };

@@ -76,8 +76,10 @@ fn key(endpoint: &Endpoint) -> Option<String> {
 /// Prints what to try, once it will work.
 fn introduce(app: &mut App, name: &str, key: &str) {
     let (Ok(scoring), Ok(admin)) = (app.scoring_address(), app.admin_address()) else { return };
+    let program = std::env::args().next().unwrap_or_else(|| "inference-router".to_owned());
     let text = format!(
-        "\nThe demo runs: endpoint {name}, two deployments: blue (90 %, one to four replicas), green (10 %, two replicas). Try:\n\n\
+        "\nThe demo runs: endpoint {name}, three deployments: blue (90 %, one to four replicas), green (10 %, two replicas),\n\
+         shadow (copies of 20 %, another model). Try:\n\n\
          curl -s http://{scoring}/api/v1/endpoint/{name}/score -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{REQUEST}'\n\n\
          # the green deployment, whatever its weight, with the response's headers\n\
          curl -si http://{scoring}/api/v1/endpoint/{name}/score -H 'Authorization: Bearer {key}' -H 'azureml-model-deployment: green' -d '{REQUEST}'\n\n\
@@ -89,6 +91,8 @@ fn introduce(app: &mut App, name: &str, key: &str) {
          curl -s http://{admin}/metrics\n\n\
          # more at once than one replica of blue can take: it gets up to four, and a minute later one again\n\
          seq 2000 | xargs -P 12 -I@ curl -s -o /dev/null http://{scoring}/api/v1/endpoint/{name}/score -H 'Authorization: Bearer {key}' -d '{REQUEST}'\n\n\
+         # is the shadow as good as what is live? Where its answers differ, and how sure that is\n\
+         {program} compare --endpoint {name} --admin http://{admin}\n\n\
          Ctrl-C stops everything.\n"
     );
     app.when_ready(move || println!("{text}"));

@@ -350,11 +350,18 @@ fn the_quickstart_is_in_order() {
         documents::parse(&std::fs::read_to_string(&file).unwrap(), "my-endpoint.yaml");
     assert_eq!(problems, []);
     let [endpoint] = endpoints.as_slice() else { panic!("{endpoints:?}") };
-    assert_eq!((endpoint.name.as_str(), endpoint.traffic.as_slice()), ("my-endpoint", [90, 10].as_slice()));
+    assert_eq!((endpoint.name.as_str(), endpoint.traffic.as_slice()), ("my-endpoint", [90, 10, 0].as_slice()));
     assert!(matches!(&endpoint.auth, Auth::Key(keys) if keys.len() == 1));
-    let [blue, green] = endpoint.deployments.as_slice() else { panic!("{endpoint:?}") };
+    assert!(
+        endpoint
+            .mirror
+            .as_ref()
+            .is_some_and(|mirror| (mirror.to, mirror.percent) == (2, 20) && mirror.comparison.is_some())
+    );
+    let [blue, green, shadow] = endpoint.deployments.as_slice() else { panic!("{endpoint:?}") };
     assert!(matches!(&blue.scale, ScaleSettings::Utilization(settings) if (settings.min, settings.max) == (1, 4)));
     assert_eq!(green.scale, ScaleSettings::Fixed { instances: 2 });
+    assert_eq!(shadow.scale, ScaleSettings::Fixed { instances: 1 });
     for deployment in &endpoint.deployments {
         let Target::Process(process) = &deployment.target else { panic!("{deployment:?}") };
         assert_eq!(process.command[..2], ["inference-router", "model-server"]);

@@ -15,8 +15,9 @@ use crate::model::endpoint::{self, Target};
 use crate::model::name::Name;
 use crate::policy::access::Access;
 use crate::policy::split::Split;
+use crate::state::comparisons::Compared;
 use crate::state::metrics::Metrics;
-use crate::state::mirror::Mirror;
+use crate::state::mirror::{Budget, Mirror};
 use crate::state::status::{Pending, Status};
 use crate::state::table::{Deployment, Endpoint, Published, Table};
 use crate::state::tls::Connector;
@@ -61,6 +62,8 @@ pub struct Index {
     /// its slots as they are.
     live: HashMap<(Name, Name), Live>,
     moves: Moves,
+    /// Memory for what comparisons have shown.
+    compared: Arc<Budget>,
     next_replica: u64,
     next_generation: u64,
 }
@@ -69,8 +72,8 @@ impl Index {
     /// An index of nothing.
     pub fn new(table: Published, metrics: Arc<Metrics>, status: Arc<Status>, tokens: Arc<Tokens>) -> Self {
         let (endpoints, live) = (BTreeMap::new(), HashMap::new());
-        let moves = Moves::default();
-        Self { table, metrics, status, tokens, endpoints, live, moves, next_replica: 0, next_generation: 0 }
+        let (moves, compared) = (Moves::default(), Compared::memory());
+        Self { table, metrics, status, tokens, endpoints, live, moves, compared, next_replica: 0, next_generation: 0 }
     }
 
     /// Makes `desired` the whole truth. Requests in flight keep what they have.
@@ -299,9 +302,11 @@ impl Index {
         });
         let deployments: Vec<_> = deployments.collect();
         let mirror = wanted.spec.mirror.clone().map(|settings| {
-            let share = before.and_then(|before| before.mirror.as_ref()).map(|mirror| mirror.share.clone());
+            let before = before.and_then(|before| before.mirror.as_deref());
             let to = deployments[settings.to].clone();
-            Arc::new(Mirror { to, settings, share: share.unwrap_or_default() })
+            let compared = Compared::kept(before, &name, &to, &settings, &self.compared);
+            let share = before.map(|mirror| mirror.share.clone()).unwrap_or_default();
+            Arc::new(Mirror { to, settings, share, compared })
         });
         let issuers = match &wanted.access {
             Access::IssuerTokens(issuers) => issuers.as_slice(),

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use super::duration::WrittenDuration;
 use super::endpoint::defaults;
 use super::name;
+use super::place;
 use super::resource::{API_VERSION, KIND, RawSpec};
 use super::status::EndpointStatus;
 use super::validate::{self, MAX_DEPLOYMENTS, cors, deployment, scale, traffic};
@@ -134,6 +135,7 @@ fn refinements() -> Vec<(&'static str, Value)> {
     let name = json!({"minLength": name::LENGTH.start(), "maxLength": name::LENGTH.end(), "pattern": NAME});
     let path = |default: &str| json!({"pattern": "^/", "default": default});
     let object_name = json!({"maxLength": validate::MAX_OBJECT_NAME, "pattern": validate::OBJECT_NAME});
+    let (places, place) = (json!({"maxItems": traffic::MAX_PLACES}), json!({"pattern": place::PATTERN}));
     let interval = WrittenDuration(defaults::POLLING_INTERVAL).to_string();
     vec![
         ("", json!({"required": ["deployments"]})),
@@ -150,6 +152,13 @@ fn refinements() -> Vec<(&'static str, Value)> {
         ("mirrorTraffic[]", number(&traffic::MIRRORED_PERCENT)),
         ("mirrorSettings.onClientAbort", json!({"enum": ["finish", "drop"], "default": "finish"})),
         ("mirrorSettings.windowBytes", and_default(&traffic::WINDOW_BYTES, defaults::MIRROR_WINDOW_BYTES)),
+        ("mirrorComparison.compareBodies", json!({"default": true})),
+        ("mirrorComparison.maxBodyBytes", and_default(&traffic::COMPARED_BYTES, defaults::COMPARED_BYTES)),
+        ("mirrorComparison.numericTolerance", json!({"minimum": 0, "maximum": 1, "default": 0})),
+        ("mirrorComparison.ignorePaths", places.clone()),
+        ("mirrorComparison.ignorePaths[]", place.clone()),
+        ("mirrorComparison.unorderedPaths", places),
+        ("mirrorComparison.unorderedPaths[]", place),
         ("cors.maxAgeSeconds", number(&cors::MAX_AGE_SECONDS)),
         (
             "deployments",

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::name::Name;
+use super::place::Place;
 use super::tls::UpstreamTls;
 
 /// What a field is worth when its document does not say; the only place these are written down.
@@ -46,6 +47,8 @@ pub mod defaults {
     pub const COLD_START_TIMEOUT_MS: i64 = 60_000;
     /// `mirrorSettings.windowBytes`.
     pub const MIRROR_WINDOW_BYTES: i64 = 1024 * 1024;
+    /// `mirrorComparison.maxBodyBytes`.
+    pub const COMPARED_BYTES: i64 = 1024 * 1024;
     /// `cors.allowMethods`.
     pub const CORS_METHODS: &[&str] = &["GET", "POST"];
     /// `cors.allowHeaders`: what a browser needs to call a score path.
@@ -77,7 +80,7 @@ pub struct Endpoint {
 }
 
 /// Copies of live requests, whose answers nobody gets.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Mirror {
     /// Index of the deployment that gets them; it has no live traffic.
     pub to: usize,
@@ -87,6 +90,23 @@ pub struct Mirror {
     pub on_client_abort: OnClientAbort,
     /// How far, in bytes, the copy of a body may lag behind the live one.
     pub window: usize,
+    /// How the two answers to a copied request are compared; `None`: they are not.
+    pub comparison: Option<Comparison>,
+}
+
+/// How a shadow's answers are compared with live ones.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Comparison {
+    /// Whether bodies are compared, and not only statuses, times and lengths.
+    pub compare_bodies: bool,
+    /// Longer bodies are not compared; 1 KiB to 16 MiB.
+    pub max_body: usize,
+    /// Numbers agree that differ by no more than this, or by no more than this part of the larger one; 0 to 1.
+    pub numeric_tolerance: f64,
+    /// What is not looked at.
+    pub ignore: Vec<Place>,
+    /// Lists whose order does not count.
+    pub unordered: Vec<Place>,
 }
 
 /// What becomes of a copy whose client has gone, once all of the body is there.

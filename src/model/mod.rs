@@ -9,6 +9,7 @@ pub mod duration;
 pub mod endpoint;
 pub mod limits;
 pub mod name;
+pub mod place;
 pub mod problem;
 pub mod refusal;
 pub mod resource;

@@ -103,6 +103,9 @@ written! {
         /// How requests are copied, where `mirrorTraffic` says so.
         #[serde(deserialize_with = "mapping")]
         mirror_settings: RawMirrorSettings,
+        /// How the answers to copied requests are compared with the live ones; they are not unless this is given.
+        #[serde(deserialize_with = "mapping")]
+        mirror_comparison: RawMirrorComparison,
         /// Which pages of other origins may call; off unless given.
         #[serde(deserialize_with = "mapping")]
         cors: RawCors,
@@ -119,6 +122,20 @@ written! {
         on_client_abort: String,
         /// How far the copy of a body may lag behind the live one, in bytes; a copy that lags further is given up.
         window_bytes: i64,
+    }
+
+    /// How two answers to one request are compared.
+    pub struct RawMirrorComparison {
+        /// Whether bodies are compared, and not only statuses, times and lengths.
+        compare_bodies: bool,
+        /// Bodies that are longer are not compared, in bytes.
+        max_body_bytes: i64,
+        /// Numbers in JSON agree that differ by no more than this, or by no more than this part of the larger one.
+        numeric_tolerance: f64,
+        /// Places in JSON that are not looked at, as `$.timestamp` or `$.predictions[*].id`.
+        ignore_paths: Vec<Option<String>>,
+        /// Lists in JSON whose order does not count, as `$.labels`.
+        unordered_paths: Vec<Option<String>>,
     }
 
     /// Keys that callers send as `Authorization: Bearer …`.

@@ -51,6 +51,8 @@ pub struct Options {
     pub delay: Duration,
     /// Share of the scores that answer 500, 0 to 1.
     pub fail_rate: f64,
+    /// Added to each prediction: as another version of the model would differ.
+    pub shift: f64,
     /// `POST /score` answers with server-sent events, one for each row, instead of one JSON array.
     pub stream: bool,
     /// The deployment this server stands for, sent as `x-model-name`.
@@ -119,7 +121,7 @@ impl Server {
 
 impl Scorer {
     fn build(options: Options) -> io::Result<Self> {
-        let Options { concurrency, delay, fail_rate, stream, name, .. } = options;
+        let Options { concurrency, delay, fail_rate, shift, stream, name, .. } = options;
         let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
         if concurrency == 0 {
             return Err(invalid("concurrency: expected at least 1, found 0".into()));
@@ -130,7 +132,10 @@ impl Scorer {
         let name = name
             .map(|name| HeaderValue::try_from(&name).map_err(|_| invalid(format!("name: {name:?} cannot be a header"))))
             .transpose()?;
-        let model = Model::load()?;
+        if !shift.is_finite() {
+            return Err(invalid(format!("shift: expected a number, found {shift}")));
+        }
+        let model = Model::load()?.shifted(shift);
         Ok(Self { runs: Arc::new(Runs::new(model, concurrency, delay, fail_rate)), stream, name })
     }
 }

@@ -42,6 +42,11 @@ impl Model {
         serde_json::from_str(include_str!("diabetes-regression.json"))
     }
 
+    /// Another version of it, all of whose predictions are higher by `shift`.
+    pub(super) fn shifted(self, shift: f64) -> Self {
+        Self { intercept: self.intercept + shift, ..self }
+    }
+
     /// One prediction for each row of `input`.
     pub(super) fn score(&self, input: &Input) -> Result<Vec<f64>, BadInput> {
         let rows = match input {

@@ -25,6 +25,7 @@ fn options() -> Options {
         concurrency: 1,
         delay: Duration::ZERO,
         fail_rate: 0.0,
+        shift: 0.0,
         stream: false,
         name: None,
     }

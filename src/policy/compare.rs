@@ -5,24 +5,20 @@
 
 use serde_json::{Map, Number, Value};
 
-mod place;
-pub use place::{Place, WrongPlace};
+use crate::model::endpoint::Comparison as Rules;
+use crate::model::place::{self, Step};
+
+mod answer;
+mod report;
+pub mod window;
+
+pub use answer::{Answer, End, Gap, Outcome, judge};
+pub use report::{EndpointReport, Rate, Report, Sample, SideReport};
 
 /// Most places that one comparison tells.
 const MOST_PLACES: usize = 20;
 /// Lists without an order are matched item by item up to this length; longer ones are put in an order first.
-const MATCHED: usize = 256;
-
-/// What counts as agreement.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rules {
-    /// Numbers agree that differ by no more than this, or by no more than this part of the larger one.
-    pub numeric_tolerance: f64,
-    /// What is not looked at.
-    pub ignore: Vec<Place>,
-    /// Lists whose order does not count.
-    pub unordered: Vec<Place>,
-}
+const MATCHED: usize = 64;
 
 /// What a comparison comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +28,23 @@ pub enum Verdict {
     /// Some numbers differ, by no more than they may.
     WithinTolerance,
     /// These places differ, or at least some of them; each once, in the order of the live answer.
-    Different(Vec<String>),
+    Different(Vec<Difference>),
+}
+
+/// A place where answers differ.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Difference {
+    /// As `$.predictions[*].score`.
+    pub place: String,
+    /// In what way, without anything that was in the answers but how far numbers and lengths are apart.
+    pub what: String,
+}
+
+impl Verdict {
+    /// The answers as a whole differ.
+    fn whole(what: &str) -> Self {
+        Self::Different(vec![Difference { place: "$".to_owned(), what: what.to_owned() }])
+    }
 }
 
 /// Compares two answers: as JSON if both are, or else byte by byte.
@@ -40,7 +52,9 @@ pub fn compare(live: &[u8], shadow: &[u8], rules: &Rules) -> Verdict {
     match (serde_json::from_slice(live), serde_json::from_slice(shadow)) {
         (Ok(live), Ok(shadow)) => compare_json(&live, &shadow, rules),
         _ if live == shadow => Verdict::Equal,
-        _ => Verdict::Different(vec!["$".to_owned()]),
+        (Ok(_), Err(_)) => Verdict::whole("only the live one is JSON"),
+        (Err(_), Ok(_)) => Verdict::whole("only the shadow's is JSON"),
+        _ => Verdict::whole(&format!("other content, of {} and {} bytes", live.len(), shadow.len())),
     }
 }
 
@@ -55,19 +69,12 @@ pub fn compare_json(live: &Value, shadow: &Value, rules: &Rules) -> Verdict {
     }
 }
 
-/// A step from a value to one inside it.
-#[derive(Debug, Clone, Copy)]
-enum Step<'v> {
-    Name(&'v str),
-    Index(usize),
-}
-
 struct Comparison<'r, 'v> {
     rules: &'r Rules,
     at: Vec<Step<'v>>,
     /// Whether any two numbers were only close.
     is_close: bool,
-    places: Vec<String>,
+    places: Vec<Difference>,
 }
 
 impl<'v> Comparison<'_, 'v> {
@@ -86,7 +93,7 @@ impl<'v> Comparison<'_, 'v> {
             }
             (Value::Number(live), Value::Number(shadow)) => self.numbers(live, shadow),
             _ if live == shadow => {}
-            _ => self.differs(),
+            _ => self.differs(|| of_values(live, shadow)),
         }
     }
 
@@ -94,17 +101,17 @@ impl<'v> Comparison<'_, 'v> {
         for (name, live) in live {
             self.inside(Step::Name(name), |this| match shadow.get(name) {
                 Some(shadow) => this.values(live, shadow),
-                None => this.is_alone(),
+                None => this.is_alone("only in the live one"),
             });
         }
         for name in shadow.keys().filter(|name| !live.contains_key(*name)) {
-            self.inside(Step::Name(name), Self::is_alone);
+            self.inside(Step::Name(name), |this| this.is_alone("only in the shadow's"));
         }
     }
 
     fn lists(&mut self, live: &'v [Value], shadow: &'v [Value]) {
         if live.len() != shadow.len() {
-            return self.differs();
+            return self.differs(|| format!("lists of {} and {}", live.len(), shadow.len()));
         }
         for (index, (live, shadow)) in live.iter().zip(shadow).enumerate() {
             self.inside(Step::Index(index), |this| this.values(live, shadow));
@@ -114,7 +121,7 @@ impl<'v> Comparison<'_, 'v> {
     /// Each item agrees with one of the other side.
     fn sets(&mut self, live: &'v [Value], shadow: &'v [Value]) {
         if live.len() != shadow.len() {
-            return self.differs();
+            return self.differs(|| format!("lists of {} and {}", live.len(), shadow.len()));
         }
         if live.len() > MATCHED {
             let in_order = |items: &'v [Value]| {
@@ -138,7 +145,7 @@ impl<'v> Comparison<'_, 'v> {
                     self.is_close |= verdicts[place] == Verdict::WithinTolerance;
                     left.swap_remove(place);
                 }
-                None => return self.inside(Step::Index(0), Self::differs),
+                None => return self.inside(Step::Index(0), |this| this.differs(|| "no such item".to_owned())),
             }
         }
     }
@@ -162,13 +169,16 @@ impl<'v> Comparison<'_, 'v> {
         if is_same {
             return;
         }
-        let (Some(live), Some(shadow)) = (live.as_f64(), shadow.as_f64()) else { return self.differs() };
+        let (Some(live), Some(shadow)) = (live.as_f64(), shadow.as_f64()) else {
+            return self.differs(|| "numbers".to_owned());
+        };
         let tolerance = self.rules.numeric_tolerance;
         let difference = (live - shadow).abs();
         if tolerance > 0.0 && (difference <= tolerance || difference <= tolerance * live.abs().max(shadow.abs())) {
             self.is_close = true;
         } else {
-            self.differs();
+            let part = difference / live.abs().max(shadow.abs());
+            self.differs(|| format!("numbers, by {:.3e} or {:.3} %", difference, part * 100.0));
         }
     }
 
@@ -179,17 +189,36 @@ impl<'v> Comparison<'_, 'v> {
     }
 
     /// Only one side has a value here.
-    fn is_alone(&mut self) {
+    fn is_alone(&mut self, what: &str) {
         if !self.rules.ignore.iter().any(|place| place.is(&self.at)) {
-            self.differs();
+            self.differs(|| what.to_owned());
         }
     }
 
-    fn differs(&mut self) {
-        let text = place::text(&self.at);
-        if self.places.len() < MOST_PLACES && !self.places.contains(&text) {
-            self.places.push(text);
+    fn differs(&mut self, what: impl FnOnce() -> String) {
+        let place = place::text(&self.at);
+        if self.places.len() < MOST_PLACES && !self.places.iter().any(|known| known.place == place) {
+            self.places.push(Difference { place, what: what() });
         }
+    }
+}
+
+/// How two values differ that are no lists, objects or numbers, or of two kinds.
+fn of_values(live: &Value, shadow: &Value) -> String {
+    let kind = |value: &Value| match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    };
+    match (live, shadow) {
+        (Value::String(live), Value::String(shadow)) => {
+            format!("texts of {} and {} characters", live.chars().count(), shadow.chars().count())
+        }
+        (Value::Bool(_), Value::Bool(_)) => "booleans".to_owned(),
+        _ => format!("{} and {}", kind(live), kind(shadow)),
     }
 }
 

@@ -54,6 +54,9 @@ impl Passing {
         record.ended = exchange.ended();
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
+                if let (Some(copied), Some(data)) = (&record.copied, frame.data_ref()) {
+                    copied.data(data);
+                }
                 Poll::Ready(Some(Ok(frame.into_data().map_or_else(|trailers| trailers, |data| self.piece(data)))))
             }
             Poll::Ready(Some(Err(BrokenOff))) => {

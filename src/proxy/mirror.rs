@@ -6,26 +6,30 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Uri};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use http_body::Frame;
 
 use super::attempt::attempt;
 use super::exchange::{BrokenOff, Exchange, NoHead};
 use super::headers;
+use super::respond;
 use super::upload::Upload;
 use super::worker::Worker;
 use crate::model::endpoint::OnClientAbort;
 use crate::model::refusal::Refusal;
+use crate::policy::compare::{End, Gap};
 use crate::policy::mirror::hash;
 use crate::state::mirror::Mirror;
 use crate::state::slots::Slot;
 
+mod pair;
 mod tee;
+use pair::Pair;
 pub(super) use tee::{Cut, Tee};
 
 /// A live request that may be copied, once it has a replica.
@@ -41,11 +45,34 @@ pub(super) struct Plan {
 pub(super) struct Copied {
     tee: Rc<Tee>,
     on_client_abort: OnClientAbort,
+    /// Both answers, if they are to be compared.
+    pair: Option<Rc<Pair>>,
 }
 
 impl Copied {
+    /// The head of the live answer has come, after so long.
+    pub(super) fn head(&self, headers: &HeaderMap, latency: Option<Duration>) {
+        self.pair.iter().for_each(|pair| pair.live.head(headers, latency));
+    }
+
+    /// A piece of the live answer has come.
+    pub(super) fn data(&self, data: &Bytes) {
+        self.pair.iter().for_each(|pair| pair.live.data(data));
+    }
+
+    /// The live answer has broken off.
+    pub(super) fn broke_off(&self, status: StatusCode) {
+        self.pair.iter().for_each(|pair| pair.live.end(End::BrokeOff(status.as_u16())));
+    }
+
+    /// The live answer was complete: the model's, or the router's own.
+    pub(super) fn complete(&self, status: StatusCode) {
+        self.pair.iter().for_each(|pair| pair.live.end(End::Complete(status.as_u16())));
+    }
+
     /// The client has gone before its answer was complete.
     pub(super) fn client_left(&self) {
+        self.pair.iter().for_each(|pair| pair.live.end(End::Unknown(Gap::ClientLeft)));
         if self.on_client_abort == OnClientAbort::Drop {
             self.tee.cut(Cut::ClientLeft);
         }
@@ -80,56 +107,78 @@ impl Plan {
         copy.headers_mut().extend(authorization.map(|value| (AUTHORIZATION, value)));
         copy.headers_mut().insert(headers::MIRROR, HeaderValue::from_static("1"));
         let on_client_abort = mirror.settings.on_client_abort;
-        tokio::task::spawn_local(run(worker.clone(), mirror, slot, copy, tee.clone(), length));
-        Some(Copied { tee, on_client_abort })
+        let pair = mirror.compared.as_ref().map(|compared| Pair::new(worker, compared, request_id));
+        let shadow = Shadow { mirror, tee: tee.clone(), pair: pair.clone(), length };
+        tokio::task::spawn_local(shadow.run(worker.clone(), slot, copy));
+        Some(Copied { tee, on_client_abort, pair })
     }
 }
 
-/// Has the shadow answer, and counts how that went.
-async fn run(
-    worker: Rc<Worker>,
+/// A copy, as its own task knows it.
+struct Shadow {
     mirror: Arc<Mirror>,
-    slot: Slot,
-    copy: Box<Request<Upload>>,
     tee: Rc<Tee>,
+    pair: Option<Rc<Pair>>,
+    /// Of the body, if it was known.
     length: Option<u64>,
-) {
-    let result = {
-        let mut answer = pin!(answered(&worker, &mirror, slot, copy));
-        poll_fn(|cx| match tee.poll_cut(cx) {
-            Poll::Ready(Cut::Lagging) => Poll::Ready("lagging"),
-            Poll::Ready(Cut::OverBudget) => Poll::Ready("over_budget"),
-            Poll::Ready(Cut::ClientLeft) => Poll::Ready("client_left"),
-            Poll::Pending => answer.as_mut().poll(cx),
-        })
-        .await
-    };
-    if length.is_none() {
-        mirror.spend(tee.passed());
-    }
-    mirror.to.metrics.request_bytes.inc_by(tee.passed());
-    mirror.to.metrics.mirrored(result);
 }
 
-async fn answered(worker: &Rc<Worker>, mirror: &Mirror, slot: Slot, copy: Box<Request<Upload>>) -> &'static str {
-    let (shadow, dispatched) = (&mirror.to, Instant::now());
-    let mut exchange = match attempt(worker, shadow, slot, copy, dispatched).await {
-        Ok((_, exchange)) => exchange,
-        Err(NoHead::NotSent(..) | NoHead::Refused(Refusal::ReplicaUnreachable)) => return "unreachable",
-        Err(NoHead::Refused(Refusal::ModelTimeout(_))) => return "timeout",
-        Err(NoHead::Refused(_)) => return "closed",
-    };
-    shadow.metrics.model_duration.observe(dispatched.elapsed().as_secs_f64());
-    let mut bytes = 0;
-    let result = loop {
-        match next(&mut exchange).await {
-            Some(Ok(frame)) => bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
-            Some(Err(BrokenOff)) => break "broke_off",
-            None => break "answered",
+impl Shadow {
+    /// Has the shadow answer, and counts how that went.
+    async fn run(self, worker: Rc<Worker>, slot: Slot, copy: Box<Request<Upload>>) {
+        let (result, end) = {
+            let mut answer = pin!(self.answered(&worker, slot, copy));
+            poll_fn(|cx| match self.tee.poll_cut(cx) {
+                Poll::Ready(Cut::Lagging) => Poll::Ready(("lagging", End::Unknown(Gap::Lagging))),
+                Poll::Ready(Cut::OverBudget) => Poll::Ready(("over_budget", End::Unknown(Gap::OverBudget))),
+                Poll::Ready(Cut::ClientLeft) => Poll::Ready(("client_left", End::Unknown(Gap::ClientLeft))),
+                Poll::Pending => answer.as_mut().poll(cx),
+            })
+            .await
+        };
+        self.pair.iter().for_each(|pair| pair.shadow.end(end));
+        if self.length.is_none() {
+            self.mirror.spend(self.tee.passed());
         }
-    };
-    shadow.metrics.response_bytes.inc_by(bytes);
-    result
+        self.mirror.to.metrics.request_bytes.inc_by(self.tee.passed());
+        self.mirror.to.metrics.mirrored(result);
+    }
+
+    /// What to count it as, and how the answer ended: where there is none, with the status that a client would have got.
+    async fn answered(&self, worker: &Rc<Worker>, slot: Slot, copy: Box<Request<Upload>>) -> (&'static str, End) {
+        let (shadow, dispatched) = (&self.mirror.to, Instant::now());
+        let (head, mut exchange) = match attempt(worker, shadow, slot, copy, dispatched).await {
+            Ok(answer) => answer,
+            Err(no_head) => {
+                let (result, refusal) = match no_head {
+                    NoHead::NotSent(..) | NoHead::Refused(Refusal::ReplicaUnreachable) => {
+                        ("unreachable", Refusal::ReplicaUnreachable)
+                    }
+                    NoHead::Refused(refusal @ Refusal::ModelTimeout(_)) => ("timeout", refusal),
+                    NoHead::Refused(refusal) => ("closed", refusal),
+                };
+                return (result, End::Complete(respond::status(refusal, worker.shared.status_codes).as_u16()));
+            }
+        };
+        let latency = dispatched.elapsed();
+        shadow.metrics.model_duration.observe(latency.as_secs_f64());
+        self.pair.iter().for_each(|pair| pair.shadow.head(&head.headers, Some(latency)));
+        let (mut bytes, status) = (0, head.status.as_u16());
+        let ended = loop {
+            match next(&mut exchange).await {
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        bytes += data.len() as u64;
+                        self.pair.iter().for_each(|pair| pair.shadow.data(data));
+                    }
+                }
+                Some(Err(BrokenOff)) => break ("broke_off", End::BrokeOff(status)),
+                None => break ("answered", End::Complete(status)),
+            }
+        };
+        shadow.metrics.response_bytes.inc_by(bytes);
+        ended
+    }
 }
 
 async fn next(exchange: &mut Exchange) -> Option<Result<Frame<Bytes>, BrokenOff>> {

@@ -119,6 +119,9 @@ impl Record {
         if let Some(deployment) = &self.deployment {
             deployment.metrics.rejected("response_broke_off");
         }
+        if let (Some(copied), Some(status)) = (&self.copied, self.model_status) {
+            copied.broke_off(status);
+        }
     }
 
     /// What a problem document says of where it arose.
@@ -226,10 +229,12 @@ impl Drop for Record {
             mirror.earn(self.upload.received());
         }
         // Of a model's answer the client may have had but a part.
-        if let Some(copied) = &self.copied
-            && (self.status.is_none() || self.model_status.is_some() && self.ended.is_none())
-        {
-            copied.client_left();
+        if let Some(copied) = &self.copied {
+            match (self.status, self.model_status) {
+                (Some(_), Some(status)) if self.ended.is_some() => copied.complete(status),
+                (Some(status), None) => copied.complete(status),
+                _ => copied.client_left(),
+            }
         }
         let code = self.status.map_or(CLIENT_LEFT, |status| status.as_u16());
         self.count(code, now);

@@ -206,6 +206,9 @@ async fn forward(
             Ok((head, exchange)) => {
                 record.head = Some(Instant::now());
                 record.ended = exchange.ended();
+                if let Some(copied) = &record.copied {
+                    copied.head(&head.headers, record.model_time());
+                }
                 return Ok(Answer::Model(head, exchange));
             }
             Err(NoHead::Refused(refusal)) => return Err(refusal),

@@ -18,6 +18,7 @@ use super::{request_id, respond};
 use crate::model::limits::{Limits, StatusCodes};
 use crate::model::refusal::Refusal;
 use crate::state::access_log::AccessLog;
+use crate::state::comparisons::Comparisons;
 use crate::state::lifecycle::Lifecycle;
 use crate::state::metrics::{EndpointMetrics, Metrics};
 use crate::state::mirror::Budget;
@@ -43,6 +44,8 @@ pub struct Shared {
     pub tokens: Arc<Tokens>,
     /// Memory for copies of live requests.
     pub mirror_budget: Arc<Budget>,
+    /// Where answers to copied requests go.
+    pub comparisons: Comparisons,
 }
 
 /// One data-plane thread's own state; nothing here is ever seen by another thread.

@@ -29,6 +29,7 @@ pub struct Metrics {
     rejected: IntCounterVec,
     retries: IntCounterVec,
     mirrored: IntCounterVec,
+    compared: IntCounterVec,
     auth_failures: IntCounterVec,
     token_key_fetches: IntCounterVec,
     token_keys_fetched: IntGaugeVec,
@@ -174,6 +175,11 @@ impl Metrics {
                 "Copies of live requests to a shadow, by how they ended.",
                 &["endpoint", "deployment", "result"],
             )?,
+            compared: counter(
+                "mirror_comparisons_total",
+                "Answers to copied requests, live against shadow, by what the comparison came to.",
+                &["endpoint", "result"],
+            )?,
             auth_failures: counter("auth_failures_total", "Requests without a right.", &["endpoint", "reason"])?,
             accept_errors: single("accept_errors_total", "Connections that could not be accepted.")?,
             reloads: counter("config_reloads_total", "Reloads of endpoint documents.", &["result"])?,
@@ -233,6 +239,11 @@ impl Metrics {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             self.token_keys_fetched.with_label_values(&[issuer]).set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
         }
+    }
+
+    /// Counts a comparison of two answers.
+    pub fn compared(&self, endpoint: &str, result: &str) {
+        self.compared.with_label_values(&[endpoint, result]).inc();
     }
 
     /// Counts a change of a deployment's number of replicas.

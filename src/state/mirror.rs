@@ -1,8 +1,10 @@
-//! What copies of live requests have in common: the share that traffic has earned, and the memory that copies may hold.
+//! What copies of live requests have in common: the share that traffic has earned, what comparing their answers has shown,
+//! and the memory that copies may hold.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::comparisons::Compared;
 use super::table::Deployment;
 use crate::model::endpoint;
 use crate::policy::mirror::Share;
@@ -16,6 +18,8 @@ pub struct Mirror {
     pub settings: endpoint::Mirror,
     /// Outlives changes of the document.
     pub share: Arc<Mutex<Share>>,
+    /// What comparing answers has shown, if they are compared.
+    pub compared: Option<Arc<Compared>>,
 }
 
 impl Mirror {
@@ -57,6 +61,39 @@ impl Budget {
     /// Gives back what was taken.
     pub fn give(&self, bytes: usize) {
         self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Memory taken from a budget, given back when dropped.
+#[derive(Debug)]
+pub struct Held {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Held {
+    /// Nothing yet.
+    pub fn new(budget: Arc<Budget>) -> Self {
+        Self { budget, bytes: 0 }
+    }
+
+    /// Takes so much more, or nothing where there is less.
+    pub fn take(&mut self, bytes: usize) -> bool {
+        let taken = self.budget.take(bytes);
+        self.bytes += if taken { bytes } else { 0 };
+        taken
+    }
+
+    /// All of it, for somebody else to hold.
+    #[must_use]
+    pub fn hand_over(&mut self) -> Self {
+        Self { budget: self.budget.clone(), bytes: std::mem::take(&mut self.bytes) }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.give(self.bytes);
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod access_log;
 pub mod checks;
+pub mod comparisons;
 pub mod gauges;
 pub mod key_sets;
 pub mod lifecycle;

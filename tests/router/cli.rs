@@ -267,7 +267,7 @@ async fn the_demo_prints_requests_that_work_and_leaves_nothing_behind() {
     let models = models(authority(&requests[4])).await;
     let processes = descendants(demo.child.id());
     // Each of the three models has a guard.
-    assert_eq!((models.len(), processes.len()), (3, 6));
+    assert_eq!((models.len(), processes.len()), (4, 8));
     demo.signal(Signal::INT);
     let ended = demo.ended();
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{ended:?}");
@@ -280,7 +280,7 @@ async fn no_model_outlives_a_demo_that_is_killed() {
     let (demo, requests) = demo();
     let models = models(authority(&requests[4])).await;
     let processes = descendants(demo.child.id());
-    assert_eq!((models.len(), processes.len()), (3, 6));
+    assert_eq!((models.len(), processes.len()), (4, 8));
     let killed = Instant::now();
     demo.signal(Signal::KILL);
     assert_eq!(demo.ended().code, None);

@@ -172,11 +172,11 @@ pub fn document(rules: &str, deployments: &str) -> String {
 }
 
 /// A scoring request of `my-endpoint` with the test key.
-pub fn score(body: &'static str) -> Request<Full<Bytes>> {
+pub fn score(body: impl Into<Bytes>) -> Request<Full<Bytes>> {
     Request::post("/api/v1/endpoint/my-endpoint/score")
         .header("authorization", format!("Bearer {KEY}"))
         .header("content-type", "application/json")
-        .body(Full::from(body))
+        .body(Full::new(body.into()))
         .unwrap()
 }
 

@@ -10,6 +10,7 @@ mod shared;
 
 mod admission;
 mod cli;
+mod comparison;
 mod cors;
 mod edges;
 mod errors;

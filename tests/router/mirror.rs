@@ -44,7 +44,7 @@ async fn counting(name: &'static str) -> (Model, Arc<AtomicUsize>) {
 }
 
 /// A connection for many requests, one after the other.
-async fn open(address: SocketAddr) -> hyper::client::conn::http1::SendRequest<Full<Bytes>> {
+pub(crate) async fn open(address: SocketAddr) -> hyper::client::conn::http1::SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(address).await.unwrap();
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);

@@ -249,7 +249,8 @@ fn mirrored_traffic_keeps_to_its_rules() {
         read(document)
     };
     let plain = mirror(json!({"GREEN": 50}), json!({})).unwrap().mirror.unwrap();
-    assert_eq!(plain, Mirror { to: 1, percent: 50, on_client_abort: OnClientAbort::Finish, window: 1_048_576 });
+    let on_client_abort = OnClientAbort::Finish;
+    assert_eq!(plain, Mirror { to: 1, percent: 50, on_client_abort, window: 1_048_576, comparison: None });
     let told = mirror(json!({"green": 1}), json!({"onClientAbort": "drop", "windowBytes": 262_144})).unwrap();
     let told = told.mirror.unwrap();
     assert_eq!((told.on_client_abort, told.window), (OnClientAbort::Drop, 262_144));
@@ -259,6 +260,29 @@ fn mirrored_traffic_keeps_to_its_rules() {
     let problems = mirror(json!({}), json!({"onClientAbort": "wait", "windowBytes": 1})).unwrap_err().problems;
     let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
     assert_eq!(paths, ["spec.mirrorSettings.onClientAbort", "spec.mirrorSettings.windowBytes"], "{problems:?}");
+}
+
+#[test]
+fn how_answers_are_compared_is_checked() {
+    let compared = |comparison: Value| {
+        let mut document = with("/spec/mirrorTraffic", json!({"green": 10}));
+        set(&mut document, "/spec/traffic", json!({"blue": 100}));
+        set(&mut document, "/spec/mirrorComparison", comparison);
+        read(document)
+    };
+    let comparison = |written: Value| compared(written).unwrap().mirror.unwrap().comparison.unwrap();
+    let plain = comparison(json!({}));
+    assert_eq!((plain.compare_bodies, plain.max_body, plain.numeric_tolerance), (true, 1_048_576, 0.0));
+    let told = comparison(json!({"compareBodies": false, "numericTolerance": 0.5, "ignorePaths": ["$.a", "$[*]"]}));
+    assert!(!told.compare_bodies && told.numeric_tolerance == 0.5 && told.ignore.len() == 2);
+    let wrong =
+        json!({"numericTolerance": 2, "maxBodyBytes": 1, "ignorePaths": ["$.a", "a.b"], "unorderedPaths": [""]});
+    let problems = compared(wrong).unwrap_err().problems;
+    let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+    let of = "spec.mirrorComparison";
+    let expected = ["maxBodyBytes", "numericTolerance", "ignorePaths[1]", "unorderedPaths[0]"];
+    assert_eq!(paths, expected.map(|field| format!("{of}.{field}")), "{problems:?}");
+    assert!(problems[2].what.contains("is \"a.b\", which is not a place in JSON such as"), "{}", problems[2].what);
 }
 
 #[test]

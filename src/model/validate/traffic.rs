@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use super::super::check::Check;
-use super::super::endpoint::{Mirror, OnClientAbort, defaults};
-use super::super::problem::{field, quoted};
-use super::super::resource::{RawMirrorSettings, RawSpec};
+use super::super::endpoint::{Comparison, Mirror, OnClientAbort, defaults};
+use super::super::place::Place;
+use super::super::problem::{field, item, quoted};
+use super::super::resource::{RawMirrorComparison, RawMirrorSettings, RawSpec};
 use super::super::suggest;
 
 pub(in crate::model) const PERCENT: RangeInclusive<i64> = 0..=100;
@@ -18,6 +19,11 @@ pub(in crate::model) const ON_CLIENT_ABORT: [(&str, OnClientAbort); 2] =
     [("finish", OnClientAbort::Finish), ("drop", OnClientAbort::Drop)];
 /// Less would give up copies of what one read of a body brings.
 pub(in crate::model) const WINDOW_BYTES: RangeInclusive<i64> = 262_144..=67_108_864;
+
+/// How long a body can be that is compared.
+pub(in crate::model) const COMPARED_BYTES: RangeInclusive<i64> = 1_024..=16_777_216;
+/// More places would each be looked for at every value.
+pub(in crate::model) const MAX_PLACES: usize = 100;
 
 /// Percent of live traffic per deployment, in the order of the deployments. Absent: closed, as in Azure.
 pub(super) fn live(check: &mut Check, spec: &RawSpec) -> Vec<u8> {
@@ -40,6 +46,7 @@ pub(super) fn live(check: &mut Check, spec: &RawSpec) -> Vec<u8> {
 pub(super) fn mirrored(check: &mut Check, spec: &RawSpec) -> Option<Mirror> {
     const PATH: &str = "spec.mirrorTraffic";
     let (on_client_abort, window) = settings(check, spec);
+    let comparison = spec.mirror_comparison.as_ref().map(|raw| comparison(check, raw));
     let written = spec.mirror_traffic.as_ref()?;
     if written.len() > 1 {
         let names = suggest::listed(written.keys().map(String::as_str));
@@ -57,7 +64,7 @@ pub(super) fn mirrored(check: &mut Check, spec: &RawSpec) -> Option<Mirror> {
         }
     }
     let (to, percent) = entries.into_iter().find(|(_, percent)| *percent > 0)?;
-    Some(Mirror { to, percent: u8::try_from(percent).unwrap_or_default(), on_client_abort, window })
+    Some(Mirror { to, percent: u8::try_from(percent).unwrap_or_default(), on_client_abort, window, comparison })
 }
 
 fn settings(check: &mut Check, spec: &RawSpec) -> (OnClientAbort, usize) {
@@ -68,6 +75,36 @@ fn settings(check: &mut Check, spec: &RawSpec) -> (OnClientAbort, usize) {
     let default = defaults::MIRROR_WINDOW_BYTES;
     let window = check.number(&at("windowBytes"), raw.window_bytes, WINDOW_BYTES, default, " bytes");
     (on_client_abort.unwrap_or(OnClientAbort::Finish), usize::try_from(window).unwrap_or_default())
+}
+
+fn comparison(check: &mut Check, raw: &RawMirrorComparison) -> Comparison {
+    let at = |name| field("spec.mirrorComparison", name);
+    let default = defaults::COMPARED_BYTES;
+    let max_body = check.number(&at("maxBodyBytes"), raw.max_body_bytes, COMPARED_BYTES, default, " bytes");
+    let numeric_tolerance = raw.numeric_tolerance.unwrap_or(0.0);
+    if !(0.0..=1.0).contains(&numeric_tolerance) {
+        check.problem(&at("numericTolerance"), format!("is {numeric_tolerance}, but must be between 0 and 1"));
+    }
+    Comparison {
+        compare_bodies: raw.compare_bodies.unwrap_or(true),
+        max_body: usize::try_from(max_body).unwrap_or_default(),
+        numeric_tolerance,
+        ignore: places(check, &at("ignorePaths"), raw.ignore_paths.as_deref()),
+        unordered: places(check, &at("unorderedPaths"), raw.unordered_paths.as_deref()),
+    }
+}
+
+fn places(check: &mut Check, path: &str, written: Option<&[Option<String>]>) -> Vec<Place> {
+    let written = written.unwrap_or_default();
+    if written.len() > MAX_PLACES {
+        check.problem(path, format!("has {} places, but {MAX_PLACES} is the most", written.len()));
+    }
+    let read = written.iter().enumerate().filter_map(|(index, text)| {
+        let path = item(path, index);
+        let text = text.as_deref().unwrap_or_default();
+        check.ok(&path, Place::parse(text).map_err(|wrong| format!("is {}, which {wrong}", quoted(text))))
+    });
+    read.collect()
 }
 
 /// The entries that name a deployment and are in range, by the deployment's index; notes the others.

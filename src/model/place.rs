@@ -1,6 +1,13 @@
 //! Places in JSON documents, as `$.predictions[*].score`.
 
-use super::Step;
+/// A step from a value to one inside it.
+#[derive(Debug, Clone, Copy)]
+pub enum Step<'v> {
+    /// To the member of that name.
+    Name(&'v str),
+    /// To the item at that position.
+    Index(usize),
+}
 
 /// A place, or several: those that are the same but for positions in lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +22,11 @@ enum Part {
     /// `.*`.
     EveryName,
 }
+
+/// What [`Place::parse`] takes, for the definition.
+pub const PATTERN: &str = r#"^[$]([.][^.\[]+|\[([0-9]{1,9}|[*]|"[^"\\]*")\])*$"#;
+/// Digits of a position.
+const LONGEST_INDEX: usize = 9;
 
 /// Why a text names no place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,7 +50,7 @@ impl Place {
     }
 
     /// Whether it is this place.
-    pub(super) fn is(&self, at: &[Step<'_>]) -> bool {
+    pub fn is(&self, at: &[Step<'_>]) -> bool {
         self.0.len() == at.len() && self.0.iter().zip(at).all(|(part, step)| part.is(step))
     }
 }
@@ -66,21 +78,20 @@ fn part(text: &str) -> Option<(Part, &str)> {
         };
     }
     let inner = text.strip_prefix('[')?;
-    if inner.starts_with('"') {
-        let mut names = serde_json::Deserializer::from_str(inner).into_iter::<String>();
-        let name = names.next()?.ok()?;
-        let after = inner[names.byte_offset()..].strip_prefix(']')?;
-        return Some((Part::Name(name), after));
+    if let Some(quoted) = inner.strip_prefix('"') {
+        let (name, after) = quoted.split_once("\"]")?;
+        return (!name.contains(['"', '\\'])).then(|| (Part::Name(name.to_owned()), after));
     }
     let (index, after) = inner.split_once(']')?;
     match index {
         "*" => Some((Part::EveryIndex, after)),
+        index if index.len() > LONGEST_INDEX || !index.bytes().all(|byte| byte.is_ascii_digit()) => None,
         index => Some((Part::Index(index.parse().ok()?), after)),
     }
 }
 
 /// A place, for people; without the positions in lists.
-pub(super) fn text(at: &[Step<'_>]) -> String {
+pub fn text(at: &[Step<'_>]) -> String {
     let mut text = "$".to_owned();
     for step in at {
         match step {
@@ -93,4 +104,19 @@ pub(super) fn text(at: &[Step<'_>]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_as_they_are_told() {
+        for text in ["$", "$.a", "$.a.b[*].c", "$[\"odd name\"][3]", "$[\"a]b\"]", "$.*", "$[0][*]"] {
+            assert!(Place::parse(text).is_ok(), "{text}");
+        }
+        for text in ["", "a", "$a", "$.", "$..a", "$[", "$[x]", "$[\"a]", "$[-1]", "$[+1]", "$.a[1"] {
+            assert_eq!(Place::parse(text), Err(WrongPlace), "{text}");
+        }
+    }
 }

@@ -1,0 +1,164 @@
+//! `compare`: is the shadow as good as what is live? The router's own figures, as a table.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::cluster::block_on;
+use super::{Failed, print};
+use crate::model::name::Name;
+use crate::policy::compare::{EndpointReport, Rate, SideReport};
+
+#[derive(Debug, Args)]
+pub(super) struct Compare {
+    /// The endpoint's name.
+    #[arg(long, value_name = "NAME", value_parser = super::keys::name)]
+    endpoint: Name,
+    /// The router's admin listener.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090")]
+    admin: String,
+    /// Everything the router says, as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Compare {
+    pub(super) fn run(self) -> ExitCode {
+        match block_on(self.text()) {
+            Ok(text) => print(&text),
+            Err(Failed(what, code)) => {
+                eprintln!("{what}");
+                ExitCode::from(code)
+            }
+        }
+    }
+
+    async fn text(self) -> Result<String, Failed> {
+        let url = format!("{}/api/endpoints/{}/comparison", self.admin.trim_end_matches('/'), self.endpoint);
+        let unreachable = |error: reqwest::Error| {
+            let how = "is a router running there? `--admin` says where its admin listener is; in a cluster, \
+                       `kubectl port-forward` to a pod of the router";
+            format!("{url} cannot be read: {error}; {how}")
+        };
+        let answer = reqwest::get(&url).await.map_err(unreachable)?;
+        let (status, text) = (answer.status(), answer.text().await.map_err(unreachable)?);
+        if !status.is_success() {
+            let said: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+            return Err(said["detail"]
+                .as_str()
+                .map_or_else(|| format!("{url} answers {status}"), str::to_owned)
+                .into());
+        }
+        if self.json {
+            return Ok(text + "\n");
+        }
+        let about = serde_json::from_str(&text).map_err(|error| {
+            format!("{url} answers something else than a comparison: {error}; is the router of another version?")
+        })?;
+        Ok(table(&about))
+    }
+}
+
+/// What a person needs to decide.
+fn table(about: &EndpointReport) -> String {
+    let report = &about.report;
+    let live: Vec<String> = about.live.iter().map(|(name, percent)| format!("{name} {percent} %")).collect();
+    let mut out = format!(
+        "endpoint {}: live ({}) against shadow {}, which gets {} % of the requests\n",
+        about.endpoint,
+        live.join(", "),
+        about.shadow,
+        about.mirrored_percent
+    );
+    if report.pairs == 0 {
+        out.push_str("nothing to compare yet: no copied request of the last hour has ended\n");
+        return out;
+    }
+    let span = humantime::format_duration(std::time::Duration::from_secs(report.span_seconds));
+    let _ = writeln!(out, "{} copied requests of the last {span}\n", report.pairs);
+    let _ = writeln!(out, "{:<22}{:>12}{:>12}", "", "live", "shadow");
+    let mut row = |what: &str, of: &dyn Fn(&SideReport) -> String| {
+        let _ = writeln!(out, "{what:<22}{:>12}{:>12}", of(&report.live), of(&report.shadow));
+    };
+    let classes = report.live.statuses.keys().chain(report.shadow.statuses.keys());
+    let mut classes: Vec<&String> = classes.collect();
+    classes.sort();
+    classes.dedup();
+    for class in classes {
+        row(&format!("status {class}"), &|side| side.statuses.get(class).copied().unwrap_or_default().to_string());
+    }
+    for quantile in ["p50", "p90", "p99"] {
+        row(&format!("model {quantile}, ms"), &|side| {
+            side.latency_ms.get(quantile).map_or_else(|| "-".to_owned(), |time| format!("{time:.1}"))
+        });
+    }
+    row("answers, bytes", &|side| side.bytes.to_string());
+    out.push('\n');
+    for (what, rate) in [
+        ("live errors", report.live.errors),
+        ("shadow errors", report.shadow.errors),
+        ("answers agree", report.agreement),
+    ] {
+        let _ = writeln!(out, "{what:<16}{}", rate.map_or_else(|| "nothing to go by".to_owned(), percent));
+    }
+    let results: Vec<String> = report.results.iter().map(|(result, count)| format!("{result} {count}")).collect();
+    let _ = writeln!(out, "{:<16}{}", "", results.join(", "));
+    if !report.not_compared.is_empty() {
+        let reasons: Vec<String> =
+            report.not_compared.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        let _ = writeln!(out, "{:<16}not compared: {}", "", reasons.join(", "));
+    }
+    if !report.places.is_empty() {
+        out.push_str("\nwhere answers differ, by how many do\n");
+        for place in &report.places {
+            let _ = writeln!(out, "{:>10}  {}", place.pairs, place.place);
+        }
+    }
+    if let Some(last) = report.samples.iter().rev().find(|sample| !sample.differences.is_empty()) {
+        let _ = writeln!(out, "\nthe last that differs: {} ({})", last.request_id, last.time);
+        for difference in &last.differences {
+            let _ = writeln!(out, "{:>10}  {}: {}", "", difference.place, difference.what);
+        }
+    }
+    out
+}
+
+fn percent(rate: Rate) -> String {
+    let Rate { share, low, high, of } = rate;
+    format!("{:.2} % of {of} ({:.2} to {:.2} % with 95 % confidence)", share * 100.0, low * 100.0, high * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::compare::Report;
+
+    fn about(report: Report) -> EndpointReport {
+        let live = [("blue".to_owned(), 100)].into();
+        EndpointReport { endpoint: "one".to_owned(), live, shadow: "green".to_owned(), mirrored_percent: 10, report }
+    }
+
+    #[test]
+    fn a_table_says_what_there_is_and_that_there_is_nothing() {
+        assert!(table(&about(Report::default())).contains("nothing to compare yet"));
+        let side = |latency: f64| SideReport {
+            statuses: [("2xx".to_owned(), 98), ("5xx".to_owned(), 2)].into(),
+            errors: Rate::new(2, 100),
+            latency_ms: [("p50".to_owned(), latency)].into(),
+            bytes: 1_000,
+        };
+        let results = [("equal".to_owned(), 97), ("different".to_owned(), 3)].into();
+        let agreement = Rate::new(97, 100);
+        let report =
+            Report { pairs: 100, results, agreement, live: side(5.0), shadow: side(7.25), ..Report::default() };
+        let text = table(&about(report));
+        for line in [
+            "status 5xx                       2           2",
+            "model p50, ms                  5.0         7.2",
+            "answers agree   97.00 % of 100 (91.55 to 98.97 % with 95 % confidence)",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The last pairs of answers to the copied requests of an endpoint, and what they come to.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::report::{PlaceReport, Rate, Report, Sample, SideReport};
+use super::{Answer, Difference, End, Outcome};
+
+/// Older pairs do not count.
+pub const SPAN: Duration = Duration::from_secs(3600);
+/// Nor do those before the last so many.
+pub const MOST_PAIRS: usize = 10_000;
+/// Memory of one pair, in bytes, without its places.
+pub const PAIR_BYTES: usize = size_of::<Pair>();
+/// Places that are told apart; those found when there are more are counted as [`OTHER_PLACES`].
+const MOST_PLACES: usize = 200;
+/// What is counted when there are too many places to tell apart.
+pub const OTHER_PLACES: &str = "(other places)";
+/// Places that a report tells.
+const REPORTED_PLACES: usize = 10;
+/// Pairs that differ and are kept to look at.
+const SAMPLES: usize = 20;
+/// Differences of a sample.
+const SAMPLED_DIFFERENCES: usize = 5;
+
+/// What is kept of the last pairs of an endpoint.
+#[derive(Debug)]
+pub struct Window {
+    /// Times are from here.
+    start: Instant,
+    pairs: VecDeque<Pair>,
+    /// Place by place, how many pairs differ there; those of no pair are free for others.
+    places: Vec<(String, u32)>,
+    samples: VecDeque<(Instant, Sample)>,
+}
+
+#[derive(Debug)]
+struct Pair {
+    /// Whole seconds since the window began.
+    at: u32,
+    outcome: Outcome,
+    live: Side,
+    shadow: Side,
+    /// Indices of places.
+    places: Box<[u8]>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Side {
+    /// 0: not known.
+    status: u16,
+    /// Microseconds; [`u32::MAX`]: no answer.
+    latency: u32,
+    bytes: u32,
+}
+
+impl Window {
+    /// Of nothing.
+    pub fn new(now: Instant) -> Self {
+        Self { start: now, pairs: VecDeque::new(), places: Vec::new(), samples: VecDeque::new() }
+    }
+
+    /// How many pairs there are.
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
+    }
+
+    /// Takes note of a pair. `may_grow`: whether there is memory for one more; without, the oldest makes room. Returns
+    /// by how many pairs there are now fewer than before, or -1 for one more.
+    pub fn push(
+        &mut self,
+        now: Instant,
+        live: &Answer,
+        shadow: &Answer,
+        outcome: Outcome,
+        differences: &[Difference],
+        may_grow: bool,
+    ) -> isize {
+        let before = self.pairs.len();
+        self.forget(now);
+        if !self.pairs.is_empty() && (self.pairs.len() >= MOST_PAIRS || !may_grow && self.pairs.len() >= before) {
+            self.drop_oldest();
+        }
+        if before == 0 && !may_grow {
+            return 0;
+        }
+        let mut places: Vec<u8> = Vec::with_capacity(differences.len());
+        for difference in differences {
+            let place = self.place(&difference.place);
+            if !places.contains(&place) {
+                places.push(place);
+                // At once: the next one must not find it free.
+                self.places[usize::from(place)].1 += 1;
+            }
+        }
+        let at = u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX);
+        let places = places.into_boxed_slice();
+        self.pairs.push_back(Pair { at, outcome, live: Side::of(live), shadow: Side::of(shadow), places });
+        before as isize - self.pairs.len() as isize
+    }
+
+    /// Keeps a pair that differs, to look at.
+    pub fn sample(&mut self, now: Instant, mut sample: Sample) {
+        sample.differences.truncate(SAMPLED_DIFFERENCES);
+        if self.samples.len() == SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((now, sample));
+    }
+
+    /// Drops what is too old.
+    pub fn forget(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.start).as_secs();
+        while self.pairs.front().is_some_and(|pair| u64::from(pair.at) + SPAN.as_secs() < elapsed) {
+            self.drop_oldest();
+        }
+        while self.samples.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > SPAN) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// What they come to.
+    pub fn report(&self, now: Instant) -> Report {
+        let mut results: BTreeMap<String, u64> = BTreeMap::new();
+        let mut not_compared: BTreeMap<String, u64> = BTreeMap::new();
+        let (mut agreeing, mut compared) = (0, 0);
+        for pair in &self.pairs {
+            *results.entry(pair.outcome.word().to_owned()).or_default() += 1;
+            match pair.outcome {
+                Outcome::NotCompared(gap) => *not_compared.entry(gap.word().to_owned()).or_default() += 1,
+                Outcome::Equal | Outcome::WithinTolerance => (agreeing, compared) = (agreeing + 1, compared + 1),
+                Outcome::Different | Outcome::StatusDiffers => compared += 1,
+            }
+        }
+        let elapsed = now.saturating_duration_since(self.start).as_secs();
+        Report {
+            pairs: self.pairs.len() as u64,
+            span_seconds: self.pairs.front().map_or(0, |pair| elapsed.saturating_sub(u64::from(pair.at))),
+            results,
+            not_compared,
+            agreement: Rate::new(agreeing, compared),
+            live: side(self.pairs.iter().map(|pair| pair.live)),
+            shadow: side(self.pairs.iter().map(|pair| pair.shadow)),
+            places: self.most_frequent(),
+            samples: self.samples.iter().map(|(_, sample)| sample.clone()).collect(),
+        }
+    }
+
+    fn most_frequent(&self) -> Vec<PlaceReport> {
+        let used = self.places.iter().filter(|(_, pairs)| *pairs > 0);
+        let mut all: Vec<_> =
+            used.map(|(place, pairs)| PlaceReport { place: place.clone(), pairs: u64::from(*pairs) }).collect();
+        all.sort_by(|one, other| other.pairs.cmp(&one.pairs).then_with(|| one.place.cmp(&other.place)));
+        all.truncate(REPORTED_PLACES);
+        all
+    }
+
+    /// The index of a place.
+    fn place(&mut self, place: &str) -> u8 {
+        let known = |places: &[(String, u32)], place: &str| places.iter().position(|(known, _)| known == place);
+        let index = known(&self.places, place).unwrap_or_else(|| {
+            let free = self.places.iter().position(|(_, pairs)| *pairs == 0);
+            match free {
+                Some(index) => self.places[index].0 = place.to_owned(),
+                None if self.places.len() < MOST_PLACES => self.places.push((place.to_owned(), 0)),
+                None => {
+                    return known(&self.places, OTHER_PLACES).unwrap_or_else(|| {
+                        self.places.push((OTHER_PLACES.to_owned(), 0));
+                        self.places.len() - 1
+                    });
+                }
+            }
+            free.unwrap_or(self.places.len() - 1)
+        });
+        u8::try_from(index).unwrap_or(u8::MAX)
+    }
+
+    fn drop_oldest(&mut self) {
+        let Some(pair) = self.pairs.pop_front() else { return };
+        for place in pair.places {
+            self.places[usize::from(place)].1 -= 1;
+        }
+    }
+}
+
+impl Side {
+    fn of(answer: &Answer) -> Self {
+        let micros = |latency: Duration| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX - 1);
+        Self {
+            status: status(answer).unwrap_or_default(),
+            latency: answer.latency.map_or(u32::MAX, micros),
+            bytes: u32::try_from(answer.bytes).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// An answer's status, if it is known.
+pub fn status(answer: &Answer) -> Option<u16> {
+    match answer.end {
+        End::Complete(status) | End::BrokeOff(status) => Some(status),
+        End::Unknown(_) => None,
+    }
+}
+
+fn side(of: impl Iterator<Item = Side> + Clone) -> SideReport {
+    let mut statuses: BTreeMap<String, u64> = BTreeMap::new();
+    for side in of.clone() {
+        let class = match side.status / 100 {
+            0 => "none".to_owned(),
+            class => format!("{class}xx"),
+        };
+        *statuses.entry(class).or_default() += 1;
+    }
+    let known = of.clone().filter(|side| side.status > 0);
+    let errors = known.clone().filter(|side| side.status >= 500).count();
+    let mut latencies: Vec<u32> = of.clone().map(|side| side.latency).filter(|latency| *latency < u32::MAX).collect();
+    latencies.sort_unstable();
+    let quantile = |part: usize| latencies.get(latencies.len() * part / 100).map(|micros| f64::from(*micros) / 1e3);
+    let quantiles = [("p50", 50), ("p90", 90), ("p99", 99)];
+    SideReport {
+        statuses,
+        errors: Rate::new(errors as u64, known.count() as u64),
+        latency_ms: quantiles.iter().filter_map(|(name, part)| Some(((*name).to_owned(), quantile(*part)?))).collect(),
+        bytes: of.map(|side| u64::from(side.bytes)).sum(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Gap;
+    use super::*;
+
+    fn answer(status: u16, milliseconds: u64) -> Answer {
+        let latency = Some(Duration::from_millis(milliseconds));
+        Answer { end: End::Complete(status), latency, bytes: 10, body: Err(Gap::Off), is_encoded: false }
+    }
+
+    fn at(places: &[&str]) -> Vec<Difference> {
+        places.iter().map(|place| Difference { place: (*place).to_owned(), what: String::new() }).collect()
+    }
+
+    #[test]
+    fn what_is_told_is_what_was_noted() {
+        let now = Instant::now();
+        let mut window = Window::new(now);
+        for number in 0..100 {
+            let (outcome, places) = match number {
+                0..96 => (Outcome::Equal, at(&[])),
+                96 => (Outcome::WithinTolerance, at(&[])),
+                97 => (Outcome::Different, at(&["$.a", "$.b"])),
+                98 => (Outcome::Different, at(&["$.b"])),
+                _ => (Outcome::NotCompared(Gap::TooLarge), at(&[])),
+            };
+            let shadow = answer(if number == 0 { 500 } else { 200 }, 2 * (number + 1));
+            window.push(now, &answer(200, number + 1), &shadow, outcome, &places, true);
+        }
+        let report = window.report(now + Duration::from_secs(5));
+        assert_eq!((report.pairs, report.span_seconds), (100, 5));
+        let agreement = report.agreement.unwrap();
+        assert_eq!((agreement.share, agreement.of), (97.0 / 99.0, 99));
+        assert_eq!(report.results["not_compared"], 1);
+        assert_eq!(report.not_compared["too_large"], 1);
+        assert_eq!(report.live.latency_ms["p50"], 51.0);
+        assert_eq!((report.shadow.latency_ms["p99"], report.shadow.bytes), (200.0, 1_000));
+        assert_eq!((report.shadow.statuses["5xx"], report.live.statuses["2xx"]), (1, 100));
+        assert_eq!(report.shadow.errors.unwrap().share, 0.01);
+        let places: Vec<_> = report.places.iter().map(|place| (place.place.as_str(), place.pairs)).collect();
+        assert_eq!(places, [("$.b", 2), ("$.a", 1)]);
+    }
+
+    #[test]
+    fn it_slides_by_time_and_by_number_and_places_go_with_their_pairs() {
+        let now = Instant::now();
+        let mut window = Window::new(now);
+        let push = |window: &mut Window, now, places: &[&str], may_grow| {
+            window.push(now, &answer(200, 1), &answer(200, 1), Outcome::Different, &at(places), may_grow)
+        };
+        assert_eq!(push(&mut window, now, &["$.old"], false), 0, "no memory at all");
+        for _ in 0..MOST_PAIRS {
+            assert_eq!(push(&mut window, now, &["$.old"], true), -1);
+        }
+        let later = now + Duration::from_secs(60);
+        for _ in 0..10 {
+            assert_eq!(push(&mut window, later, &["$.new"], true), 0, "the oldest makes room");
+        }
+        assert_eq!(push(&mut window, later, &["$.new"], false), 0, "as it does without memory");
+        let report = window.report(later);
+        assert_eq!((report.pairs, report.places[1].pairs), (MOST_PAIRS as u64, 11));
+        let much_later = now + SPAN + Duration::from_secs(30);
+        assert_eq!(push(&mut window, much_later, &["$.new"], true), MOST_PAIRS as isize - 12);
+        let report = window.report(much_later);
+        assert_eq!((report.places.len(), report.places[0].pairs), (1, 12));
+    }
+
+    #[test]
+    fn places_beyond_all_bounds_are_counted_together() {
+        let now = Instant::now();
+        let mut window = Window::new(now);
+        for number in 0..1_000 {
+            let places = at(&[&format!("$.n{number}"), "$.same"]);
+            window.push(now, &answer(200, 1), &answer(200, 1), Outcome::Different, &places, true);
+        }
+        let report = window.report(now);
+        assert_eq!((report.places[0].place.as_str(), report.places[0].pairs), ("$.same", 1_000));
+        assert_eq!((report.places[1].place.as_str(), report.places[1].pairs), (OTHER_PLACES, 801));
+        assert_eq!(report.places.len(), REPORTED_PLACES);
+    }
+
+    #[test]
+    fn samples_are_few_and_short() {
+        let now = Instant::now();
+        let mut window = Window::new(now);
+        for number in 0..30 {
+            let differences = at(&["$.a", "$.b", "$.c", "$.d", "$.e", "$.f"]);
+            let (live_status, shadow_status) = (Some(200), Some(200));
+            let (time, request_id) = (String::new(), number.to_string());
+            window.sample(now, Sample { time, request_id, live_status, shadow_status, differences });
+        }
+        let samples = window.report(now).samples;
+        assert_eq!((samples.len(), samples[19].request_id.as_str(), samples[0].differences.len()), (20, "29", 5));
+        window.forget(now + SPAN * 2);
+        assert!(window.report(now).samples.is_empty());
+    }
+}
