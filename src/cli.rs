@@ -84,7 +84,8 @@ enum Command {
     /// Print how a shadow's answers compare with the live ones: statuses, times, and whether they agree.
     #[command(after_help = "Examples:\n\
         inference-router compare --endpoint my-endpoint\n\
-        inference-router compare --endpoint my-endpoint --admin http://127.0.0.1:9090 --json\n\n\
+        inference-router compare --endpoint my-endpoint --admin http://127.0.0.1:9090 --json\n\
+        inference-router compare --endpoint my-endpoint -n team-a\n\n\
         The endpoint needs `mirrorTraffic` and `mirrorComparison`.")]
     Compare(compare::Compare),
     /// Try settings of an endpoint in virtual time: how many replicas, how long a wait, what share is turned away.

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::cluster::block_on;
 use super::{Failed, print};
+use crate::control::cluster::caller::Caller;
 use crate::model::name::Name;
 use crate::policy::compare::{EndpointReport, Rate, SideReport};
 
@@ -18,6 +19,12 @@ pub(super) struct Compare {
     /// The router's admin listener.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090")]
     admin: String,
+    /// The endpoint's namespace, in the cluster that the kubeconfig says: the router there is asked, through the API server.
+    #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "admin")]
+    namespace: Option<String>,
+    /// Where in the cluster the router is.
+    #[arg(long, value_name = "NAMESPACE", default_value = "inference-router", requires = "namespace")]
+    router_namespace: String,
     /// Everything the router says, as JSON.
     #[arg(long)]
     json: bool,
@@ -35,29 +42,42 @@ impl Compare {
     }
 
     async fn text(self) -> Result<String, Failed> {
-        let url = format!("{}/api/endpoints/{}/comparison", self.admin.trim_end_matches('/'), self.endpoint);
-        let unreachable = |error: reqwest::Error| {
-            let how = "is a router running there? `--admin` says where its admin listener is; in a cluster, \
-                       `kubectl port-forward` to a pod of the router";
-            format!("{url} cannot be read: {error}; {how}")
+        let path = format!("/api/endpoints/{}/comparison", self.endpoint);
+        let (place, (status, text)) = match &self.namespace {
+            Some(namespace) => {
+                let caller = Caller::new(&self.endpoint, Some(namespace), None).await?;
+                let place = format!("the router in the namespace {}", self.router_namespace);
+                (place, caller.ask_router(&self.router_namespace, &path).await?)
+            }
+            None => {
+                let url = format!("{}{path}", self.admin.trim_end_matches('/'));
+                let answer = ask(&url).await.map_err(|error| unreachable(&url, &error))?;
+                (url, answer)
+            }
         };
-        let answer = reqwest::get(&url).await.map_err(unreachable)?;
-        let (status, text) = (answer.status(), answer.text().await.map_err(unreachable)?);
-        if !status.is_success() {
+        if !(200..300).contains(&status) {
             let said: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-            return Err(said["detail"]
-                .as_str()
-                .map_or_else(|| format!("{url} answers {status}"), str::to_owned)
-                .into());
+            let said = said["detail"].as_str().or(said["message"].as_str()).map(str::to_owned);
+            return Err(said.unwrap_or_else(|| format!("{place} answers {status}")).into());
         }
         if self.json {
             return Ok(text + "\n");
         }
         let about = serde_json::from_str(&text).map_err(|error| {
-            format!("{url} answers something else than a comparison: {error}; is the router of another version?")
+            format!("{place} answers something else than a comparison: {error}; is the router of another version?")
         })?;
         Ok(table(&about))
     }
+}
+
+async fn ask(url: &str) -> Result<(u16, String), reqwest::Error> {
+    let answer = reqwest::get(url).await?;
+    Ok((answer.status().as_u16(), answer.text().await?))
+}
+
+fn unreachable(url: &str, error: &reqwest::Error) -> String {
+    let how = "is a router running there? `--admin` says where its admin listener is; `-n` asks the one in a cluster";
+    format!("{url} cannot be read: {error}; {how}")
 }
 
 /// What a person needs to decide.

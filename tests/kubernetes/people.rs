@@ -91,3 +91,41 @@ async fn users_of_the_cluster_get_tokens_if_they_may() {
     server.go_away().await;
     assert_eq!(asked("another").await.0, 503, "nobody can tell now");
 }
+
+/// A real cluster has no Service of the router that the test has started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shadow_is_compared_through_the_api_server() {
+    let (cluster, router, _model) = served("127.0.13.1").await;
+    let Some(server) = &cluster.server else { return cluster.end().await };
+    let arguments = ["compare", "--endpoint", "scored", "-n", &cluster.namespace];
+    let compare = || run(&cluster, &arguments, "");
+    let nowhere = compare();
+    assert_eq!(nowhere.status.code(), Some(1), "{nowhere:?}");
+    let said = String::from_utf8_lossy(&nowhere.stderr).into_owned();
+    assert!(said.contains("services \"http:inference-router-admin:admin\" not found"), "{said}");
+    server.store.set_services(router.admin.trim_start_matches("http://"));
+    let plain = compare();
+    assert!(String::from_utf8_lossy(&plain.stderr).contains("set spec.mirrorTraffic"), "{plain:?}");
+    cluster.workload("shadow", 1).await;
+    let mut deployments = cluster.endpoints().get("scored").await.unwrap().data["spec"]["deployments"].clone();
+    let mut shadow = deployments[0].clone();
+    (shadow["name"], shadow["targetRef"]["name"]) = (json!("shadow"), json!("shadow"));
+    deployments.as_array_mut().unwrap().push(shadow);
+    let mirrored = json!({"deployments": deployments, "mirrorTraffic": {"shadow": 10}, "mirrorComparison": {}});
+    cluster.change("scored", json!({"spec": mirrored})).await;
+    let table = until("it is compared", || async {
+        let output = compare();
+        output.status.success().then(|| prints(&output))
+    });
+    let (table, _) = table.await;
+    assert!(
+        table.contains("live (blue 100 %) against shadow shadow") && table.contains("nothing to compare yet"),
+        "{table}"
+    );
+    let nobody = run(&cluster, &["compare", "--endpoint", "nobody", "-n", &cluster.namespace], "");
+    assert!(
+        nobody.status.code() == Some(1) && String::from_utf8_lossy(&nobody.stderr).contains("nobody"),
+        "{nobody:?}"
+    );
+    cluster.end().await;
+}

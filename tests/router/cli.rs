@@ -266,7 +266,7 @@ async fn the_demo_prints_requests_that_work_and_leaves_nothing_behind() {
     }
     let models = models(authority(&requests[4])).await;
     let processes = descendants(demo.child.id());
-    // Each of the three models has a guard.
+    // Each of the four models has a guard.
     assert_eq!((models.len(), processes.len()), (4, 8));
     demo.signal(Signal::INT);
     let ended = demo.ended();

@@ -18,6 +18,9 @@ use crate::model::resource::{API_VERSION, KIND};
 use crate::model::status::EndpointStatus;
 use crate::model::validate::{self, Origin};
 
+/// The Service of the routers' admin listeners, as `deploy/` names it.
+const ADMIN_SERVICE: &str = "inference-router-admin";
+
 /// Somebody, as their kubeconfig says, and an endpoint in a namespace.
 pub struct Caller {
     client: Client,
@@ -131,6 +134,21 @@ impl Caller {
         let status = answer.status().as_u16();
         let body = answer.bytes().await.map_err(|error| format!("the answer broke off: {error}"))?;
         Ok((status, body.to_vec()))
+    }
+
+    /// What a router says at `path` of its admin listener, of which the Service `inference-router-admin` in
+    /// `router_namespace` says where it is: status and body.
+    ///
+    /// # Errors
+    /// The API server does not pass it on.
+    pub async fn ask_router(&self, router_namespace: &str, path: &str) -> Result<(u16, String), String> {
+        let of = format!("/api/v1/namespaces/{router_namespace}/services/http:{ADMIN_SERVICE}:admin/proxy{path}");
+        let request = http::Request::get(&of).body(kube::client::Body::empty()).map_err(|error| error.to_string())?;
+        let answer = self.client.send(request).await.map_err(|error| words::of(&error))?;
+        let status = answer.status().as_u16();
+        let body = http_body_util::BodyExt::collect(answer.into_body()).await;
+        let body = body.map_err(|error| format!("{of}: the answer broke off: {error}"))?.to_bytes();
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }
 
     async fn send(

@@ -38,6 +38,17 @@ pub async fn answer(store: Arc<Store>, request: Request<Incoming>) -> Result<Res
     Ok(route(&store, request).await.unwrap_or_else(|error| failure(&error)))
 }
 
+/// Passes a request on to where Services lead.
+async fn proxied(store: &Store, service: &str, path: &str) -> Result<Response<Body>, Failure> {
+    let Some(authority) = store.services() else {
+        let message = format!("services \"{service}\" not found");
+        return Err(Failure { code: 404, reason: "NotFound", message });
+    };
+    let answer = reqwest::get(format!("http://{authority}/{path}")).await.unwrap();
+    let status = answer.status().as_u16();
+    Ok(text_answer(status, answer.text().await.unwrap()))
+}
+
 async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
     let path = request.uri().path().to_owned();
     let query: HashMap<String, String> = query(request.uri().query().unwrap_or_default());
@@ -46,6 +57,9 @@ async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Respons
         ["version"] => return Ok(json_answer(200, &json!({"major": "1", "minor": "34", "gitVersion": "v1.34.0"}))),
         ["api", "v1"] => return Ok(json_answer(200, &discovery("", "v1"))),
         ["apis", group, version] => return Ok(json_answer(200, &discovery(group, version))),
+        ["api", "v1", "namespaces", _, "services", service, "proxy", rest @ ..] => {
+            return proxied(store, service, &rest.join("/")).await;
+        }
         ["api", version, rest @ ..] => ("", *version, rest),
         ["apis", group, version, rest @ ..] => (*group, *version, rest),
         _ => return Err(Failure { code: 404, reason: "NotFound", message: format!("no such page: {path}") }),

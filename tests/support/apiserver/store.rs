@@ -81,6 +81,8 @@ struct Inner {
     oldest: u64,
     faults: Vec<Fault>,
     latency: Duration,
+    /// Where Services lead to: `host:port`.
+    services: Option<String>,
     requests: Vec<String>,
     uids: u64,
     /// Users by their tokens.
@@ -102,6 +104,7 @@ impl Store {
             oldest: 0,
             faults: Vec::new(),
             latency: Duration::ZERO,
+            services: None,
             requests: Vec::new(),
             uids: 0,
             users: HashMap::new(),
@@ -167,6 +170,15 @@ impl Store {
     /// Every answer takes this much longer.
     pub fn set_latency(&self, latency: Duration) {
         self.inner.lock().unwrap().latency = latency;
+    }
+
+    /// All Services lead there, as `host:port`.
+    pub fn set_services(&self, authority: &str) {
+        self.inner.lock().unwrap().services = Some(authority.to_owned());
+    }
+
+    pub fn services(&self) -> Option<String> {
+        self.inner.lock().unwrap().services.clone()
     }
 
     pub fn latency(&self) -> Duration {
