@@ -15,6 +15,7 @@ use crate::model::endpoint::{self, Target};
 use crate::model::name::Name;
 use crate::policy::access::Access;
 use crate::policy::split::Split;
+use crate::state::bandwidth::Limit;
 use crate::state::comparisons::Compared;
 use crate::state::metrics::Metrics;
 use crate::state::mirror::{Budget, Mirror};
@@ -301,12 +302,13 @@ impl Index {
             Arc::new(self.build_deployment(&name, spec, tls))
         });
         let deployments: Vec<_> = deployments.collect();
+        let limit = Limit::kept(before.and_then(|before| before.limit.as_deref()), wanted.spec.bandwidth);
         let mirror = wanted.spec.mirror.clone().map(|settings| {
             let before = before.and_then(|before| before.mirror.as_deref());
             let to = deployments[settings.to].clone();
             let compared = Compared::kept(before, &name, &to, &settings, &self.compared);
             let share = before.map(|mirror| mirror.share.clone()).unwrap_or_default();
-            Arc::new(Mirror { to, settings, share, compared })
+            Arc::new(Mirror { to, settings, share, compared, limit: limit.clone() })
         });
         let issuers = match &wanted.access {
             Access::IssuerTokens(issuers) => issuers.as_slice(),
@@ -316,6 +318,7 @@ impl Index {
         Endpoint {
             deployments,
             mirror,
+            limit,
             key_sets: issuers.iter().map(|issuer| self.tokens.key_sets.of(&issuer.keys)).collect(),
             generation: self.next_generation,
             split: Split::new(&wanted.spec.traffic),

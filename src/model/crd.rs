@@ -148,6 +148,7 @@ fn refinements() -> Vec<(&'static str, Value)> {
         ("jwt.issuers[].audiences", json!({"minItems": 1})),
         ("traffic", json!({"maxProperties": MAX_DEPLOYMENTS})),
         ("traffic[]", number(&traffic::PERCENT)),
+        ("bandwidthLimitBytesPerSecond", number(&traffic::BANDWIDTH)),
         ("mirrorTraffic", json!({"maxProperties": 1})),
         ("mirrorTraffic[]", number(&traffic::MIRRORED_PERCENT)),
         ("mirrorSettings.onClientAbort", json!({"enum": ["finish", "drop"], "default": "finish"})),

@@ -73,6 +73,8 @@ pub struct Endpoint {
     pub traffic: Vec<u8>,
     /// Which share of live traffic is copied, and where to.
     pub mirror: Option<Mirror>,
+    /// Most bytes a second of requests and answers together.
+    pub bandwidth: Option<u64>,
     /// Answers for browsers of other origins; `None`: the router says nothing about origins.
     pub cors: Option<Cors>,
     /// 1 to 20.

@@ -87,10 +87,13 @@ pub fn validate(raw: &RawEndpoint, origin: Origin) -> Result<Endpoint, Vec<Probl
     let auth = access::auth(&mut check, spec);
     let traffic = traffic::live(&mut check, spec);
     let mirror = traffic::mirrored(&mut check, spec);
+    let bandwidth = traffic::bandwidth(&mut check, spec);
     let cors = spec.cors.as_ref().and_then(|cors| self::cors::cors(&mut check, "spec.cors", cors));
     let deployments = deployments(&mut check, spec);
     match (name, auth, check.count()) {
-        (Some(name), Some(auth), 0) => Ok(Endpoint { name, namespace, auth, traffic, mirror, cors, deployments }),
+        (Some(name), Some(auth), 0) => {
+            Ok(Endpoint { name, namespace, auth, traffic, mirror, bandwidth, cors, deployments })
+        }
         _ => Err(check.into_problems()),
     }
 }

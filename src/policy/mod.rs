@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod admit;
+pub mod bandwidth;
 pub mod compare;
 pub mod health;
 pub mod identify;

@@ -1,15 +1,16 @@
 //! Response bodies to clients: the router's own, and those that pass through.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::Version;
+use http::{HeaderMap, Version};
 use http_body::{Frame, SizeHint};
 
 use super::exchange::{BrokenOff, Exchange};
 use super::record::Record;
 use super::stream;
+use super::throttle::Throttle;
 
 /// A response body. Holds the record of its request, which ends with it.
 pub(super) enum Body {
@@ -29,13 +30,20 @@ pub(super) struct Passing {
     record: Record,
     /// Come from the model, and not given yet.
     rest: Option<Bytes>,
+    /// Has each piece wait for its time.
+    throttle: Option<Box<Throttle>>,
+    /// Trailers of the router's own are to come.
+    owes_trailers: bool,
     /// The answer has broken off, and the client is about to be told.
     broken: bool,
 }
 
 impl Body {
     pub(super) fn model(exchange: Exchange, record: Record) -> Self {
-        Self::Model(Box::new(Passing { exchange, record, rest: None, broken: false }))
+        let limit = record.endpoint.as_ref().and_then(|endpoint| endpoint.limit.clone());
+        let throttle = limit.map(|limit| Box::new(Throttle::new(limit)));
+        let owes_trailers = record.takes_trailers && !exchange.is_end_stream();
+        Self::Model(Box::new(Passing { exchange, record, rest: None, throttle, owes_trailers, broken: false }))
     }
 }
 
@@ -43,6 +51,11 @@ impl Passing {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         if let Some(rest) = self.rest.take() {
             return Poll::Ready(Some(Ok(self.piece(rest))));
+        }
+        if let Some(throttle) = &mut self.throttle
+            && let Some(frame) = ready!(throttle.poll(cx))
+        {
+            return Poll::Ready(Some(Ok(self.give(frame))));
         }
         let Self { exchange, record, broken, .. } = self;
         if *broken {
@@ -57,7 +70,11 @@ impl Passing {
                 if let (Some(copied), Some(data)) = (&record.copied, frame.data_ref()) {
                     copied.data(data);
                 }
-                Poll::Ready(Some(Ok(frame.into_data().map_or_else(|trailers| trailers, |data| self.piece(data)))))
+                let Some(throttle) = self.throttle.as_mut().filter(|_| frame.is_data()) else {
+                    return Poll::Ready(Some(Ok(self.give(frame))));
+                };
+                record.answer_delayed += throttle.hold(frame);
+                self.poll_frame(cx)
             }
             Poll::Ready(Some(Err(BrokenOff))) => {
                 record.broke_off();
@@ -69,7 +86,24 @@ impl Passing {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
+            Poll::Ready(None) if self.owes_trailers => {
+                Poll::Ready(Some(Ok(self.give(Frame::trailers(HeaderMap::new())))))
+            }
             other => other,
+        }
+    }
+
+    /// A frame goes on to the client.
+    fn give(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        match frame.into_data().map_err(Frame::into_trailers) {
+            Ok(data) => self.piece(data),
+            Err(Ok(mut trailers)) => {
+                if std::mem::take(&mut self.owes_trailers) {
+                    self.record.trail(&mut trailers);
+                }
+                Frame::trailers(trailers)
+            }
+            Err(Err(other)) => other,
         }
     }
 
@@ -84,11 +118,17 @@ impl Passing {
     }
 
     fn is_end_stream(&self) -> bool {
-        !self.broken && self.rest.is_none() && self.exchange.is_end_stream()
+        let waits = self.owes_trailers || self.throttle.as_ref().is_some_and(|throttle| throttle.held().is_some());
+        !self.broken && !waits && self.rest.is_none() && self.exchange.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = self.rest.as_ref().map_or(0, |rest| rest.len() as u64);
+        if self.owes_trailers {
+            // A body of a known length has none, in HTTP/1.
+            return SizeHint::default();
+        }
+        let held = self.throttle.as_ref().and_then(|throttle| throttle.held()).unwrap_or_default();
+        let rest = held + self.rest.as_ref().map_or(0, |rest| rest.len() as u64);
         let mut hint = self.exchange.size_hint();
         let upper = hint.upper();
         hint.set_lower(hint.lower() + rest);

@@ -121,7 +121,7 @@ impl Exchange {
         if let Some(fault) = self.upload.fault() {
             return Poll::Ready(Err(NoHead::Refused(fault)));
         }
-        ready!(running.connection.timer.poll(cx, self.dispatched + self.timeout));
+        ready!(running.connection.timer.poll(cx, self.dispatched + self.timeout + self.upload.delayed()));
         // A client is to blame only if it was waited for.
         let refusal = if self.upload.ended().is_some() || running.connection.is_behind() {
             Refusal::ModelTimeout(self.timeout)

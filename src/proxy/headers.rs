@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
-    UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::{StatusCode, Version, request};
 
@@ -27,6 +27,11 @@ pub(super) const MODEL_STATUS: HeaderName = HeaderName::from_static("ms-azureml-
 pub(super) const MODEL_REASON: HeaderName = HeaderName::from_static("ms-azureml-model-error-reason");
 /// Where the time went (W3C Server Timing).
 pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// For how long the request's body was held back.
+pub(super) const REQUEST_DELAY: HeaderName = HeaderName::from_static("ms-azureml-bandwidth-request-delay-ms");
+/// For how long the answer's body was held back.
+pub(super) const RESPONSE_DELAY: HeaderName = HeaderName::from_static("ms-azureml-bandwidth-response-delay-ms");
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -214,10 +219,28 @@ pub fn from_model(headers: &mut HeaderMap, status: StatusCode) {
     }
 }
 
+/// Whether trailers can be sent to whoever sent this head: in HTTP/1 only to who asks for them (RFC 9110 section 6.5.1).
+pub(super) fn takes_trailers(head: &request::Parts) -> bool {
+    let asked = head.headers.get_all(TE).iter().filter_map(|value| value.to_str().ok());
+    let mut words = asked.flat_map(|value| value.split(','));
+    head.version == Version::HTTP_2 || words.any(|word| word.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// Makes an answer's head one of a body with trailers.
+pub(super) fn announce_trailers(headers: &mut HeaderMap, version: Version) {
+    if version != Version::HTTP_2 {
+        // In HTTP/1 only a body in chunks has them.
+        headers.remove(CONTENT_LENGTH);
+    }
+    for name in [REQUEST_DELAY, RESPONSE_DELAY] {
+        headers.append(TRAILER, HeaderValue::from(name));
+    }
+}
+
 /// Removes the trailers that would frame, route or authenticate a message (RFC 9110 section 6.5.1), or say again what
 /// only the router says: who merges trailers into headers must not be misled.
 pub(super) fn keep_what_may_trail(trailers: &mut HeaderMap) {
-    const NEVER: [&str; 30] = [
+    const NEVER: [&str; 32] = [
         "authorization",
         "azureml-model-deployment",
         "connection",
@@ -247,6 +270,8 @@ pub(super) fn keep_what_may_trail(trailers: &mut HeaderMap) {
         "x-forwarded-proto",
         "x-ms-client-request-id",
         "x-request-id",
+        "ms-azureml-bandwidth-request-delay-ms",
+        "ms-azureml-bandwidth-response-delay-ms",
         "ms-azureml-model-time",
     ];
     for name in NEVER {

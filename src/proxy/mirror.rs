@@ -90,6 +90,10 @@ impl Plan {
     ) -> Option<Copied> {
         let Self { mirror, path, authorization } = self;
         let length = request.body().length();
+        if mirror.limit.as_ref().is_some_and(|limit| !limit.has_room()) {
+            mirror.to.metrics.mirrored("over_bandwidth");
+            return None;
+        }
         if !mirror.decide(hash(request_id.as_bytes()), length.unwrap_or_default()) {
             return None;
         }
@@ -141,6 +145,7 @@ impl Shadow {
             self.mirror.spend(self.tee.passed());
         }
         self.mirror.to.metrics.request_bytes.inc_by(self.tee.passed());
+        self.mirror.limit.iter().for_each(|limit| limit.copied(self.tee.passed()));
         self.mirror.to.metrics.mirrored(result);
     }
 
@@ -177,6 +182,7 @@ impl Shadow {
             }
         };
         shadow.metrics.response_bytes.inc_by(bytes);
+        self.mirror.limit.iter().for_each(|limit| limit.copied(bytes));
         ended
     }
 }

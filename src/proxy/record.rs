@@ -39,6 +39,10 @@ pub(super) struct Record {
     /// Who is to know how long its body was, since nobody did before.
     pub(super) unmeasured: Option<Arc<Mirror>>,
     pub(super) proof: Option<Proof>,
+    /// Whether the client is told in trailers for how long it was held back.
+    pub(super) takes_trailers: bool,
+    /// For how long the answer has been held back, for the sake of bandwidth.
+    pub(super) answer_delayed: Duration,
     /// Time in the queue, of a request that waited.
     pub(super) queued: Option<Duration>,
     /// When a replica got it.
@@ -85,6 +89,8 @@ impl Record {
             copied: None,
             unmeasured: None,
             proof: None,
+            takes_trailers: false,
+            answer_delayed: Duration::ZERO,
             queued: None,
             dispatched: None,
             head: None,
@@ -152,6 +158,15 @@ impl Record {
         }
     }
 
+    /// For how long the request and its answer were held back, for the sake of bandwidth.
+    pub(super) fn trail(&self, trailers: &mut HeaderMap) {
+        for (name, delay) in
+            [(headers::REQUEST_DELAY, self.upload.delayed()), (headers::RESPONSE_DELAY, self.answer_delayed)]
+        {
+            trailers.insert(name, HeaderValue::from(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)));
+        }
+    }
+
     /// Where the time of a request went, up to the model's response head.
     pub(super) fn timing(&self) -> HeaderValue {
         let mut text = BytesMut::with_capacity(48);
@@ -215,8 +230,8 @@ impl Record {
             queue_duration_ms: milliseconds(self.queued.unwrap_or_default()),
             request_duration_ms: self.upload.ended().map(since_start),
             response_duration_ms: self.head.map(since_start),
-            request_throttling_delay_ms: 0.0,
-            response_throttling_delay_ms: 0.0,
+            request_throttling_delay_ms: milliseconds(self.upload.delayed()),
+            response_throttling_delay_ms: milliseconds(self.answer_delayed),
         });
     }
 }

@@ -114,6 +114,7 @@ async fn score(
         // Rare beside the other case: kept out of every request's future.
         return Box::pin(auth::issue(tokens, endpoint, authorization)).await.map(Answer::Own);
     }
+    record.takes_trailers = endpoint.limit.is_some() && headers::takes_trailers(&head);
     record.proof = Some(auth::prove(tokens, endpoint, authorization).await?);
     let named = if notable.deployment { head.headers.get(headers::MODEL_DEPLOYMENT) } else { None };
     let deployment = choose(client, endpoint, named)?.clone();
@@ -137,6 +138,9 @@ async fn score(
         head.headers.remove(AUTHORIZATION);
     }
     let Some(mut upload) = upload.take() else { return Err(Refusal::BodyCutShort) };
+    if let Some(limit) = record.endpoint.as_ref().and_then(|endpoint| endpoint.limit.as_ref()) {
+        upload.keep_to(limit.clone());
+    }
     if !notable.expect {
         upload.first_part().await?;
     }
@@ -271,6 +275,9 @@ fn passed_on(
     parts.headers.insert(headers::SERVER_TIMING, record.timing());
     if let Some(cors) = record.endpoint.as_ref().and_then(|endpoint| endpoint.spec.cors.as_ref()) {
         cors::decorate(cors, origin, &mut parts.headers);
+    }
+    if record.takes_trailers && !exchange.is_end_stream() {
+        headers::announce_trailers(&mut parts.headers, record.version);
     }
     announce_end(&record, &mut parts.headers, false);
     (record.status, record.model_status) = (Some(status), Some(model));

@@ -3,7 +3,8 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,10 +13,12 @@ use hyper::body::Incoming;
 
 use super::codec::Sending;
 use super::mirror::Tee;
+use super::throttle::Throttle;
 use super::timer::LazyTimer;
 use super::wakes;
 use crate::model::limits::Limits;
 use crate::model::refusal::Refusal;
+use crate::state::bandwidth::Limit;
 
 /// Bodies up to this size come with their head, mostly: their first part is awaited before a slot is taken.
 const SMALL: u64 = 64 * 1024;
@@ -25,6 +28,8 @@ const SMALL: u64 = 64 * 1024;
 pub(super) struct Upload {
     /// `None` once something is wrong: the client's connection must not wait for what nobody reads.
     source: Option<Source>,
+    /// Has each piece wait for its time.
+    throttle: Option<Box<Throttle>>,
     /// Gets a copy of each piece.
     tee: Option<Rc<Tee>>,
     /// Read before the rest was asked for.
@@ -50,6 +55,7 @@ pub(super) struct Progress {
     received: Cell<u64>,
     ended: Cell<Option<Instant>>,
     fault: Cell<Option<Refusal>>,
+    delayed: Cell<Duration>,
 }
 
 impl Progress {
@@ -61,6 +67,11 @@ impl Progress {
     /// When the last byte came, if it has.
     pub(super) fn ended(&self) -> Option<Instant> {
         self.ended.get()
+    }
+
+    /// For how long it has been held back, for the sake of bandwidth.
+    pub(super) fn delayed(&self) -> Duration {
+        self.delayed.get()
     }
 
     /// What is wrong with the body, if something is.
@@ -77,6 +88,7 @@ impl Upload {
         }
         Self {
             source: Some(Source::Client(incoming)),
+            throttle: None,
             tee: None,
             first: None,
             progress,
@@ -99,6 +111,7 @@ impl Upload {
         }
         Self {
             source: Some(Source::Live(tee, length.map(|length| length.saturating_sub(begun)))),
+            throttle: None,
             tee: None,
             first,
             progress,
@@ -118,6 +131,11 @@ impl Upload {
             tee.end(None);
         }
         self.tee = Some(tee);
+    }
+
+    /// Has it keep to a limit, from its first byte on.
+    pub(super) fn keep_to(&mut self, limit: Arc<Limit>) {
+        self.throttle = Some(Box::new(Throttle::new(limit)));
     }
 
     /// How long all of it is, if that is known.
@@ -185,6 +203,14 @@ impl Upload {
     /// The next frame after the first part. Pending, for good, when something is wrong.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
         let Some(source) = &mut self.source else { return Poll::Pending };
+        if let Some(throttle) = &mut self.throttle
+            && let Some(frame) = ready!(throttle.poll(cx))
+        {
+            return Poll::Ready(Some(self.pass(frame)));
+        }
+        if let Source::Live(tee, _) = source {
+            self.progress.delayed.set(tee.delayed());
+        }
         match source.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.silent_since = None;
@@ -193,17 +219,13 @@ impl Upload {
                 if received > self.limit {
                     return self.fail(Refusal::PayloadTooLarge(self.limit));
                 }
-                let is_last = source.is_end_stream() || frame.is_trailers();
-                if is_last {
-                    self.progress.ended.set(Some(Instant::now()));
-                }
-                if let Some(tee) = &self.tee {
-                    frame.data_ref().into_iter().for_each(|data| tee.push(data));
-                    if is_last {
-                        tee.end(frame.trailers_ref());
-                    }
-                }
-                Poll::Ready(Some(frame))
+                let Some(throttle) = self.throttle.as_mut().filter(|_| frame.is_data()) else {
+                    return Poll::Ready(Some(self.pass(frame)));
+                };
+                let delayed = self.progress.delayed() + throttle.hold(frame);
+                self.progress.delayed.set(delayed);
+                self.tee.iter().for_each(|tee| tee.delay(delayed));
+                self.poll_next(cx)
             }
             Poll::Ready(Some(Err(_))) => self.fail(Refusal::BodyCutShort),
             Poll::Ready(None) => {
@@ -219,6 +241,21 @@ impl Upload {
                 }
             }
         }
+    }
+
+    /// A frame goes on to the model, and to its copy.
+    fn pass(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let is_last = frame.is_trailers() || self.source.as_ref().is_some_and(Source::is_end_stream);
+        if is_last {
+            self.progress.ended.set(Some(Instant::now()));
+        }
+        if let Some(tee) = &self.tee {
+            frame.data_ref().into_iter().for_each(|data| tee.push(data));
+            if is_last {
+                tee.end(frame.trailers_ref());
+            }
+        }
+        frame
     }
 
     /// Reads nothing more.

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::bandwidth::Limit;
 use super::comparisons::Compared;
 use super::table::Deployment;
 use crate::model::endpoint;
@@ -20,6 +21,8 @@ pub struct Mirror {
     pub share: Arc<Mutex<Share>>,
     /// What comparing answers has shown, if they are compared.
     pub compared: Option<Arc<Compared>>,
+    /// How many bytes a second the endpoint has, copies included.
+    pub limit: Option<Arc<Limit>>,
 }
 
 impl Mirror {

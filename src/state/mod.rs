@@ -2,6 +2,7 @@
 //! process.
 
 pub mod access_log;
+pub mod bandwidth;
 pub mod checks;
 pub mod comparisons;
 pub mod gauges;

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 use http::uri::PathAndQuery;
 
+use super::bandwidth::Limit;
 use super::key_sets::KeySetOf;
 use super::metrics::{DeploymentMetrics, EndpointMetrics};
 use super::mirror::Mirror;
@@ -52,6 +53,8 @@ pub struct Endpoint {
     pub deployments: Vec<Arc<Deployment>>,
     /// Where copies of live requests go.
     pub mirror: Option<Arc<Mirror>>,
+    /// How many bytes a second.
+    pub limit: Option<Arc<Limit>>,
     /// Counters of what fails before a deployment is chosen.
     pub metrics: EndpointMetrics,
 }

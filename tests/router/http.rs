@@ -953,7 +953,7 @@ async fn a_model_that_stops_reading_stops_the_client() {
 
 type H2 = SendRequest<BoxBody<Bytes, std::io::Error>>;
 
-async fn http2(router: &Router) -> H2 {
+pub(crate) async fn http2(router: &Router) -> H2 {
     let stream = TcpStream::connect(router.scoring).await.unwrap();
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();

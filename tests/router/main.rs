@@ -9,6 +9,7 @@ mod authority;
 mod shared;
 
 mod admission;
+mod bandwidth;
 mod cli;
 mod comparison;
 mod cors;

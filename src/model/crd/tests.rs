@@ -199,6 +199,8 @@ fn corpus() -> Vec<(Value, bool)> {
         ("/spec/mirrorTraffic", json!({"green": 51})),
         ("/spec/mirrorSettings", json!({"onClientAbort": "wait"})),
         ("/spec/mirrorSettings", json!({"windowBytes": 1})),
+        ("/spec/bandwidthLimitBytesPerSecond", json!(65_535)),
+        ("/spec/bandwidthLimitBytesPerSecond", json!("5MB")),
         ("/spec/mirrorComparison", json!({"maxBodyBytes": 0})),
         ("/spec/mirrorComparison", json!({"numericTolerance": 1.5})),
         ("/spec/mirrorComparison", json!({"numericTolerance": -1e-6})),
@@ -256,6 +258,7 @@ fn corpus() -> Vec<(Value, bool)> {
         ("/spec/traffic", json!({"BLUE": 100})),
         ("/spec/mirrorSettings", json!({"onClientAbort": "drop", "windowBytes": 2_097_152})),
         ("/spec/cors", json!({"allowOrigins": ["https://app.example"], "allowCredentials": true})),
+        ("/spec/bandwidthLimitBytesPerSecond", json!(5_000_000)),
         ("/spec/mirrorComparison", json!({})),
         ("/spec/mirrorComparison", json!({"compareBodies": false, "maxBodyBytes": 2048})),
         (

@@ -561,9 +561,16 @@ fn what_this_version_cannot_do_is_refused() {
     let says = |document: Value, path: &str, gist: &str| {
         refused(document, path, &["not supported by this version", gist]);
     };
-    says(with("/spec/bandwidthLimitBytesPerSecond", json!(5)), "spec.bandwidthLimitBytesPerSecond", "remove");
     let collector = json!({"collections": {"response": {"enabled": true}}});
     says(with("/spec/deployments/1/dataCollector", collector), "spec.deployments[1].dataCollector", "false");
+}
+
+#[test]
+fn a_limit_of_bandwidth_is_one_that_can_be_kept() {
+    let path = "spec.bandwidthLimitBytesPerSecond";
+    refused(with("/spec/bandwidthLimitBytesPerSecond", json!(5)), path, &["between 65536 and", "bytes a second"]);
+    let limited = read(with("/spec/bandwidthLimitBytesPerSecond", json!(5_000_000))).unwrap();
+    assert_eq!(limited.bandwidth, Some(5_000_000));
 }
 
 #[test]

@@ -25,6 +25,9 @@ pub(in crate::model) const COMPARED_BYTES: RangeInclusive<i64> = 1_024..=16_777_
 /// More places would each be looked for at every value.
 pub(in crate::model) const MAX_PLACES: usize = 100;
 
+/// Less would make one read of a body wait for longer than anybody waits.
+pub(in crate::model) const BANDWIDTH: RangeInclusive<i64> = 65_536..=1_000_000_000_000;
+
 /// Percent of live traffic per deployment, in the order of the deployments. Absent: closed, as in Azure.
 pub(super) fn live(check: &mut Check, spec: &RawSpec) -> Vec<u8> {
     const PATH: &str = "spec.traffic";
@@ -40,6 +43,14 @@ pub(super) fn live(check: &mut Check, spec: &RawSpec) -> Vec<u8> {
         check.problem(PATH, format!("sums to {sum}, but must sum to 100, or to 0 to close the endpoint"));
     }
     shares
+}
+
+/// Most bytes a second, if there is a limit.
+pub(super) fn bandwidth(check: &mut Check, spec: &RawSpec) -> Option<u64> {
+    let given = spec.bandwidth_limit_bytes_per_second?;
+    let path = "spec.bandwidthLimitBytesPerSecond";
+    let limit = check.number(path, Some(given), BANDWIDTH, *BANDWIDTH.end(), " bytes a second");
+    u64::try_from(limit).ok()
 }
 
 /// Which share is copied, and where to; `None`: nothing is.

@@ -9,13 +9,6 @@ use super::Origin;
 /// A field, whether it is given, and what to do about it.
 pub(in crate::model) type Feature<T> = (&'static str, fn(&T) -> bool, &'static str);
 
-/// Features of an endpoint. Whoever builds one deletes its line.
-const OF_ENDPOINTS: &[Feature<RawSpec>] = &[(
-    "bandwidthLimitBytesPerSecond",
-    |spec| spec.bandwidth_limit_bytes_per_second.is_some(),
-    "is not supported by this version; remove it",
-)];
-
 /// Features of a deployment. Whoever builds one deletes its line.
 const OF_DEPLOYMENTS: &[Feature<RawDeployment>] =
     &[("dataCollector", collects, "is not supported by this version; remove it, or set every `enabled` to false")];
@@ -83,7 +76,7 @@ pub(super) fn refuse(check: &mut Check, spec: &RawSpec, origin: Origin) {
         Origin::File => NEEDS_CLUSTER,
         Origin::Cluster => NEEDS_FILE,
     };
-    note(check, "spec", spec, &[OF_ENDPOINTS, elsewhere]);
+    note(check, "spec", spec, &[elsewhere]);
     let elsewhere = match origin {
         Origin::File => DEPLOYMENT_NEEDS_CLUSTER,
         Origin::Cluster => DEPLOYMENT_NEEDS_FILE,

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -34,6 +35,8 @@ pub(in crate::proxy) struct Tee {
     held: Cell<usize>,
     /// Bytes so far.
     passed: Cell<u64>,
+    /// For how long the live body has been held back, for the sake of bandwidth.
+    delayed: Cell<Duration>,
     window: usize,
     budget: Arc<Budget>,
     has_ended: Cell<bool>,
@@ -49,6 +52,7 @@ impl Tee {
             pieces: RefCell::default(),
             held: Cell::new(0),
             passed: Cell::new(0),
+            delayed: Cell::default(),
             window,
             budget,
             has_ended: Cell::new(false),
@@ -78,6 +82,16 @@ impl Tee {
         pieces.push_back(Frame::data(piece));
         drop(pieces);
         self.wake();
+    }
+
+    /// The live body has been held back for so long, in all.
+    pub(in crate::proxy) fn delay(&self, delayed: Duration) {
+        self.delayed.set(delayed);
+    }
+
+    /// For how long the live body has been held back.
+    pub(in crate::proxy) fn delayed(&self) -> Duration {
+        self.delayed.get()
     }
 
     /// The live body has ended.
