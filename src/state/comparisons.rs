@@ -77,14 +77,14 @@ impl Compared {
     fn note(&self, pair: &Pair, outcome: Outcome, differences: Vec<Difference>) {
         let now = Instant::now();
         let may_grow = self.memory.take(window::PAIR_BYTES);
-        let fewer = self.with_window(|window| {
-            let fewer = window.push(now, &pair.live, &pair.shadow, outcome, &differences, may_grow);
+        let unused = self.with_window(|window| {
+            let before = window.len();
+            window.push(now, &pair.live, &pair.shadow, outcome, &differences, may_grow);
             if matches!(outcome, Outcome::Different | Outcome::StatusDiffers) {
                 window.sample(now, pair.sample(differences));
             }
-            fewer
+            before + usize::from(may_grow) - window.len()
         });
-        let unused = usize::from(may_grow).saturating_add_signed(fewer);
         self.memory.give(unused * window::PAIR_BYTES);
     }
 

@@ -70,8 +70,8 @@ impl Window {
         self.pairs.is_empty()
     }
 
-    /// Takes note of a pair. `may_grow`: whether there is memory for one more; without, the oldest makes room. Returns
-    /// by how many pairs there are now fewer than before, or -1 for one more.
+    /// Takes note of a pair. `may_grow`: whether there is memory for one more; without, the oldest makes room, and where
+    /// there is none nothing is noted.
     pub fn push(
         &mut self,
         now: Instant,
@@ -80,14 +80,13 @@ impl Window {
         outcome: Outcome,
         differences: &[Difference],
         may_grow: bool,
-    ) -> isize {
-        let before = self.pairs.len();
+    ) {
         self.forget(now);
-        if !self.pairs.is_empty() && (self.pairs.len() >= MOST_PAIRS || !may_grow && self.pairs.len() >= before) {
+        if self.pairs.len() >= MOST_PAIRS || !may_grow {
+            if self.pairs.is_empty() {
+                return;
+            }
             self.drop_oldest();
-        }
-        if before == 0 && !may_grow {
-            return 0;
         }
         let mut places: Vec<u8> = Vec::with_capacity(differences.len());
         for difference in differences {
@@ -101,7 +100,6 @@ impl Window {
         let at = u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX);
         let places = places.into_boxed_slice();
         self.pairs.push_back(Pair { at, outcome, live: Side::of(live), shadow: Side::of(shadow), places });
-        before as isize - self.pairs.len() as isize
     }
 
     /// Keeps a pair that differs, to look at.
@@ -278,21 +276,22 @@ mod tests {
         let now = Instant::now();
         let mut window = Window::new(now);
         let push = |window: &mut Window, now, places: &[&str], may_grow| {
-            window.push(now, &answer(200, 1), &answer(200, 1), Outcome::Different, &at(places), may_grow)
+            window.push(now, &answer(200, 1), &answer(200, 1), Outcome::Different, &at(places), may_grow);
+            window.len()
         };
         assert_eq!(push(&mut window, now, &["$.old"], false), 0, "no memory at all");
-        for _ in 0..MOST_PAIRS {
-            assert_eq!(push(&mut window, now, &["$.old"], true), -1);
+        for count in 1..=MOST_PAIRS {
+            assert_eq!(push(&mut window, now, &["$.old"], true), count);
         }
         let later = now + Duration::from_secs(60);
         for _ in 0..10 {
-            assert_eq!(push(&mut window, later, &["$.new"], true), 0, "the oldest makes room");
+            assert_eq!(push(&mut window, later, &["$.new"], true), MOST_PAIRS, "the oldest makes room");
         }
-        assert_eq!(push(&mut window, later, &["$.new"], false), 0, "as it does without memory");
+        assert_eq!(push(&mut window, later, &["$.new"], false), MOST_PAIRS, "as it does without memory");
         let report = window.report(later);
         assert_eq!((report.pairs, report.places[1].pairs), (MOST_PAIRS as u64, 11));
         let much_later = now + SPAN + Duration::from_secs(30);
-        assert_eq!(push(&mut window, much_later, &["$.new"], true), MOST_PAIRS as isize - 12);
+        assert_eq!(push(&mut window, much_later, &["$.new"], true), 12);
         let report = window.report(much_later);
         assert_eq!((report.places.len(), report.places[0].pairs), (1, 12));
     }
