@@ -32,9 +32,10 @@ impl Bandwidth {
         self.all.pass(limit, bytes, now);
     }
 
-    /// Whether something more may be copied: live traffic and copies together keep to the limit.
+    /// Whether something more may be copied: live traffic and copies together keep to the limit, and copies end before
+    /// live traffic has to wait.
     pub fn has_room(&self, now: Instant) -> bool {
-        self.all.ahead(now) <= BURST
+        self.all.ahead(now) <= BURST / 2
     }
 }
 
@@ -91,8 +92,8 @@ mod tests {
         bandwidth.copied(LIMIT, 5 * LIMIT, now);
         assert!(!bandwidth.has_room(now));
         assert_eq!(bandwidth.live(LIMIT, LIMIT, now), Duration::ZERO);
-        // Five seconds' worth of copies and one of live traffic, one second of which may be at once.
-        assert!(!bandwidth.has_room(now + Duration::from_millis(4_999)));
-        assert!(bandwidth.has_room(now + Duration::from_secs(5)));
+        // Five seconds' worth of copies and one of live traffic, half a second of which may be at once.
+        assert!(!bandwidth.has_room(now + Duration::from_millis(5_499)));
+        assert!(bandwidth.has_room(now + Duration::from_millis(5_500)));
     }
 }

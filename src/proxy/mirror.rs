@@ -90,11 +90,11 @@ impl Plan {
     ) -> Option<Copied> {
         let Self { mirror, path, authorization } = self;
         let length = request.body().length();
-        if mirror.limit.as_ref().is_some_and(|limit| !limit.has_room()) {
-            mirror.to.metrics.mirrored("over_bandwidth");
+        if !mirror.decide(hash(request_id.as_bytes()), length.unwrap_or_default()) {
             return None;
         }
-        if !mirror.decide(hash(request_id.as_bytes()), length.unwrap_or_default()) {
+        if mirror.limit.as_ref().is_some_and(|limit| !limit.has_room()) {
+            mirror.to.metrics.mirrored("over_bandwidth");
             return None;
         }
         let Some(slot) = mirror.to.slots.take(now) else {
