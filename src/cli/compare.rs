@@ -11,6 +11,9 @@ use crate::control::cluster::caller::Caller;
 use crate::model::name::Name;
 use crate::policy::compare::{EndpointReport, Rate, SideReport};
 
+/// How long a router may take to answer.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
 #[derive(Debug, Args)]
 pub(super) struct Compare {
     /// The endpoint's name.
@@ -71,7 +74,8 @@ impl Compare {
 }
 
 async fn ask(url: &str) -> Result<(u16, String), reqwest::Error> {
-    let answer = reqwest::get(url).await?;
+    let client = reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none()).build()?;
+    let answer = client.get(url).send().await?;
     Ok((answer.status().as_u16(), answer.text().await?))
 }
 

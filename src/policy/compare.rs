@@ -15,6 +15,8 @@ pub mod window;
 pub use answer::{Answer, End, Gap, Outcome, judge};
 pub use report::{EndpointReport, Rate, Report, Sample, SideReport};
 
+/// Characters of a place that is told.
+const LONGEST_PLACE: usize = 200;
 /// Most places that one comparison tells.
 const MOST_PLACES: usize = 20;
 /// Lists without an order are matched item by item up to this length; longer ones are put in an order first.
@@ -196,10 +198,18 @@ impl<'v> Comparison<'_, 'v> {
     }
 
     fn differs(&mut self, what: impl FnOnce() -> String) {
-        let place = place::text(&self.at);
+        let place = shortened(place::text(&self.at));
         if self.places.len() < MOST_PLACES && !self.places.iter().any(|known| known.place == place) {
             self.places.push(Difference { place, what: what() });
         }
+    }
+}
+
+/// Names in an answer can be as long as the answer, and places are kept.
+fn shortened(place: String) -> String {
+    match place.char_indices().nth(LONGEST_PLACE) {
+        Some((end, _)) => format!("{}…", &place[..end]),
+        None => place,
     }
 }
 

@@ -129,3 +129,10 @@ fn a_difference_tells_how_far_and_nothing_of_the_answers() {
     ];
     assert_eq!(told, expected);
 }
+
+#[test]
+fn a_place_is_no_longer_than_can_be_kept() {
+    let live = json!({"x".repeat(1_000_000): 1});
+    let Verdict::Different(found) = super::compare_json(&live, &json!({}), &rules(0.0, &[], &[])) else { panic!() };
+    assert_eq!((found.len(), found[0].place.chars().count()), (1, LONGEST_PLACE + 1));
+}
