@@ -7,6 +7,7 @@ pub mod access;
 pub mod admit;
 pub mod bandwidth;
 pub mod compare;
+pub mod fleet;
 pub mod health;
 pub mod identify;
 pub mod mirror;

@@ -1,0 +1,116 @@
+//! Slot leases in virtual time. One number, the seed, chooses everything.
+//!
+//! ```text
+//! FLEET_SEEDS=10000 cargo test --test fleet                # more of them
+//! FLEET_HARSH=1 FLEET_SEEDS=10000 cargo test --test fleet  # only those where somebody is always cut off
+//! FLEET_SEED=7 cargo test --test fleet -- --nocapture      # one seed, with all that happens in it
+//! ```
+
+mod chance;
+mod model;
+mod scenario;
+mod world;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use scenario::Scenario;
+use world::World;
+
+fn seeds(default: u64) -> (std::ops::Range<u64>, bool) {
+    let number = |name| std::env::var(name).ok().and_then(|value: String| value.parse::<u64>().ok());
+    match number("FLEET_SEED") {
+        Some(seed) => (seed..seed + 1, true),
+        None => (0..number("FLEET_SEEDS").unwrap_or(default), false),
+    }
+}
+
+#[test]
+fn whatever_happens_no_replica_gets_more_than_it_may_and_no_slot_is_lost() {
+    let (range, trace) = seeds(40);
+    let totals: [AtomicU64; 4] = Default::default();
+    let next = AtomicU64::new(range.start);
+    let failed = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    // Every third is harsh, see `Scenario::anything`.
+                    let harsh_only = std::env::var("FLEET_HARSH").is_ok();
+                    if harsh_only && seed % 3 != 2 && seed < range.end {
+                        continue;
+                    }
+                    if seed >= range.end || !failed.lock().unwrap().is_empty() {
+                        break;
+                    }
+                    let mut world = World::new(seed, Scenario::anything(seed), trace);
+                    let began = std::time::Instant::now();
+                    let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run()));
+                    let run = run.unwrap_or_else(|_| Err("panic".into()));
+                    for (total, of) in totals.iter().zip([world.served, world.aborted, world.fallbacks, world.messages])
+                    {
+                        total.fetch_add(of, Ordering::Relaxed);
+                    }
+                    if began.elapsed().as_secs() > 3 {
+                        println!("FLEET_SEED={seed} is slow");
+                    }
+                    if let Err(what) = run {
+                        failed.lock().unwrap().push(format!("FLEET_SEED={seed} at {} us: {what}", world.now));
+                    }
+                }
+            });
+        }
+    });
+    println!("served, aborted, in fallback, messages: {totals:?}");
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn in_small_cases_whatever_the_order_no_replica_gets_more_than_it_may() {
+    use model::{Budget, Model, explore};
+    let budget = |lease, ticks, requests, breaks, crashes, takeovers| Budget {
+        ticks,
+        requests,
+        breaks,
+        crashes,
+        takeovers,
+        lease,
+    };
+    let cases = [("quiet", 2, budget(2, 2, 2, 0, 0, 0)), ("partition", 2, budget(2, 3, 1, 1, 0, 0))];
+    // The others take minutes without optimization.
+    let large = [
+        ("expiry", 2, budget(1, 3, 2, 1, 0, 0)),
+        ("crash", 2, budget(1, 3, 2, 0, 1, 1)),
+        ("takeover", 2, budget(1, 3, 2, 0, 0, 1)),
+        ("three", 3, budget(1, 2, 2, 0, 0, 0)),
+    ];
+    let large = if cfg!(debug_assertions) { &large[..0] } else { &large[..] };
+    for (name, routers, budget) in cases.iter().chain(large) {
+        for roster in [true, false] {
+            let began = std::time::Instant::now();
+            let found = explore(Model::new(*routers, roster, budget.clone()), 3_000_000);
+            println!("{name}, roster {roster}: {found:?} in {:?}", began.elapsed());
+            assert!(found.is_ok(), "{found:?}");
+        }
+    }
+}
+
+/// Three routers, two replicas of one slot each, more requests than they can serve.
+#[test]
+fn in_a_tight_case_replicas_are_busy_and_nobody_starves() {
+    for service in [2, 10, 50] {
+        let scenario = Scenario::tight(service);
+        let mut world = World::new(1, scenario, false);
+        world.run_until(world::SECOND).unwrap();
+        let before = world.busy_time;
+        let served = world.routers.iter().map(|router| router.served).collect::<Vec<_>>();
+        world.run_until(11 * world::SECOND).unwrap();
+        let busy = (world.busy_time - before) as f64 / (2.0 * 10.0 * 1e6);
+        let served: Vec<_> = world.routers.iter().zip(served).map(|(router, before)| router.served - before).collect();
+        println!("service {service} ms: busy {busy:.4}, served {served:?}, messages {}", world.messages);
+        assert!(busy > 0.95, "{busy}");
+        let (least, most) = (served.iter().min().unwrap(), served.iter().max().unwrap());
+        assert!(least * 10 > most * 8, "{served:?}");
+    }
+}

@@ -1,0 +1,995 @@
+//! Routers, replicas and what is between them, in virtual time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use inference_router::policy::fleet::ledger::{Former, Ledger};
+use inference_router::policy::fleet::member::{Kind, Member, Right, Standing};
+use inference_router::policy::fleet::{Deployment, Epoch, MemberId, Queue, ReplicaKey, ToCoordinator, ToMember};
+
+use crate::chance::Chance;
+use crate::scenario::Scenario;
+
+/// Microseconds of true time.
+pub(crate) type Time = u64;
+pub(crate) const MS: Time = 1_000;
+pub(crate) const SECOND: Time = 1_000_000;
+pub(crate) type Checked<T = ()> = Result<T, String>;
+
+pub(crate) fn micros(duration: Duration) -> Time {
+    duration.as_micros() as Time
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Event {
+    Arrive(usize, usize),
+    End(u64),
+    ToCoordinator(u64, ToCoordinator),
+    ToMember(u64, ToMember),
+    /// Both ends of a stream learn that it is broken: the member's, or the coordinator's.
+    Broken(u64, bool),
+    Wake(usize),
+    Elect(usize),
+    Sees(usize, usize),
+    Fault,
+    Heal(usize),
+    Restart(usize),
+    Resume(usize),
+    /// A router's end is known to the cluster.
+    Buried(MemberId),
+}
+
+pub(crate) struct Router {
+    pub(crate) id: MemberId,
+    pub(crate) up: bool,
+    pub(crate) served: u64,
+    paused: bool,
+    rate: f64,
+    base: Instant,
+    pub(crate) ledger: Ledger,
+    pub(crate) member: Member,
+    stream: Option<(u64, usize)>,
+    pub(crate) queues: Vec<VecDeque<(Time, Instant)>>,
+    inbox: Vec<Event>,
+
+    wake_at: Time,
+    until: Option<Instant>,
+    /// What it knows of who leads, and since when that has not changed.
+    holder: Option<(usize, u64)>,
+    seen: (u64, Instant),
+    /// By replica.
+    caps: Vec<u32>,
+}
+
+struct Stream {
+    member: usize,
+    coordinator: usize,
+    incarnations: (u64, u64),
+    session: u64,
+    /// When the last message in each direction arrives, and when the direction is dead.
+    last: [Time; 2],
+    dead: [Time; 2],
+}
+
+pub(crate) struct Replica {
+    pub(crate) key: ReplicaKey,
+    pub(crate) deployment: usize,
+    /// Zero while it is not ready.
+    pub(crate) cap: u32,
+    pub(crate) gone: bool,
+    pub(crate) leased: u32,
+    pub(crate) borrowed: u32,
+    /// The caps it had, and until when.
+    past: Vec<(Time, u32)>,
+}
+
+pub(crate) struct Request {
+    router: usize,
+    incarnation: u64,
+    pub(crate) replica: usize,
+    right: Right,
+    end: Time,
+}
+
+/// The `Lease` object.
+struct Lease {
+    holder: Option<(usize, u64)>,
+    epoch: u64,
+    version: u64,
+    roster: Former,
+}
+
+pub(crate) struct World {
+    pub(crate) scenario: Scenario,
+    pub(crate) chance: Chance,
+    pub(crate) now: Time,
+    events: BTreeMap<(Time, u64), Event>,
+    counter: u64,
+    pub(crate) routers: Vec<Router>,
+    pub(crate) replicas: Vec<Replica>,
+    deployments: Vec<Deployment>,
+    by_deployment: Vec<Vec<usize>>,
+    pub(crate) requests: BTreeMap<u64, Request>,
+    streams: BTreeMap<u64, Stream>,
+    lease: Lease,
+    blocked: BTreeSet<(usize, usize)>,
+    no_api: BTreeSet<usize>,
+    traffic: bool,
+    trace: bool,
+    pub(crate) served: u64,
+    pub(crate) aborted: u64,
+    pub(crate) fallbacks: u64,
+    pub(crate) messages: u64,
+    watch: bool,
+    /// By deployment and place: since when a slot has been idle there while somebody waits.
+    idle_since: BTreeMap<(usize, usize), Option<Time>>,
+    pub(crate) busy_time: u64,
+    last: Time,
+    handled: u64,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, scenario: Scenario, trace: bool) -> Self {
+        let mut chance = Chance::new(seed ^ 0xABCDEF);
+        let start = Instant::now() + Duration::from_secs(1_000_000);
+        let deployments: Vec<Deployment> =
+            (0..scenario.deployments.len()).map(|d| Arc::from(format!("d{d}"))).collect();
+        let mut world = Self {
+            now: 0,
+            events: BTreeMap::new(),
+            counter: 0,
+            routers: Vec::new(),
+            replicas: Vec::new(),
+            by_deployment: vec![Vec::new(); deployments.len()],
+            deployments,
+            requests: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            lease: Lease { holder: None, epoch: 0, version: 0, roster: Former::Only(BTreeSet::new()) },
+            blocked: BTreeSet::new(),
+            no_api: BTreeSet::new(),
+            traffic: true,
+            trace,
+            served: 0,
+            aborted: 0,
+            fallbacks: 0,
+            messages: 0,
+            watch: false,
+            idle_since: BTreeMap::new(),
+            busy_time: 0,
+            last: 0,
+            handled: 0,
+            chance: chance.clone(),
+            scenario,
+        };
+        for i in 0..world.scenario.routers {
+            let drift = world.scenario.drift;
+            let rate = *chance.pick(&[1.0 - drift, 1.0 - drift, 1.0, 1.0 + drift, 1.0 + drift]);
+            let base = start + Duration::from_millis(chance.range(0, 100_000));
+            let router = world.router(i, 0, rate, base);
+            world.routers.push(router);
+        }
+        for d in 0..world.scenario.deployments.len() {
+            for _ in 0..world.scenario.deployments[d].replicas {
+                world.add_replica(d, true);
+            }
+        }
+        for i in 0..world.scenario.routers {
+            let at = world.chance.range(0, 20 * MS);
+            world.at(at, Event::Elect(i));
+            for d in 0..world.scenario.deployments.len() {
+                world.next_arrival(i, d);
+            }
+        }
+        if world.scenario.faults > 0.0 {
+            world.at(SECOND / 2, Event::Fault);
+        }
+        world
+    }
+
+    fn router(&self, i: usize, incarnation: u64, rate: f64, base: Instant) -> Router {
+        let settings = self.scenario.settings;
+        let kind = if self.scenario.strict { Kind::Strict } else { Kind::Available };
+        let now = base + Duration::from_nanos((self.now as f64 * 1000.0 * rate) as u64);
+        let mut member = Member::new(settings, kind, now);
+        member.set_group(self.scenario.routers as u32, i as u32);
+        Router {
+            id: MemberId { name: Arc::from(format!("r{i}")), incarnation },
+            up: true,
+            served: 0,
+            paused: false,
+            rate,
+            base,
+            ledger: Ledger::new(settings),
+            member,
+            stream: None,
+            queues: vec![VecDeque::new(); self.scenario.deployments.len()],
+            inbox: Vec::new(),
+
+            wake_at: Time::MAX,
+            until: None,
+            holder: None,
+            seen: (u64::MAX, now),
+            caps: Vec::new(),
+        }
+    }
+
+    pub(crate) fn at(&mut self, time: Time, event: Event) {
+        self.counter += 1;
+        self.events.insert((time.max(self.now), self.counter), event);
+    }
+
+    fn local(&self, i: usize) -> Instant {
+        let router = &self.routers[i];
+        router.base + Duration::from_nanos((self.now as f64 * 1000.0 * router.rate) as u64)
+    }
+
+    fn true_time(&self, i: usize, at: Instant) -> Time {
+        let router = &self.routers[i];
+        let passed = at.saturating_duration_since(router.base).as_nanos() as f64;
+        (passed / router.rate / 1000.0).ceil() as Time
+    }
+
+    fn say(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:>10.6} {}", self.now as f64 / 1e6, what());
+        }
+    }
+
+    fn next_arrival(&mut self, i: usize, d: usize) {
+        let rate = self.scenario.deployments[d].load[i];
+        if rate > 0.0 {
+            let at = self.now + 1 + self.chance.exponential(SECOND as f64 / rate);
+            self.at(at, Event::Arrive(i, d));
+        }
+    }
+
+    fn add_replica(&mut self, d: usize, at_once: bool) {
+        let r = self.replicas.len();
+        let key = ReplicaKey { deployment: self.deployments[d].clone(), name: Arc::from(format!("p{r}")) };
+        let cap = self.scenario.deployments[d].cap;
+        self.replicas.push(Replica { key, deployment: d, cap, gone: false, leased: 0, borrowed: 0, past: Vec::new() });
+        self.by_deployment[d].push(r);
+        self.replica_changed(r, at_once);
+    }
+
+    fn replica_changed(&mut self, r: usize, at_once: bool) {
+        for i in 0..self.routers.len() {
+            if at_once {
+                self.sees(i, r);
+            } else {
+                let at = self.now + self.chance.range(0, 300 * MS);
+                self.at(at, Event::Sees(i, r));
+            }
+        }
+    }
+
+    /// A router learns how a replica is now.
+    fn sees(&mut self, i: usize, r: usize) {
+        let now = self.local(i);
+        let replica = &self.replicas[r];
+        let hold = self.scenario.deployments[replica.deployment].hold;
+        let router = &mut self.routers[i];
+        router.member.set_replica(&replica.key, replica.cap, true, hold);
+        if replica.gone {
+            router.ledger.forget_replica(&replica.key);
+        } else {
+            router.ledger.set_replica(&replica.key, replica.cap, hold, now);
+        }
+        router.caps.resize(router.caps.len().max(r + 1), 0);
+        router.caps[r] = replica.cap;
+    }
+
+    pub(crate) fn run(&mut self) -> Checked {
+        let (faulty, calm) = (self.scenario.faulty, self.scenario.calm);
+        self.run_until(faulty)?;
+        self.heal();
+        let settle = self.settling();
+        self.run_until(self.now + settle)?;
+        self.watch = true;
+        self.run_until(self.now + calm)?;
+        self.watch = false;
+        self.traffic = false;
+        // The queues are served, then whatever was leased comes back.
+        let mut patience = 200;
+        while !self.requests.is_empty() || self.routers.iter().any(|r| r.queues.iter().any(|q| !q.is_empty())) {
+            patience -= 1;
+            if patience == 0 {
+                return Err("requests wait for ever".into());
+            }
+            self.run_until(self.now + SECOND)?;
+        }
+        self.run_until(self.now + self.scenario.settings.surely(self.scenario.settings.lease).as_micros() as Time)?;
+        self.all_free()
+    }
+
+    /// After so long without faults nothing of them is left.
+    fn settling(&self) -> Time {
+        let s = &self.scenario;
+        let hold = s.deployments.iter().map(|d| d.hold).max().unwrap_or_default();
+        micros(s.settings.surely(s.term + s.settings.vouch + s.settings.lease + hold).mul_f64(1.3)) + SECOND
+    }
+
+    pub(crate) fn run_until(&mut self, end: Time) -> Checked {
+        while let Some(entry) = self.events.first_entry() {
+            if entry.key().0 > end {
+                break;
+            }
+            let ((time, _), event) = entry.remove_entry();
+            self.busy_time += (time - self.last) * self.replicas.iter().map(|r| u64::from(r.leased)).sum::<u64>();
+            self.last = time;
+            self.now = time;
+            self.handled += 1;
+            if self.handled > 1_000_000 {
+                return Err(format!("too much happens, last {event:?}"));
+            }
+            self.handle(event)?;
+            if self.watch {
+                self.nobody_waits_beside_a_free_slot()?;
+            }
+        }
+        self.now = end;
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event) -> Checked {
+        let whose = match &event {
+            Event::Arrive(i, _) | Event::Wake(i) | Event::Sees(i, _) | Event::Elect(i) => Some(*i),
+            Event::End(id) => self.end_at_replica(*id),
+            Event::ToCoordinator(stream, _) => self.streams.get(stream).map(|s| s.coordinator),
+            Event::ToMember(stream, _) => self.streams.get(stream).map(|s| s.member),
+            Event::Broken(stream, member) => {
+                self.streams.get(stream).map(|s| if *member { s.member } else { s.coordinator })
+            }
+            Event::Fault | Event::Heal(_) | Event::Restart(_) | Event::Resume(_) | Event::Buried(_) => None,
+        };
+        match whose {
+            Some(i) if !self.routers[i].up => match event {
+                Event::Arrive(i, d) => self.next_arrival(i, d),
+                Event::Elect(i) => self.at(self.now + 100 * MS, Event::Elect(i)),
+                _ => {}
+            },
+            Some(i) if self.routers[i].paused && !matches!(event, Event::Wake(..)) => self.routers[i].inbox.push(event),
+            Some(i) => {
+                self.router_event(i, event)?;
+                self.pump(i)?;
+            }
+            None => self.world_event(event)?,
+        }
+        Ok(())
+    }
+
+    fn router_event(&mut self, i: usize, event: Event) -> Checked {
+        let now = self.local(i);
+        match event {
+            Event::Arrive(i, d) if self.traffic => {
+                self.next_arrival(i, d);
+                if self.routers[i].queues[d].len() < 20 {
+                    let at = self.now;
+                    self.routers[i].queues[d].push_back((at, now));
+                }
+            }
+            Event::End(id) => {
+                if let Some(request) = self.requests.remove(&id) {
+                    let key = self.replicas[request.replica].key.clone();
+                    if request.incarnation == self.routers[i].id.incarnation {
+                        self.routers[i].member.finish(&key, request.right);
+                    }
+                }
+            }
+            Event::Sees(i, r) => {
+                if self.no_api.contains(&i) {
+                    self.at(self.now + 100 * MS, Event::Sees(i, r));
+                } else {
+                    self.sees(i, r);
+                }
+            }
+            Event::Elect(i) => self.elect(i, now),
+            Event::ToCoordinator(stream, message) => self.at_coordinator(i, stream, message, now),
+            Event::ToMember(stream, message) => {
+                let s = &self.streams[&stream];
+                if s.incarnations.0 == self.routers[i].id.incarnation && self.now <= s.dead[1] {
+                    self.routers[i].member.receive(message, now);
+                }
+            }
+            Event::Broken(stream, true) if self.routers[i].stream.is_some_and(|s| s.0 == stream) => {
+                self.routers[i].member.disconnected();
+            }
+            Event::Broken(stream, false) => {
+                let s = &self.streams[&stream];
+                if s.incarnations.1 == self.routers[i].id.incarnation {
+                    let id = MemberId { name: self.routers[s.member].id.name.clone(), incarnation: s.incarnations.0 };
+                    self.routers[i].ledger.disconnected(&id, s.session);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn at_coordinator(&mut self, i: usize, stream: u64, message: ToCoordinator, now: Instant) {
+        let s = &self.streams[&stream];
+        if s.incarnations.1 != self.routers[i].id.incarnation || self.now > s.dead[0] {
+            return;
+        }
+        let id = MemberId { name: self.routers[s.member].id.name.clone(), incarnation: s.incarnations.0 };
+        let recorded = match self.routers[i].ledger.roster(now) {
+            Former::Only(roster) if self.scenario.roster => roster.contains(&id),
+            _ => true,
+        };
+        if !recorded && self.routers[i].ledger.leads(now).is_some() {
+            let me = (i, self.routers[i].id.incarnation);
+            if self.no_api.contains(&i) || self.lease.holder != Some(me) {
+                return self.break_stream(stream);
+            }
+            let mut roster = self.routers[i].ledger.roster(now);
+            if let Former::Only(roster) = &mut roster {
+                roster.insert(id.clone());
+                // Whoever was recorded and has not said hello yet.
+                if let Former::Only(before) = &self.lease.roster {
+                    roster.extend(before.iter().cloned());
+                }
+            }
+            self.lease.roster = roster;
+        }
+        self.routers[i].ledger.receive(&id, message, now);
+    }
+
+    /// The `Lease`: renewed, taken over, or looked at.
+    fn elect(&mut self, i: usize, now: Instant) {
+        let me = (i, self.routers[i].id.incarnation);
+        let (term, settings) = (self.scenario.term, self.scenario.settings);
+        let safe = now + term.mul_f64(0.9 / 1.1);
+        self.at(self.now + micros(term) / 6, Event::Elect(i));
+        if self.routers[i].ledger.superseded().is_some() {
+            self.say(|| format!("r{i} is superseded"));
+            self.routers[i].ledger.resign();
+        }
+        if self.no_api.contains(&i) {
+            let others: Vec<_> = self.routers.iter().filter(|r| r.id.name != self.routers[i].id.name).collect();
+            let others: Vec<_> = others.iter().map(|r| r.id.clone()).collect();
+            let router = &mut self.routers[i];
+            if settings.vouch > Duration::ZERO
+                && router.ledger.leads(now).is_some()
+                && let (Some(vouched), Some(until)) = (router.ledger.vouched(&others, now), router.until)
+            {
+                let until = until.max(vouched + settings.vouch);
+                router.until = Some(until);
+                router.ledger.extend(until);
+            }
+        } else if self.lease.holder == Some(me) {
+            if self.routers[i].until.is_some() {
+                self.lease.version += 1;
+                self.routers[i].ledger.extend(safe);
+                self.routers[i].until = Some(safe);
+            }
+        } else {
+            if self.routers[i].until.take().is_some() {
+                self.routers[i].ledger.resign();
+            }
+            if self.routers[i].seen.0 != self.lease.version {
+                self.routers[i].seen = (self.lease.version, now);
+            }
+            let free = self.lease.holder.is_none() || now >= self.routers[i].seen.1 + term;
+            if free {
+                self.take_over(i, now, safe);
+            }
+            self.routers[i].holder = self.lease.holder;
+        }
+        if self.lease.holder == Some(me) && !self.no_api.contains(&i) {
+            self.routers[i].holder = Some(me);
+        }
+        self.look(i, now);
+    }
+
+    fn take_over(&mut self, i: usize, now: Instant, safe: Instant) {
+        let me = (i, self.routers[i].id.incarnation);
+        let first = self.lease.epoch == 0;
+        self.lease.holder = Some(me);
+        (self.lease.epoch, self.lease.version) = (self.lease.epoch + 1, self.lease.version + 1);
+        let former = if first || self.scenario.roster { self.lease.roster.clone() } else { Former::Anybody };
+        self.say(|| format!("r{i} leads, epoch {}, former {former:?}", self.lease.epoch));
+        let router = &mut self.routers[i];
+        router.member.disconnected();
+        router.stream = None;
+        // Whoever connected before spoke to no coordinator, or to another.
+        for stream in self.streams.values_mut().filter(|stream| stream.coordinator == i) {
+            stream.dead = stream.dead.map(|dead| dead.min(self.now.saturating_sub(1)));
+        }
+        let router = &mut self.routers[i];
+        router.ledger.lead(Epoch(self.lease.epoch), safe, former, now);
+        router.until = Some(safe);
+        for (id, _) in self.graves().into_iter().filter(|(_, known)| *known) {
+            self.routers[i].ledger.ended(&id, now);
+        }
+    }
+
+    /// Processes that have ended: all but the present incarnations.
+    fn graves(&self) -> Vec<(MemberId, bool)> {
+        let all = self.routers.iter().flat_map(|router| {
+            let last = router.id.incarnation + u64::from(!router.up);
+            (0..last).map(|incarnation| (MemberId { name: router.id.name.clone(), incarnation }, true))
+        });
+        all.collect()
+    }
+
+    /// A member that has no coordinator, or another than it should have, connects.
+    fn look(&mut self, i: usize, now: Instant) {
+        let Some((holder, incarnation)) = self.routers[i].holder else { return };
+        let lost = self.routers[i].member.is_lost(now) || self.routers[i].stream.is_none_or(|s| s.1 != holder);
+        let reachable = holder == i || !self.blocked.contains(&(i, holder)) && !self.blocked.contains(&(holder, i));
+        if !lost || !reachable || !self.routers[holder].up || self.routers[holder].id.incarnation != incarnation {
+            return;
+        }
+        if let Some((old, _)) = self.routers[i].stream {
+            self.break_stream(old);
+        }
+        let session = self.routers[i].member.connected(now);
+        self.counter += 1;
+        let id = self.counter;
+        let incarnations = (self.routers[i].id.incarnation, incarnation);
+        let dead = [Time::MAX; 2];
+        self.streams.insert(id, Stream { member: i, coordinator: holder, incarnations, session, last: [0; 2], dead });
+        self.routers[i].stream = Some((id, holder));
+    }
+
+    /// What is on its way may still arrive, or not; the ends learn of it sooner or later.
+    pub(crate) fn break_stream(&mut self, id: u64) {
+        let lingers = if self.chance.one_in(2) { 0 } else { self.chance.range(0, 2 * SECOND) };
+        let (a, b) = (self.chance.range(0, 200 * MS), self.chance.range(0, 200 * MS));
+        let now = self.now;
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.dead = stream.dead.map(|dead| dead.min(now + lingers));
+        self.at(now + a, Event::Broken(id, true));
+        self.at(now + b, Event::Broken(id, false));
+    }
+
+    fn send(&mut self, id: u64, direction: usize, event: Event) {
+        self.messages += 1;
+        let Some(stream) = self.streams.get(&id) else { return };
+        let (from, to) =
+            if direction == 0 { (stream.member, stream.coordinator) } else { (stream.coordinator, stream.member) };
+        let mut delay = 0;
+        if from != to {
+            delay = self.scenario.delay / 2 + self.chance.exponential(self.scenario.delay as f64 / 2.0);
+            if self.scenario.faults > 0.0 && self.now < self.scenario.faulty && self.chance.one_in(50) {
+                delay += self.chance.range(0, SECOND);
+            }
+        }
+        let (now, lost) = (self.now, self.blocked.contains(&(from, to)));
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if lost {
+            stream.dead[direction] = stream.dead[direction].min(now);
+        }
+        let arrives = (now + delay).max(stream.last[direction]);
+        stream.last[direction] = arrives;
+        if arrives <= stream.dead[direction] {
+            self.at(arrives, event);
+        }
+    }
+
+    /// Whatever a router does after something has happened to it.
+    fn pump(&mut self, i: usize) -> Checked {
+        let now = self.local(i);
+        for d in 0..self.deployments.len() {
+            self.dispatch(i, d, now)?;
+        }
+        for key in self.routers[i].member.tick(now) {
+            self.abort(i, &key);
+        }
+        self.routers[i].ledger.tick(now);
+        while let Some(message) = self.routers[i].member.outgoing(now) {
+            let Some((stream, _)) = self.routers[i].stream else { break };
+            self.say(|| format!("r{i} says {message:?}"));
+            self.send(stream, 0, Event::ToCoordinator(stream, message));
+        }
+        for (id, message) in self.routers[i].ledger.outgoing(now) {
+            self.say(|| format!("r{i} tells {}.{} {message:?}", id.name, id.incarnation));
+            let session = match &message {
+                ToMember::Welcome { session, .. } | ToMember::Refused { session, .. } => *session,
+                ToMember::Update(update) => update.session,
+            };
+            let stream = self.streams.iter().rev().find(|(_, s)| {
+                s.coordinator == i
+                    && self.routers[s.member].id.name == id.name
+                    && s.incarnations == (id.incarnation, self.routers[i].id.incarnation)
+                    && s.session == session
+            });
+            if let Some(stream) = stream.map(|s| *s.0) {
+                self.send(stream, 1, Event::ToMember(stream, message));
+            }
+        }
+        if self.counter.is_multiple_of(16) {
+            self.routers[i].ledger.audit().map_err(|what| format!("r{i}: {what}"))?;
+        }
+        let member = self.routers[i].member.wake_at(now);
+        let wake = [member, self.routers[i].ledger.wake_at()].into_iter().flatten().min();
+        if let Some(at) = wake {
+            let at = self.true_time(i, at).max(self.now + 100);
+            if self.routers[i].wake_at <= self.now || at < self.routers[i].wake_at {
+                self.routers[i].wake_at = at;
+
+                self.at(at, Event::Wake(i));
+            }
+        }
+        Ok(())
+    }
+
+    /// Requests that wait take what they may; then the member is told of the others.
+    fn dispatch(&mut self, i: usize, d: usize, now: Instant) -> Checked {
+        while !self.routers[i].queues[d].is_empty() {
+            let offset = self.chance.next() as usize;
+            let (member, replicas) = (&mut self.routers[i].member, &self.by_deployment[d]);
+            if matches!(member.standing(now), Standing::Leased) && member.is_spent(&self.deployments[d]) {
+                break;
+            }
+            let found = (0..replicas.len()).map(|r| replicas[(r + offset) % replicas.len()]).find_map(|r| {
+                let right = member.start(&self.replicas[r].key, now);
+                right.map(|right| (r, right))
+            });
+            let Some((r, right)) = found else { break };
+            self.routers[i].queues[d].pop_front();
+            self.start(i, r, right)?;
+        }
+        let queue = &self.routers[i].queues[d];
+        let queue = queue.front().zip(queue.back()).map(|(first, last)| Queue {
+            length: queue.len() as u32,
+            oldest: first.1,
+            newest: last.1,
+        });
+        let deployment = self.deployments[d].clone();
+        self.routers[i].member.set_queue(&deployment, queue);
+        Ok(())
+    }
+
+    fn start(&mut self, i: usize, r: usize, right: Right) -> Checked {
+        let deployed = &self.scenario.deployments[self.replicas[r].deployment];
+        let (hold, streams, mean) = (deployed.hold, deployed.streams, deployed.service);
+        let mut service = 1 + self.chance.exponential(mean as f64);
+        let often = if self.scenario.harsh { 4 } else { 30 };
+        if self.scenario.faulty > 0 && self.chance.one_in(often) {
+            service = self.chance.range(0, 2 * micros(hold));
+        }
+        if streams && self.chance.one_in(often) {
+            service = self.chance.range(0, 10 * micros(hold));
+        }
+        if !streams {
+            // The router's own clock says when it gives up.
+            service = service.min((micros(hold) as f64 / self.routers[i].rate) as Time);
+        }
+        self.counter += 1;
+        let (id, end) = (self.counter, self.now + service);
+        let incarnation = self.routers[i].id.incarnation;
+        self.requests.insert(id, Request { router: i, incarnation, replica: r, right, end });
+        self.at(end, Event::End(id));
+        self.say(|| format!("r{i} starts {id} on p{r} {right:?} for {service} us"));
+        self.served += 1;
+        self.routers[i].served += 1;
+        let replica = &mut self.replicas[r];
+        match right {
+            Right::Leased => replica.leased += 1,
+            Right::Borrowed => (replica.borrowed, self.fallbacks) = (replica.borrowed + 1, self.fallbacks + 1),
+        }
+        // A cap that is lowered holds for requests when everybody has heard of it and the slots are back.
+        let allowed = replica.past.iter().filter(|past| past.0 > self.now).map(|past| past.1).max().unwrap_or(0);
+        let allowed = allowed.max(replica.cap);
+        if replica.leased > allowed {
+            return Err(format!("replica p{r} has {} requests, r{i} sent the last, {allowed} allowed", replica.leased));
+        }
+        Ok(())
+    }
+
+    /// The replica is done with a request. Returns which router should hear of it.
+    fn end_at_replica(&mut self, id: u64) -> Option<usize> {
+        let request = self.requests.get(&id).filter(|request| request.end <= self.now)?;
+        let (router, replica, right, incarnation) =
+            (request.router, request.replica, request.right, request.incarnation);
+        match right {
+            Right::Leased => self.replicas[replica].leased -= 1,
+            Right::Borrowed => self.replicas[replica].borrowed -= 1,
+        }
+        if incarnation != self.routers[router].id.incarnation || !self.routers[router].up {
+            self.requests.remove(&id);
+            return None;
+        }
+        // So that the replica is not freed twice.
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.end = Time::MAX;
+        }
+        Some(router)
+    }
+
+    fn abort(&mut self, i: usize, key: &ReplicaKey) {
+        let incarnation = self.routers[i].id.incarnation;
+        let mine = self.requests.iter().filter(|(_, request)| {
+            (request.router, request.incarnation, request.right) == (i, incarnation, Right::Leased)
+                && request.end != Time::MAX
+                && self.replicas[request.replica].key == *key
+        });
+        for id in mine.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.say(|| format!("r{i} aborts {id}"));
+            self.aborted += 1;
+            if let Some(request) = self.requests.remove(&id) {
+                self.replicas[request.replica].leased -= 1;
+                self.routers[i].member.finish(key, request.right);
+            }
+        }
+    }
+
+    fn world_event(&mut self, event: Event) -> Checked {
+        match event {
+            Event::Fault if self.now < self.scenario.faulty => {
+                self.fault()?;
+                let at = self.now + self.chance.exponential(SECOND as f64 / self.scenario.faults);
+                self.at(at, Event::Fault);
+            }
+            Event::Heal(i) => {
+                self.blocked.retain(|(a, b)| *a != i && *b != i);
+                self.no_api.remove(&i);
+            }
+            Event::Restart(i) => self.restart(i)?,
+            Event::Resume(i) => self.resume(i)?,
+            Event::Buried(id) => {
+                for i in 0..self.routers.len() {
+                    let now = self.local(i);
+                    if self.routers[i].up && !self.routers[i].paused {
+                        self.routers[i].ledger.ended(&id, now);
+                        self.pump(i)?;
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn fault(&mut self) -> Checked {
+        let count = self.routers.len();
+        let i = self.chance.next() as usize % count;
+        let j = self.chance.next() as usize % count;
+        let for_long = self.chance.range(10 * MS, 4 * SECOND);
+        let kind =
+            if self.scenario.harsh { *self.chance.pick(&[0, 2, 4, 4, 5, 6, 8, 9]) } else { self.chance.range(0, 12) };
+        self.say(|| format!("fault {kind} r{i} r{j} for {for_long}"));
+        match kind {
+            0 | 1 => self.crash(i, for_long),
+            2 | 3 => self.pause(i, for_long),
+            4 => {
+                // Cut off from everybody, and perhaps from the cluster.
+                for k in (0..count).filter(|k| *k != i) {
+                    self.blocked.extend([(i, k), (k, i)]);
+                }
+                if self.chance.one_in(2) {
+                    self.no_api.insert(i);
+                }
+                self.at(self.now + for_long, Event::Heal(i));
+            }
+            5 if i != j => {
+                self.blocked.insert((i, j));
+                if self.chance.one_in(2) {
+                    self.blocked.insert((j, i));
+                }
+                self.at(self.now + for_long, Event::Heal(i));
+            }
+            6 => {
+                self.no_api.insert(i);
+                self.at(self.now + for_long, Event::Heal(i));
+            }
+            7 => {
+                for k in 0..count {
+                    self.no_api.insert(k);
+                    self.at(self.now + for_long, Event::Heal(k));
+                }
+            }
+            8 => {
+                if let Some((stream, _)) = self.routers[i].stream {
+                    self.break_stream(stream);
+                }
+            }
+            9 => self.step_down(i)?,
+            _ => self.replica_fault(),
+        }
+        Ok(())
+    }
+
+    fn replica_fault(&mut self) {
+        let r = self.chance.next() as usize % self.replicas.len();
+        let d = self.replicas[r].deployment;
+        if self.replicas[r].gone {
+            return;
+        }
+        let (now, cap) = (self.now, self.scenario.deployments[d].cap);
+        let window = 3 * self.settling() + 12 * micros(self.scenario.deployments[d].hold);
+        let before = self.replicas[r].cap;
+        self.replicas[r].past.push((now + window, before));
+        match self.chance.range(0, 4) {
+            // It is not ready, or is ready again: what is in flight goes on.
+            0 | 1 => self.replicas[r].cap = if before == 0 { cap } else { 0 },
+            2 if before > 0 => self.replicas[r].cap = self.chance.range(1, 2 * u64::from(cap) + 1) as u32,
+            3 => {
+                (self.replicas[r].cap, self.replicas[r].gone) = (0, true);
+                let ids = self.requests.iter().filter(|(_, request)| request.replica == r && request.end != Time::MAX);
+                for id in ids.map(|(id, _)| *id).collect::<Vec<_>>() {
+                    if let Some(request) = self.requests.get_mut(&id) {
+                        request.end = now;
+                        self.at(now, Event::End(id));
+                    }
+                }
+                self.add_replica(d, false);
+            }
+            _ => {}
+        }
+        self.replica_changed(r, false);
+    }
+
+    /// SIGTERM of the coordinator, that stays a member: the `Lease` is given back.
+    fn step_down(&mut self, i: usize) -> Checked {
+        let me = (i, self.routers[i].id.incarnation);
+        let fine = self.routers[i].up && !self.routers[i].paused && !self.no_api.contains(&i);
+        if fine && self.lease.holder == Some(me) && self.routers[i].until.take().is_some() {
+            let now = self.local(i);
+            if self.scenario.roster {
+                self.lease.roster = merged(&self.lease.roster, self.routers[i].ledger.roster(now));
+            }
+            self.routers[i].ledger.resign();
+            (self.lease.holder, self.lease.version) = (None, self.lease.version + 1);
+            self.pump(i)?;
+        }
+        Ok(())
+    }
+
+    fn crash(&mut self, i: usize, for_long: Time) {
+        if !self.routers[i].up || self.routers[i].paused {
+            return;
+        }
+        self.routers[i].up = false;
+        let incarnation = self.routers[i].id.incarnation;
+        // What it had in flight goes on for a while.
+        let now = self.now;
+        let mut again = Vec::new();
+        for (id, request) in &mut self.requests {
+            if (request.router, request.incarnation) == (i, incarnation) && request.end != Time::MAX {
+                let hold = micros(self.scenario.deployments[self.replicas[request.replica].deployment].hold);
+                request.end = request.end.min(now + hold);
+                again.push((request.end, *id));
+            }
+        }
+        again.into_iter().for_each(|(end, id)| self.at(end, Event::End(id)));
+        for queue in &mut self.routers[i].queues {
+            queue.clear();
+        }
+        if self.chance.one_in(2) {
+            let known = self.chance.range(0, SECOND);
+            let id = self.routers[i].id.clone();
+            self.at(now + known, Event::Buried(id));
+        }
+        self.at(now + for_long, Event::Restart(i));
+    }
+
+    fn restart(&mut self, i: usize) -> Checked {
+        if self.routers[i].up {
+            return Ok(());
+        }
+        let incarnation = self.routers[i].id.incarnation + 1;
+        let rate = self.routers[i].rate;
+        let base = self.routers[i].base;
+        let router = self.router(i, incarnation, rate, base);
+
+        self.routers[i] = router;
+        for r in 0..self.replicas.len() {
+            if !self.replicas[r].gone {
+                self.sees(i, r);
+            }
+        }
+        self.pump(i)
+    }
+
+    fn pause(&mut self, i: usize, for_long: Time) {
+        if !self.routers[i].up || self.routers[i].paused {
+            return;
+        }
+        self.routers[i].paused = true;
+        let incarnation = self.routers[i].id.incarnation;
+        // It cannot abort what streams for too long: nothing can, see docs/fleet.md.
+        let mut again = Vec::new();
+        for (id, request) in &self.requests {
+            if (request.router, request.incarnation, request.right) == (i, incarnation, Right::Leased)
+                && request.end != Time::MAX
+            {
+                let deployment = &self.deployments[self.replicas[request.replica].deployment];
+                let abort = self.true_time(i, self.routers[i].member.abort_at(deployment)).max(self.now);
+                if abort < request.end {
+                    again.push((abort, *id));
+                }
+            }
+        }
+        for (end, id) in again {
+            if let Some(request) = self.requests.get_mut(&id) {
+                request.end = end;
+            }
+            self.at(end, Event::End(id));
+        }
+        self.at(self.now + for_long, Event::Resume(i));
+    }
+
+    fn resume(&mut self, i: usize) -> Checked {
+        if !std::mem::take(&mut self.routers[i].paused) {
+            return Ok(());
+        }
+        // In any order, but what is in order by itself.
+        for event in std::mem::take(&mut self.routers[i].inbox) {
+            self.router_event(i, event)?;
+            if self.chance.one_in(2) {
+                self.pump(i)?;
+            }
+        }
+        self.pump(i)
+    }
+
+    fn heal(&mut self) {
+        self.say(|| "all heals".into());
+        (self.blocked, self.no_api) = (BTreeSet::new(), BTreeSet::new());
+        for i in 0..self.routers.len() {
+            self.at(self.now, Event::Restart(i));
+            self.at(self.now, Event::Resume(i));
+        }
+        for r in 0..self.replicas.len() {
+            if !self.replicas[r].gone && self.replicas[r].cap == 0 {
+                self.replicas[r].cap = 1;
+                self.replica_changed(r, false);
+            }
+        }
+    }
+
+    /// While nothing is wrong nobody waits beside a free slot for two heartbeats.
+    fn nobody_waits_beside_a_free_slot(&mut self) -> Checked {
+        let longest = micros(self.scenario.settings.surely(self.scenario.settings.heartbeat * 2));
+        for d in 0..self.deployments.len() {
+            let waits = self.routers.iter().any(|router| !router.queues[d].is_empty());
+            for i in 0..=self.routers.len() {
+                let has_idle = waits && self.has_idle(d, i);
+                let since = self.idle_since.entry((d, i)).or_default();
+                *since = has_idle.then(|| since.unwrap_or(self.now));
+                if since.is_some_and(|since| self.now - since > longest) {
+                    return Err(format!("somebody waits for d{d} beside a free slot at {i} since {since:?} us"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a slot is idle at a router, or with the coordinator where `i` is not a router.
+    fn has_idle(&self, d: usize, i: usize) -> bool {
+        let deployment = &self.deployments[d];
+        match (self.routers.get(i), self.lease.holder) {
+            (Some(router), _) => {
+                let (held, busy, borrowed) = router.member.count(deployment);
+                held > busy + borrowed
+            }
+            (None, Some((leader, _))) => self.routers[leader].ledger.slots(deployment, self.local(leader)).free > 0,
+            _ => false,
+        }
+    }
+
+    /// Every slot is with the coordinator, and nothing is in flight.
+    fn all_free(&self) -> Checked {
+        let leaders: Vec<_> =
+            (0..self.routers.len()).filter(|i| self.routers[*i].ledger.leads(self.local(*i)).is_some()).collect();
+        let [leader] = leaders[..] else { return Err(format!("{leaders:?} lead")) };
+        for (d, deployment) in self.deployments.iter().enumerate() {
+            let slots = self.routers[leader].ledger.slots(deployment, self.local(leader));
+            let caps: u32 = self.replicas.iter().filter(|r| r.deployment == d).map(|r| r.cap).sum();
+            if (slots.free, slots.leased, slots.quarantined) != (caps, 0, 0) {
+                return Err(format!("d{d} has {caps} slots, of which {slots:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn merged(a: &Former, b: Former) -> Former {
+    match (a, b) {
+        (Former::Only(a), Former::Only(b)) => Former::Only(a.union(&b).cloned().collect()),
+        _ => Former::Anybody,
+    }
+}
