@@ -139,6 +139,14 @@ impl Passing {
     }
 }
 
+/// What was still to wait does not count.
+impl Drop for Passing {
+    fn drop(&mut self) {
+        let rest = self.throttle.as_ref().map(|throttle| throttle.rest()).unwrap_or_default();
+        self.record.answer_delayed = self.record.answer_delayed.saturating_sub(rest);
+    }
+}
+
 impl http_body::Body for Body {
     type Data = Bytes;
     type Error = BrokenOff;

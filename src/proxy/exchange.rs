@@ -30,6 +30,8 @@ pub(super) struct Exchange {
     upload: Rc<Progress>,
     dispatched: Instant,
     timeout: Duration,
+    /// For how long the request's body had been held back before it was dispatched.
+    held_before: Duration,
     idle_timeout: Duration,
     /// When the replica fell silent inside the body, if it is.
     silent_since: Option<Instant>,
@@ -86,6 +88,7 @@ impl Exchange {
         Self {
             worker,
             running: Some(Box::new(Running { connection, slot, request, first, sending, is_sent, stage: Stage::Head })),
+            held_before: upload.delayed(),
             upload,
             dispatched,
             timeout: settings.timeout,
@@ -121,7 +124,9 @@ impl Exchange {
         if let Some(fault) = self.upload.fault() {
             return Poll::Ready(Err(NoHead::Refused(fault)));
         }
-        ready!(running.connection.timer.poll(cx, self.dispatched + self.timeout + self.upload.delayed()));
+        // The wait before there was a replica is none of its time.
+        let patience = self.timeout + self.upload.delayed().saturating_sub(self.held_before);
+        ready!(running.connection.timer.poll(cx, self.dispatched + patience));
         // A client is to blame only if it was waited for.
         let refusal = if self.upload.ended().is_some() || running.connection.is_behind() {
             Refusal::ModelTimeout(self.timeout)
@@ -229,7 +234,10 @@ impl Drop for Exchange {
             return;
         }
         let patience = match running.stage {
-            Stage::Head => self.timeout.saturating_sub(self.dispatched.elapsed()),
+            Stage::Head => {
+                let held = self.upload.delayed().saturating_sub(self.held_before);
+                (self.timeout + held).saturating_sub(self.dispatched.elapsed())
+            }
             Stage::Body { .. } => self.timeout,
         };
         let alive = self.worker.alive();

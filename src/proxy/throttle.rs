@@ -41,6 +41,11 @@ impl Throttle {
         Poll::Ready(self.held.take().map(|(frame, _)| frame))
     }
 
+    /// For how long the piece that is held would still have waited.
+    pub(super) fn rest(&self) -> Duration {
+        self.held.as_ref().map_or(Duration::ZERO, |(_, until)| until.saturating_duration_since(Instant::now()))
+    }
+
     /// Bytes that are held; `None`: there is no piece.
     pub(super) fn held(&self) -> Option<u64> {
         let (frame, _) = self.held.as_ref()?;

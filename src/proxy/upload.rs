@@ -258,9 +258,17 @@ impl Upload {
         frame
     }
 
+    /// What was still to wait does not count.
+    fn end_wait(&mut self) {
+        if let Some(throttle) = self.throttle.take() {
+            self.progress.delayed.set(self.progress.delayed().saturating_sub(throttle.rest()));
+        }
+    }
+
     /// Reads nothing more.
     pub(super) fn give_up(&mut self) {
         self.source = None;
+        self.end_wait();
         self.tee.take().iter().for_each(|tee| tee.stop());
     }
 
@@ -296,6 +304,7 @@ impl Upload {
 /// Nothing more is read of it.
 impl Drop for Upload {
     fn drop(&mut self) {
+        self.end_wait();
         self.tee.iter().for_each(|tee| tee.stop());
     }
 }

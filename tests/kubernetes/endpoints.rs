@@ -30,10 +30,13 @@ async fn an_endpoint_is_made_changed_broken_and_deleted() {
     cluster.change("scored", json!({"spec": {"authMode": "none", "keys": null}})).await;
     until("nobody is asked for a key", || async { (router.score("scored", "x").await.0 == 200).then_some(()) }).await;
     // What the API server lets through and the router does not.
-    cluster.change("scored", json!({"spec": {"bandwidthLimitBytesPerSecond": 5}})).await;
+    let deployments = cluster.endpoints().get("scored").await.unwrap().data["spec"]["deployments"].clone();
+    let mut collecting = deployments.clone();
+    collecting[0]["dataCollector"] = json!({"collections": {"request": {"enabled": true}}});
+    cluster.change("scored", json!({"spec": {"deployments": collecting}})).await;
     until_condition(&cluster, "scored", "Accepted", ("False", "Invalid")).await;
     assert_eq!(router.score("scored", "x").await.0, 200, "the last good version serves");
-    cluster.change("scored", json!({"spec": {"bandwidthLimitBytesPerSecond": null}})).await;
+    cluster.change("scored", json!({"spec": {"deployments": deployments}})).await;
     until_condition(&cluster, "scored", "Accepted", ("True", "Accepted")).await;
     cluster.endpoints().delete("scored", &DeleteParams::default()).await.unwrap();
     until("it is gone", || async { (router.score("scored", "x").await.0 == 404).then_some(()) }).await;

@@ -16,6 +16,9 @@ const MEGABYTE: usize = 1_000_000;
 /// A model that answers `0`, or so many megabytes, as the request's `x-megabytes` says.
 async fn model() -> Model {
     let model = Model::http(|request| async move {
+        if request.headers().contains_key("x-hang") {
+            std::future::pending().await
+        }
         let megabytes =
             request.headers().get("x-megabytes").map_or(0, |value| value.to_str().unwrap().parse().unwrap());
         let _ = request.into_body().collect().await;
@@ -186,4 +189,98 @@ async fn the_access_log_has_the_delays() {
     let line: serde_json::Value = serde_json::from_slice(&log.0.lock().unwrap()).unwrap();
     assert_eq!(line["RequestThrottlingDelayMs"], 0.0, "{line}");
     assert_eq!(line["ResponseThrottlingDelayMs"].as_f64().unwrap().floor() as u64, told, "{line}");
+}
+
+/// So many answers under way that whoever comes next waits for long.
+fn crowd(router: &Router, many: usize) -> Vec<tokio::task::JoinHandle<Answer>> {
+    (0..many).map(|_| tokio::spawn(call(router.scoring, large(5)))).collect()
+}
+
+async fn leave(crowd: Vec<tokio::task::JoinHandle<Answer>>) {
+    for client in crowd {
+        client.abort();
+        // A model on a busy machine may have been late.
+        assert!(client.await.map_or(true, |answer| answer.status != 200), "it cannot have been complete");
+    }
+}
+
+/// A router with an access log.
+fn logging(document: &str) -> (Router, Kept) {
+    let (folder, log) = (tempfile::tempdir().unwrap(), Kept::default());
+    std::fs::write(folder.path().join("endpoint.yaml"), document).unwrap();
+    let router = Router::start_in(folder, Box::new(log.clone()), |settings| settings.log.access = true);
+    (router, log)
+}
+
+/// What was logged, when all of it is: status, total time, and the delays of the request and of its answer.
+fn logged(mut router: Router, log: &Kept) -> Vec<(u64, [f64; 3])> {
+    router.tell_to_stop();
+    router.join().unwrap();
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let lines = text.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let names = ["TotalDurationMs", "RequestThrottlingDelayMs", "ResponseThrottlingDelayMs"];
+        (line["ResponseCode"].as_u64().unwrap(), names.map(|name| line[name].as_f64().unwrap()))
+    });
+    lines.collect()
+}
+
+#[tokio::test]
+async fn no_delay_is_logged_that_was_not_had() {
+    let model = model().await;
+    let (router, log) = logging(&limited(&model, ""));
+    let crowd = crowd(&router, 10);
+    // The longest wait of one of them is about two seconds.
+    let _ = tokio::time::timeout(Duration::from_millis(1_500), std::future::pending::<()>()).await;
+    leave(crowd).await;
+    let lines = logged(router, &log);
+    assert_eq!(lines.len(), 10);
+    for (_, [total, request, response]) in &lines {
+        assert!(request + response <= *total, "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_before_there_is_a_replica_is_not_given_to_the_model() {
+    let model = model().await;
+    let (router, log) = logging(&limited(&model, "").replace("requestTimeoutMs: 700", "requestTimeoutMs: 1000"));
+    let crowd = crowd(&router, 30);
+    soon("a wait", async {
+        let mut held = 0;
+        while held < 300 {
+            let mut small = score("{}");
+            small.headers_mut().insert("te", "trailers".parse().unwrap());
+            held = call(router.scoring, small).await.trailers.map_or(0, |trailers| delays(Some(&trailers)).0);
+        }
+    })
+    .await;
+    let mut hanging = score(vec![b'x'; 1_000]);
+    hanging.headers_mut().insert("x-hang", "1".parse().unwrap());
+    let answer = call(router.scoring, hanging).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (504, "model_timeout"), "{answer:?}");
+    leave(crowd).await;
+    let lines = logged(router, &log);
+    // Of all, the one with a body that waited.
+    let (_, [total, held, _]) = lines.iter().find(|(code, [_, held, _])| *code == 504 && *held > 0.0).unwrap();
+    println!("held for {held} ms of {total} ms");
+    assert!(*held >= 300.0 && total - held <= 1_000.0 + held * 0.7, "{total} ms, of these {held} ms held back");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_after_a_long_upload_frees_no_busy_replica() {
+    let (model, mut asked) = Model::manual().await;
+    let router = Router::start(&[&limited(&model, "").replace("requestTimeoutMs: 700", "requestTimeoutMs: 2000")]);
+    let client = tokio::spawn(call(router.scoring, score(vec![b'x'; 4 * MEGABYTE])));
+    let mut at_model = soon("the request", asked.recv()).await.unwrap();
+    while let Some(frame) = soon("its body", at_model.request.body_mut().frame()).await {
+        frame.unwrap();
+    }
+    client.abort();
+    let left =
+        "inference_router_requests_total{code=\"499\",deployment=\"blue\",endpoint=\"my-endpoint\",model_code=\"\"}";
+    soon("the client has left", async { while router.metric(left).await != Some(1.0) {} }).await;
+    let busy = "inference_router_slots{deployment=\"blue\",endpoint=\"my-endpoint\",state=\"busy\"}";
+    assert_eq!(router.metric(busy).await, Some(1.0), "the model is still at it");
+    at_model.answer("done");
+    soon("its slot is free", async { while router.metric(busy).await != Some(0.0) {} }).await;
 }
