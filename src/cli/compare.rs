@@ -63,13 +63,10 @@ impl Compare {
             let said = said["detail"].as_str().or(said["message"].as_str()).map(str::to_owned);
             return Err(said.unwrap_or_else(|| format!("{place} answers {status}")).into());
         }
-        if self.json {
-            return Ok(text + "\n");
-        }
         let about = serde_json::from_str(&text).map_err(|error| {
             format!("{place} answers something else than a comparison: {error}; is the router of another version?")
         })?;
-        Ok(table(&about))
+        Ok(if self.json { text + "\n" } else { table(&about) })
     }
 }
 
@@ -119,11 +116,9 @@ fn table(about: &EndpointReport) -> String {
     }
     row("answers, bytes", &|side| side.bytes.to_string());
     out.push('\n');
-    for (what, rate) in [
-        ("live errors", report.live.errors),
-        ("shadow errors", report.shadow.errors),
-        ("answers agree", report.agreement),
-    ] {
+    for (what, rate) in
+        [("live 5xx", report.live.errors), ("shadow 5xx", report.shadow.errors), ("answers agree", report.agreement)]
+    {
         let _ = writeln!(out, "{what:<16}{}", rate.map_or_else(|| "nothing to go by".to_owned(), percent));
     }
     let results: Vec<String> = report.results.iter().map(|(result, count)| format!("{result} {count}")).collect();

@@ -38,7 +38,8 @@ pub enum Verdict {
 pub struct Difference {
     /// As `$.predictions[*].score`.
     pub place: String,
-    /// In what way, without anything that was in the answers but how far numbers and lengths are apart.
+    /// In what way, without anything that was in the answers but lengths, and by which part of the larger one numbers differ:
+    /// how far they are apart would be a number itself where the other one is zero.
     pub what: String,
 }
 
@@ -180,7 +181,7 @@ impl<'v> Comparison<'_, 'v> {
             self.is_close = true;
         } else {
             let part = difference / live.abs().max(shadow.abs());
-            self.differs(|| format!("numbers, by {:.3e} or {:.3} %", difference, part * 100.0));
+            self.differs(|| format!("numbers, by {:.3} %", part * 100.0));
         }
     }
 

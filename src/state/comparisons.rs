@@ -1,5 +1,6 @@
 //! Comparing the answers to copied requests, off the data plane: workers hand both answers to one thread, which has little
-//! to say in the process and takes a quarter of a CPU at most. What is more than it can do is not compared, and counted.
+//! to say in the process and takes a quarter of a CPU at most. What is more than it can do is not compared, and counted; a
+//! worker never waits for it.
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +17,8 @@ use crate::policy::compare::{Answer, Difference, Gap, Outcome, Report, Sample, j
 
 /// Pairs of answers that may wait.
 const WAITING: usize = 1024;
-/// Memory for what comparisons have shown, of all endpoints together: 32 MiB.
+/// Memory for the pairs of all endpoints together: 32 MiB. Places and samples, which are few for each endpoint and short,
+/// come on top.
 const MEMORY: usize = 32 << 20;
 /// After some work the thread rests so many times as long.
 const REST: u32 = 3;
@@ -74,18 +76,14 @@ impl Compared {
         &self.rules
     }
 
-    fn note(&self, pair: &Pair, outcome: Outcome, differences: Vec<Difference>) {
-        let now = Instant::now();
+    fn note(&self, window: &mut Window, pair: &Pair, outcome: Outcome, differences: Vec<Difference>) {
+        let (now, before) = (Instant::now(), window.len());
         let may_grow = self.memory.take(window::PAIR_BYTES);
-        let unused = self.with_window(|window| {
-            let before = window.len();
-            window.push(now, &pair.live, &pair.shadow, outcome, &differences, may_grow);
-            if matches!(outcome, Outcome::Different | Outcome::StatusDiffers) {
-                window.sample(now, pair.sample(differences));
-            }
-            before + usize::from(may_grow) - window.len()
-        });
-        self.memory.give(unused * window::PAIR_BYTES);
+        window.push(now, &pair.live, &pair.shadow, outcome, &differences, may_grow);
+        if matches!(outcome, Outcome::Different | Outcome::StatusDiffers) {
+            window.sample(now, pair.sample(differences));
+        }
+        self.memory.give((before + usize::from(may_grow) - window.len()) * window::PAIR_BYTES);
     }
 
     fn with_window<T>(&self, with: impl FnOnce(&mut Window) -> T) -> T {
@@ -120,8 +118,8 @@ impl Pair {
         Sample {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             request_id: self.request_id.clone(),
-            live_status: window::status(&self.live),
-            shadow_status: window::status(&self.shadow),
+            live_status: self.live.status(),
+            shadow_status: self.shadow.status(),
             differences,
         }
     }
@@ -149,7 +147,12 @@ impl Comparisons {
     /// Hands over two answers.
     pub fn compare(&self, pair: Pair) {
         if let Err(TrySendError::Full(pair) | TrySendError::Disconnected(pair)) = self.pairs.try_send(pair) {
-            conclude(&self.metrics, &pair, (Outcome::NotCompared(Gap::Busy), Vec::new()));
+            let (compared, outcome) = (&pair.compared, Outcome::NotCompared(Gap::Busy));
+            self.metrics.compared(compared.endpoint.as_str(), outcome.word());
+            // Somebody may be reading all of it, and this is a worker: the metric has to do then.
+            if let Ok(mut window) = compared.window.try_lock() {
+                compared.note(&mut window, &pair, outcome, Vec::new());
+            }
         }
     }
 }
@@ -161,14 +164,53 @@ fn work(pairs: &Receiver<Pair>, metrics: &Metrics) {
         let begun = Instant::now();
         let mut next = Some(first);
         while let Some(pair) = next {
-            conclude(metrics, &pair, judge(&pair.live, &pair.shadow, &pair.compared.rules));
+            let compared = &pair.compared;
+            let (outcome, differences) = judge(&pair.live, &pair.shadow, &compared.rules);
+            metrics.compared(compared.endpoint.as_str(), outcome.word());
+            compared.with_window(|window| compared.note(window, &pair, outcome, differences));
             next = if begun.elapsed() < TURN { pairs.try_recv().ok() } else { None };
         }
         std::thread::sleep(begun.elapsed() * REST);
     }
 }
 
-fn conclude(metrics: &Metrics, pair: &Pair, (outcome, differences): (Outcome, Vec<Difference>)) {
-    metrics.compared(pair.compared.endpoint.as_str(), outcome.word());
-    pair.compared.note(pair, outcome, differences);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::compare::End;
+
+    fn compared() -> Arc<Compared> {
+        let rules = Comparison {
+            compare_bodies: true,
+            max_body: 1_024,
+            numeric_tolerance: 0.0,
+            ignore: Vec::new(),
+            unordered: Vec::new(),
+        };
+        let (endpoint, window) = (Name::new("my-endpoint").unwrap(), Mutex::new(Window::new(Instant::now())));
+        Arc::new(Compared { endpoint, rules, window, memory: Compared::memory() })
+    }
+
+    fn pair(compared: &Arc<Compared>) -> Pair {
+        let answer =
+            || Answer { end: End::Complete(200), latency: None, bytes: 0, body: Ok(Vec::new()), is_encoded: false };
+        let held = [(); 2].map(|()| Held::new(Budget::new(0)));
+        Pair { compared: compared.clone(), request_id: String::new(), live: answer(), shadow: answer(), held }
+    }
+
+    #[test]
+    fn a_worker_waits_neither_for_the_thread_nor_for_who_reads_a_report() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        // Nobody takes any.
+        let (pairs, _receiver) = sync_channel(0);
+        let (comparisons, compared) = (Comparisons { pairs, metrics: metrics.clone() }, compared());
+        let read = compared.window.lock().unwrap();
+        comparisons.compare(pair(&compared));
+        drop(read);
+        comparisons.compare(pair(&compared));
+        let report = compared.report();
+        assert_eq!((report.pairs, report.not_compared["busy"]), (1, 1));
+        let counted = metrics.registry.gather().into_iter().find(|family| family.name().ends_with("comparisons_total"));
+        assert_eq!(counted.unwrap().get_metric()[0].get_counter().get_value(), 2.0, "the metric has both");
+    }
 }

@@ -19,6 +19,16 @@ pub struct Answer {
     pub is_encoded: bool,
 }
 
+impl Answer {
+    /// Its status, if it is known.
+    pub fn status(&self) -> Option<u16> {
+        match self.end {
+            End::Complete(status) | End::BrokeOff(status) => Some(status),
+            End::Unknown(_) => None,
+        }
+    }
+}
+
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -45,6 +55,8 @@ pub enum Gap {
     Encoded,
     /// The copy's body lagged behind the live one.
     Lagging,
+    /// Both answers broke off: how far each had come says nothing.
+    BrokeOff,
     /// The client left.
     ClientLeft,
 }
@@ -59,6 +71,7 @@ impl Gap {
             Self::Busy => "busy",
             Self::Encoded => "encoded",
             Self::Lagging => "lagging",
+            Self::BrokeOff => "broke_off",
             Self::ClientLeft => "client_left",
         }
     }
@@ -93,8 +106,7 @@ pub fn judge(live: &Answer, shadow: &Answer, rules: &Rules) -> (Outcome, Vec<Dif
     let outcome = match (live.end, shadow.end) {
         (End::Unknown(gap), _) | (_, End::Unknown(gap)) => Outcome::NotCompared(gap),
         (End::Complete(one), End::Complete(other)) if one == other => return of_bodies(live, shadow, rules),
-        // Both broke off: how far each had come says nothing.
-        (End::BrokeOff(one), End::BrokeOff(other)) if one == other => Outcome::Equal,
+        (End::BrokeOff(one), End::BrokeOff(other)) if one == other => Outcome::NotCompared(Gap::BrokeOff),
         _ => Outcome::StatusDiffers,
     };
     (outcome, Vec::new())
@@ -139,6 +151,8 @@ mod tests {
         assert_eq!(of(ok("[1.0]"), ok("[2.0]")), Outcome::Different);
         assert_eq!(of(ok("[1]"), answer(End::Complete(504), Ok("[1]"))), Outcome::StatusDiffers);
         assert_eq!(of(ok("[1]"), answer(End::BrokeOff(200), Ok("["))), Outcome::StatusDiffers);
+        let broken = || answer(End::BrokeOff(200), Ok("["));
+        assert_eq!(of(broken(), broken()), Outcome::NotCompared(Gap::BrokeOff));
         let left = answer(End::Unknown(Gap::ClientLeft), Ok(""));
         assert_eq!(of(left, answer(End::Complete(500), Ok(""))), Outcome::NotCompared(Gap::ClientLeft));
         let large = answer(End::Complete(200), Err(Gap::TooLarge));

@@ -18,7 +18,7 @@ pub struct Report {
     pub results: BTreeMap<String, u64>,
     /// Of those not compared, how many for which reason.
     pub not_compared: BTreeMap<String, u64>,
-    /// Which share of those compared agrees, equal or within tolerance.
+    /// Which share of those compared agrees, equal or within tolerance. `None`: there are none, or bodies are not compared.
     pub agreement: Option<Rate>,
     /// The live deployments.
     pub live: SideReport,

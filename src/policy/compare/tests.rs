@@ -124,7 +124,7 @@ fn a_difference_tells_how_far_and_nothing_of_the_answers() {
         "$.list: lists of 1 and 0",
         "$.mine: only in the live one",
         "$.ok: booleans",
-        "$.score: numbers, by 5.000e-1 or 25.000 %",
+        "$.score: numbers, by 25.000 %",
         "$.theirs: only in the shadow's",
     ];
     assert_eq!(told, expected);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::report::{PlaceReport, Rate, Report, Sample, SideReport};
-use super::{Answer, Difference, End, Outcome};
+use super::{Answer, Difference, Gap, Outcome};
 
 /// Older pairs do not count.
 pub const SPAN: Duration = Duration::from_secs(3600);
@@ -126,11 +126,14 @@ impl Window {
     pub fn report(&self, now: Instant) -> Report {
         let mut results: BTreeMap<String, u64> = BTreeMap::new();
         let mut not_compared: BTreeMap<String, u64> = BTreeMap::new();
-        let (mut agreeing, mut compared) = (0, 0);
+        let (mut agreeing, mut compared, mut has_bodies) = (0, 0, true);
         for pair in &self.pairs {
             *results.entry(pair.outcome.word().to_owned()).or_default() += 1;
             match pair.outcome {
-                Outcome::NotCompared(gap) => *not_compared.entry(gap.word().to_owned()).or_default() += 1,
+                Outcome::NotCompared(gap) => {
+                    *not_compared.entry(gap.word().to_owned()).or_default() += 1;
+                    has_bodies &= gap != Gap::Off;
+                }
                 Outcome::Equal | Outcome::WithinTolerance => (agreeing, compared) = (agreeing + 1, compared + 1),
                 Outcome::Different | Outcome::StatusDiffers => compared += 1,
             }
@@ -141,7 +144,8 @@ impl Window {
             span_seconds: self.pairs.front().map_or(0, |pair| elapsed.saturating_sub(u64::from(pair.at))),
             results,
             not_compared,
-            agreement: Rate::new(agreeing, compared),
+            // Of statuses alone only those that differ are told.
+            agreement: Rate::new(agreeing, compared).filter(|_| has_bodies),
             live: side(self.pairs.iter().map(|pair| pair.live)),
             shadow: side(self.pairs.iter().map(|pair| pair.shadow)),
             places: self.most_frequent(),
@@ -190,18 +194,10 @@ impl Side {
     fn of(answer: &Answer) -> Self {
         let micros = |latency: Duration| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX - 1);
         Self {
-            status: status(answer).unwrap_or_default(),
+            status: answer.status().unwrap_or_default(),
             latency: answer.latency.map_or(u32::MAX, micros),
             bytes: u32::try_from(answer.bytes).unwrap_or(u32::MAX),
         }
-    }
-}
-
-/// An answer's status, if it is known.
-pub fn status(answer: &Answer) -> Option<u16> {
-    match answer.end {
-        End::Complete(status) | End::BrokeOff(status) => Some(status),
-        End::Unknown(_) => None,
     }
 }
 
@@ -230,7 +226,7 @@ fn side(of: impl Iterator<Item = Side> + Clone) -> SideReport {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Gap;
+    use super::super::End;
     use super::*;
 
     fn answer(status: u16, milliseconds: u64) -> Answer {

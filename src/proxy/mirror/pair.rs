@@ -36,14 +36,7 @@ impl Pair {
     pub(super) fn new(worker: &Rc<Worker>, compared: &Arc<Compared>, id: &HeaderValue) -> Rc<Self> {
         let rules = compared.rules();
         let side = || Side {
-            answer: RefCell::new(Answer {
-                // Until somebody knows better.
-                end: End::Unknown(Gap::ClientLeft),
-                latency: None,
-                bytes: 0,
-                body: if rules.compare_bodies { Ok(Vec::new()) } else { Err(Gap::Off) },
-                is_encoded: false,
-            }),
+            answer: RefCell::new(begun(if rules.compare_bodies { Ok(Vec::new()) } else { Err(Gap::Off) })),
             held: RefCell::new(Held::new(worker.shared.mirror_budget.clone())),
             most: rules.max_body,
             has_ended: Cell::new(false),
@@ -71,13 +64,16 @@ impl Side {
         let mut answer = self.answer.borrow_mut();
         answer.bytes += data.len() as u64;
         let Ok(body) = &mut answer.body else { return };
-        if body.len() + data.len() > self.most {
-            answer.body = Err(Gap::TooLarge);
-        } else if !self.held.borrow_mut().take(data.len()) {
-            answer.body = Err(Gap::OverBudget);
+        let mut held = self.held.borrow_mut();
+        let gap = if body.len() + data.len() > self.most {
+            Gap::TooLarge
+        } else if !held.take(data.len()) {
+            Gap::OverBudget
         } else {
-            body.extend_from_slice(data);
-        }
+            return body.extend_from_slice(data);
+        };
+        answer.body = Err(gap);
+        drop(held.hand_over());
     }
 
     /// It has ended; the first word counts.
@@ -88,10 +84,14 @@ impl Side {
     }
 
     fn take(&mut self) -> Answer {
-        let nothing =
-            Answer { end: End::Unknown(Gap::Off), latency: None, bytes: 0, body: Err(Gap::Off), is_encoded: false };
-        std::mem::replace(self.answer.get_mut(), nothing)
+        std::mem::replace(self.answer.get_mut(), begun(Err(Gap::Off)))
     }
+}
+
+/// An answer of which nothing has come.
+fn begun(body: Result<Vec<u8>, Gap>) -> Answer {
+    // Until somebody knows better, the client has left.
+    Answer { end: End::Unknown(Gap::ClientLeft), latency: None, bytes: 0, body, is_encoded: false }
 }
 
 impl Drop for Pair {
