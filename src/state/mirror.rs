@@ -87,6 +87,17 @@ impl Held {
         taken
     }
 
+    /// Gives so much of it back.
+    pub fn give(&mut self, bytes: usize) {
+        self.budget.give(bytes);
+        self.bytes -= bytes;
+    }
+
+    /// So much is held.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// All of it, for somebody else to hold.
     #[must_use]
     pub fn hand_over(&mut self) -> Self {

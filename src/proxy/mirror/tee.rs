@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 
-use crate::state::mirror::Budget;
+use crate::state::mirror::{Budget, Held};
 
 /// Half of what one read of a body may bring: smaller pieces are copied where they would wait.
 const COPIED: usize = 128 * 1024;
@@ -31,14 +31,13 @@ pub(in crate::proxy) enum Cut {
 #[derive(Debug)]
 pub(in crate::proxy) struct Tee {
     pieces: RefCell<VecDeque<Frame<Bytes>>>,
-    /// Bytes in `pieces`, taken from the budget.
-    held: Cell<usize>,
+    /// The memory of `pieces`.
+    held: RefCell<Held>,
     /// Bytes so far.
     passed: Cell<u64>,
     /// For how long the live body has been held back, for the sake of bandwidth.
     delayed: Cell<Duration>,
     window: usize,
-    budget: Arc<Budget>,
     has_ended: Cell<bool>,
     cut: Cell<Option<Cut>>,
     /// The copy, while it waits for more, or for bad news.
@@ -50,11 +49,10 @@ impl Tee {
     pub(in crate::proxy) fn new(window: usize, budget: Arc<Budget>) -> Self {
         Self {
             pieces: RefCell::default(),
-            held: Cell::new(0),
+            held: RefCell::new(Held::new(budget)),
             passed: Cell::new(0),
             delayed: Cell::default(),
             window,
-            budget,
             has_ended: Cell::new(false),
             cut: Cell::new(None),
             waiting: RefCell::default(),
@@ -66,14 +64,12 @@ impl Tee {
         if self.cut.get().is_some() || data.is_empty() {
             return;
         }
-        let held = self.held.get() + data.len();
-        if held > self.window {
+        if self.held.borrow().bytes() + data.len() > self.window {
             return self.cut(Cut::Lagging);
         }
-        if !self.budget.take(data.len()) {
+        if !self.held.borrow_mut().take(data.len()) {
             return self.cut(Cut::OverBudget);
         }
-        self.held.set(held);
         self.passed.set(self.passed.get() + data.len() as u64);
         let mut pieces = self.pieces.borrow_mut();
         // A small piece keeps all of the buffer that it was read into. One is no matter, many of a copy that lags are.
@@ -154,8 +150,7 @@ impl Tee {
     fn pop(&self) -> Option<Frame<Bytes>> {
         let frame = self.pieces.borrow_mut().pop_front();
         if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
-            self.held.set(self.held.get() - data.len());
-            self.budget.give(data.len());
+            self.held.borrow_mut().give(data.len());
         }
         frame
     }
@@ -176,13 +171,7 @@ impl Tee {
 
     fn forget(&self) {
         self.pieces.borrow_mut().clear();
-        self.budget.give(self.held.replace(0));
-    }
-}
-
-impl Drop for Tee {
-    fn drop(&mut self) {
-        self.forget();
+        drop(self.held.borrow_mut().hand_over());
     }
 }
 
