@@ -9,8 +9,8 @@ use super::pool::Told;
 /// Who may hold slots from earlier terms.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Former {
-    /// No member but these: [`Ledger::roster`](super::Ledger::roster), as the last coordinator has recorded it. None of them, where there was
-    /// no term before.
+    /// No member but these: [`Ledger::roster`](super::Ledger::roster), as the last coordinator has recorded it. None of
+    /// them, where there was no term before.
     Only(BTreeSet<MemberId>),
     /// It is not known.
     Anybody,
