@@ -253,7 +253,7 @@ def own_bars(options, load, run):
     one, many = run("one"), run("many", endpoints=options.endpoints)
     start_of_many = started_in(many)
     memory = many.memory()
-    pairs = worker_costs(options, load, one, many)
+    pairs = costs(options, load, one, many)
     ratios = [sum(with_many) / sum(with_one) for (with_one, _), (with_many, _) in pairs]
     # Long enough for several looks at every file, which are rarer the longer one takes.
     watched = 2 if options.quick else 15
@@ -265,7 +265,7 @@ def own_bars(options, load, run):
     stop(many.process)
     # Both where two have room: on the same cores, with the same neighbours.
     one, two = (run(f"workers-{count}", cores=options.two_cores, workers=count) for count in (1, 2))
-    pairs = worker_costs(options, load, one, two)
+    pairs = costs(options, load, one, two)
     capacity = statistics.median(len(both) * alone / sum(both) for ([alone], _), (both, _) in pairs)
     busier = statistics.median(max(both) / sum(both) for _, (both, _) in pairs)
     seen = statistics.median(answered / before for (_, before), (_, answered) in pairs)
@@ -284,19 +284,18 @@ def own_bars(options, load, run):
           ["busier worker's share of two workers' CPU", f"{busier:.0%}", ""]])
 
 
-def worker_costs(options, load, *routers):
-    """By round and router: the CPU seconds of each worker for each request that the router has answered, and how many
-    those were."""
+def costs(options, load, *routers, of=Process.workers_cpu):
+    """By round and router: the CPU seconds of each worker, or of whoever `of` says, for each request that the router has
+    answered, and how many those were."""
     rounds = []
     for _ in range(options.rounds):
         rounds.append([])
         for router in routers:
-            before = router.workers_cpu()
+            before = of(router)
             seen = load.saturate(router.ports.listen, options.seconds)
             if seen["failed"] or not seen["ok"]:
                 sys.exit(f"{seen['failed']} requests to the router failed, {seen['ok']} did not")
-            costs = [(now - then) / seen["ok"] for then, now in zip(before, router.workers_cpu())]
-            rounds[-1].append((costs, seen["ok"]))
+            rounds[-1].append(([(now - then) / seen["ok"] for then, now in zip(before, of(router))], seen["ok"]))
     return rounds
 
 
@@ -388,7 +387,7 @@ def main():
             for contender in contenders.values():
                 stop(contender.process)
             show(https.compare(options, load, run, programs, wanted, scratch, progress))
-            show(mirror.compare(options, load, run, worker_costs, progress))
+            show(mirror.compare(options, load, run, costs, progress))
             progress("the router alone")
             own_bars(options, load, run)
         answered = all(figures["ok"] for figures in sum(rounds.values(), []))

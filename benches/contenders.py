@@ -12,10 +12,10 @@ KEY = "bench-key-0123456789abcdef0123456789abcdef"
 PATH = "/api/v1/endpoint/my-endpoint/score"
 
 
-def router(folder, ports, workers=1, endpoints=1, tls=None, mirror=None):
+def router(folder, ports, workers=1, endpoints=1, tls=None, mirror=None, comparison=False):
     (folder / "endpoints").mkdir(parents=True)
     for number in range(endpoints):
-        write_endpoint(folder, ports, number, mirror=mirror)
+        write_endpoint(folder, ports, number, mirror=mirror, comparison=comparison)
     certificate = f", tls: {{certFolder: {tls}}}" if tls else ""
     (folder / "router.yaml").write_text(f"""\
 scoring: {{address: "127.0.0.1:{ports.listen}"{certificate}}}
@@ -28,15 +28,16 @@ log: {{access: false, level: warn}}
     return ["serve", "--config", folder / "router.yaml"]
 
 
-def write_endpoint(folder, ports, number, traffic="{blue: 90, green: 10}", mirror=None):
+def write_endpoint(folder, ports, number, traffic="{blue: 90, green: 10}", mirror=None, comparison=False):
     """The first is the one that is measured; the others have five replicas that are never called. `mirror`: percent that
-    are copied, to a shadow at this port, which takes so many at once."""
+    are copied, to a shadow at this port, which takes so many at once; `comparison`: of both answers."""
     name, blue, green = "my-endpoint", [f"127.0.0.1:{ports.blue}"], [f"127.0.0.1:{ports.green}"]
     if number > 0:
         replicas = [f"127.1.{number // 250}.{number % 250 + 1}:{port}" for port in range(5001, 5006)]
         name, blue, green = f"endpoint-{number}", replicas[:3], replicas[3:]
     percent, port, slots = mirror or (0, 0, 0)
     rule = f"mirrorTraffic: {{shadow: {percent}}}" if mirror else ""
+    compared = "mirrorComparison: {}" if comparison else ""
     shadow = f"""- {{name: shadow, instances: ["127.0.0.1:{port}"], scoringPath: /score,
      requestSettings: {{maxConcurrentRequestsPerInstance: {slots}}}}}""" if mirror else ""
     file = folder / "endpoints" / f"{name}.yaml"
@@ -49,6 +50,7 @@ spec:
   keys: {{primary: {{value: {KEY}}}}}
   traffic: {traffic}
   {rule}
+  {compared}
   deployments:
   - {{name: blue, instances: {json.dumps(blue)}, requestSettings: {{maxConcurrentRequestsPerInstance: 512}}}}
   - {{name: green, instances: {json.dumps(green)}, requestSettings: {{maxConcurrentRequestsPerInstance: 512}}}}

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::cluster::block_on;
 use super::{Failed, print};
-use crate::control::cluster::caller::Caller;
+use crate::control::cluster::caller::{Caller, LONGEST_ANSWER};
 use crate::model::name::Name;
 use crate::policy::compare::{EndpointReport, Rate, SideReport};
 
@@ -20,7 +20,7 @@ pub(super) struct Compare {
     #[arg(long, value_name = "NAME", value_parser = super::keys::name)]
     endpoint: Name,
     /// The router's admin listener.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090")]
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090", value_parser = admin)]
     admin: String,
     /// The endpoint's namespace, in the cluster that the kubeconfig says: the router there is asked, through the API server.
     #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "admin")]
@@ -54,26 +54,51 @@ impl Compare {
             }
             None => {
                 let url = format!("{}{path}", self.admin.trim_end_matches('/'));
-                let answer = ask(&url).await.map_err(|error| unreachable(&url, &error))?;
+                let answer = ask(&url).await?;
                 (url, answer)
             }
         };
         if !(200..300).contains(&status) {
             let said: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
             let said = said["detail"].as_str().or(said["message"].as_str()).map(str::to_owned);
-            return Err(said.unwrap_or_else(|| format!("{place} answers {status}")).into());
+            let said = said.unwrap_or_else(|| format!("{place} answers {status}; is that a router's admin listener?"));
+            return Err(visible(&said).into());
         }
         let about = serde_json::from_str(&text).map_err(|error| {
             format!("{place} answers something else than a comparison: {error}; is the router of another version?")
         })?;
-        Ok(if self.json { text + "\n" } else { table(&about) })
+        Ok(if self.json { text + "\n" } else { visible(&table(&about)) })
     }
 }
 
-async fn ask(url: &str) -> Result<(u16, String), reqwest::Error> {
-    let client = reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none()).build()?;
-    let answer = client.get(url).send().await?;
-    Ok((answer.status().as_u16(), answer.text().await?))
+/// Where an admin listener may be.
+fn admin(text: &str) -> Result<String, String> {
+    let url = reqwest::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    url.map(|_| text.to_owned()).ok_or_else(|| "is no address such as http://127.0.0.1:9090".to_owned())
+}
+
+async fn ask(url: &str) -> Result<(u16, String), String> {
+    let client = reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none()).build();
+    let sent = client.map_err(|error| unreachable(url, &error))?.get(url).send().await;
+    let mut answer = sent.map_err(|error| unreachable(url, &error))?;
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await.map_err(|error| unreachable(url, &error))? {
+        body.extend_from_slice(&piece);
+        if body.len() > LONGEST_ANSWER {
+            return Err(format!("{url} answers with more than a router would; does `--admin` say where one is?"));
+        }
+    }
+    Ok((answer.status().as_u16(), String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// Nothing that would move a terminal's cursor or change its colours.
+fn visible(text: &str) -> String {
+    let of = |character: char| match character {
+        '\n' => "\n".to_owned(),
+        hidden if hidden.is_control() => hidden.escape_default().to_string(),
+        seen => seen.to_string(),
+    };
+    text.chars().map(of).collect()
 }
 
 fn unreachable(url: &str, error: &reqwest::Error) -> String {
@@ -134,8 +159,15 @@ fn table(about: &EndpointReport) -> String {
             let _ = writeln!(out, "{:>10}  {}", place.pairs, place.place);
         }
     }
-    if let Some(last) = report.samples.iter().rev().find(|sample| !sample.differences.is_empty()) {
+    if let Some(last) = report.samples.last() {
+        let end = |status: Option<u16>, broke_off: bool| {
+            let status = status.map_or_else(|| "no status".to_owned(), |status| status.to_string());
+            if broke_off { status + ", broken off" } else { status }
+        };
         let _ = writeln!(out, "\nthe last that differs: {} ({})", last.request_id, last.time);
+        let (live, shadow) =
+            (end(last.live_status, last.live_broke_off), end(last.shadow_status, last.shadow_broke_off));
+        let _ = writeln!(out, "{:>10}  live {live}; shadow {shadow}", "");
         for difference in &last.differences {
             let _ = writeln!(out, "{:>10}  {}: {}", "", difference.place, difference.what);
         }
@@ -156,6 +188,15 @@ mod tests {
     fn about(report: Report) -> EndpointReport {
         let live = [("blue".to_owned(), 100)].into();
         EndpointReport { endpoint: "one".to_owned(), live, shadow: "green".to_owned(), mirrored_percent: 10, report }
+    }
+
+    #[test]
+    fn an_address_has_a_scheme_and_nothing_moves_the_cursor() {
+        assert!(admin("http://127.0.0.1:9090").is_ok() && admin("https://router.example/").is_ok());
+        for text in ["127.0.0.1:9090", "localhost:9090", "router", "", "file:///etc"] {
+            assert!(admin(text).is_err(), "{text}");
+        }
+        assert_eq!(visible("two\nlines, \u{1b}[31mred"), "two\nlines, \\u{1b}[31mred");
     }
 
     #[test]

@@ -135,7 +135,8 @@ fn refinements() -> Vec<(&'static str, Value)> {
     let name = json!({"minLength": name::LENGTH.start(), "maxLength": name::LENGTH.end(), "pattern": NAME});
     let path = |default: &str| json!({"pattern": "^/", "default": default});
     let object_name = json!({"maxLength": validate::MAX_OBJECT_NAME, "pattern": validate::OBJECT_NAME});
-    let (places, place) = (json!({"maxItems": traffic::MAX_PLACES}), json!({"pattern": place::PATTERN}));
+    let (places, place) =
+        (json!({"maxItems": traffic::MAX_PLACES}), json!({"pattern": place::PATTERN, "maxLength": place::LONGEST}));
     let interval = WrittenDuration(defaults::POLLING_INTERVAL).to_string();
     vec![
         ("", json!({"required": ["deployments"]})),

@@ -9,6 +9,7 @@ use crate::model::endpoint::Comparison as Rules;
 use crate::model::place::{self, Step};
 
 mod answer;
+mod matching;
 mod report;
 pub mod window;
 
@@ -19,8 +20,11 @@ pub use report::{EndpointReport, Rate, Report, Sample, SideReport};
 const LONGEST_PLACE: usize = 200;
 /// Most places that one comparison tells.
 const MOST_PLACES: usize = 20;
-/// Lists without an order are matched item by item up to this length; longer ones are put in an order first.
+/// Lists without an order are matched item by item up to this length; longer ones are put in an order first, numbers by
+/// what they are and others by what is written.
 const MATCHED: usize = 64;
+/// Values that one comparison looks at: lists without an order inside each other take many times the values that there are.
+const MOST_VALUES: u32 = 4_000_000;
 
 /// What a comparison comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +35,8 @@ pub enum Verdict {
     WithinTolerance,
     /// These places differ, or at least some of them; each once, in the order of the live answer.
     Different(Vec<Difference>),
+    /// Given up: it would have taken too long.
+    TooMuchWork,
 }
 
 /// A place where answers differ.
@@ -63,9 +69,10 @@ pub fn compare(live: &[u8], shadow: &[u8], rules: &Rules) -> Verdict {
 
 /// Compares two documents.
 pub fn compare_json(live: &Value, shadow: &Value, rules: &Rules) -> Verdict {
-    let mut comparison = Comparison { rules, at: Vec::new(), is_close: false, places: Vec::new() };
+    let mut comparison = Comparison { rules, at: Vec::new(), is_close: false, places: Vec::new(), left: MOST_VALUES };
     comparison.values(live, shadow);
     match comparison {
+        Comparison { left: 0, .. } => Verdict::TooMuchWork,
         Comparison { places, .. } if !places.is_empty() => Verdict::Different(places),
         Comparison { is_close: true, .. } => Verdict::WithinTolerance,
         _ => Verdict::Equal,
@@ -78,10 +85,16 @@ struct Comparison<'r, 'v> {
     /// Whether any two numbers were only close.
     is_close: bool,
     places: Vec<Difference>,
+    /// How many values may still be looked at.
+    left: u32,
 }
 
 impl<'v> Comparison<'_, 'v> {
     fn values(&mut self, live: &'v Value, shadow: &'v Value) {
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            return;
+        }
         if self.rules.ignore.iter().any(|place| place.is(&self.at)) {
             return;
         }
@@ -121,44 +134,38 @@ impl<'v> Comparison<'_, 'v> {
         }
     }
 
-    /// Each item agrees with one of the other side.
+    /// Each item agrees with another one of the other side.
     fn sets(&mut self, live: &'v [Value], shadow: &'v [Value]) {
         if live.len() != shadow.len() {
             return self.differs(|| format!("lists of {} and {}", live.len(), shadow.len()));
         }
         if live.len() > MATCHED {
-            let in_order = |items: &'v [Value]| {
-                let mut items: Vec<(String, &Value)> = items.iter().map(|item| (item.to_string(), item)).collect();
-                items.sort_by(|one, other| one.0.cmp(&other.0));
-                items
-            };
             for (live, shadow) in in_order(live).into_iter().zip(in_order(shadow)) {
-                self.inside(Step::Index(0), |this| this.values(live.1, shadow.1));
+                self.inside(Step::Index(0), |this| this.values(live, shadow));
             }
             return;
         }
-        let mut left: Vec<&Value> = shadow.iter().collect();
-        for item in live {
-            // One that is equal before one that is close.
-            let verdicts = left.iter().map(|other| self.of_items(item, other)).collect::<Vec<_>>();
-            let best = [Verdict::Equal, Verdict::WithinTolerance];
-            let found = best.iter().find_map(|wanted| verdicts.iter().position(|verdict| verdict == wanted));
-            match found {
-                Some(place) => {
-                    self.is_close |= verdicts[place] == Verdict::WithinTolerance;
-                    left.swap_remove(place);
-                }
-                None => return self.inside(Step::Index(0), |this| this.differs(|| "no such item".to_owned())),
-            }
+        let verdicts: Vec<Vec<Verdict>> =
+            live.iter().map(|item| shadow.iter().map(|other| self.of_items(item, other)).collect()).collect();
+        let is_equal = |item: usize, other: usize| verdicts[item][other] == Verdict::Equal;
+        let agrees = |item, other| is_equal(item, other) || verdicts[item][other] == Verdict::WithinTolerance;
+        if matching::is_perfect(live.len(), is_equal) {
+            return;
+        }
+        if matching::is_perfect(live.len(), agrees) {
+            self.is_close = true;
+        } else {
+            self.inside(Step::Index(0), |this| this.differs(|| "an item that the other has not".to_owned()));
         }
     }
 
     /// Two items of a list, by themselves.
-    fn of_items(&self, live: &'v Value, shadow: &'v Value) -> Verdict {
+    fn of_items(&mut self, live: &'v Value, shadow: &'v Value) -> Verdict {
         let mut at = self.at.clone();
         at.push(Step::Index(0));
-        let mut inner = Comparison { rules: self.rules, at, is_close: false, places: Vec::new() };
+        let mut inner = Comparison { at, places: Vec::new(), is_close: false, ..*self };
         inner.values(live, shadow);
+        self.left = inner.left;
         match (inner.places.is_empty(), inner.is_close) {
             (true, false) => Verdict::Equal,
             (true, true) => Verdict::WithinTolerance,
@@ -204,6 +211,21 @@ impl<'v> Comparison<'_, 'v> {
             self.places.push(Difference { place, what: what() });
         }
     }
+}
+
+/// The items of a list whose order says nothing, so that those that agree are at the same position.
+fn in_order(items: &[Value]) -> Vec<&Value> {
+    let mut in_order: Vec<(Option<f64>, String, &Value)> = Vec::with_capacity(items.len());
+    for item in items {
+        let number = item.as_f64();
+        let text = if number.is_some() { String::new() } else { item.to_string() };
+        in_order.push((number, text, item));
+    }
+    in_order.sort_by(|one, other| {
+        let numbers = one.0.unwrap_or(f64::NEG_INFINITY).total_cmp(&other.0.unwrap_or(f64::NEG_INFINITY));
+        numbers.then_with(|| one.1.cmp(&other.1))
+    });
+    in_order.into_iter().map(|(_, _, item)| item).collect()
 }
 
 /// Names in an answer can be as long as the answer, and places are kept.

@@ -120,6 +120,8 @@ impl Pair {
             request_id: self.request_id.clone(),
             live_status: self.live.status(),
             shadow_status: self.shadow.status(),
+            live_broke_off: self.live.broke_off(),
+            shadow_broke_off: self.shadow.broke_off(),
             differences,
         }
     }

@@ -20,6 +20,8 @@ use crate::model::validate::{self, Origin};
 
 /// The Service of the routers' admin listeners, as `deploy/` names it.
 const ADMIN_SERVICE: &str = "inference-router-admin";
+/// What a router says of itself is shorter, in bytes.
+pub const LONGEST_ANSWER: usize = 4 << 20;
 
 /// Somebody, as their kubeconfig says, and an endpoint in a namespace.
 pub struct Caller {
@@ -146,7 +148,8 @@ impl Caller {
         let request = http::Request::get(&of).body(kube::client::Body::empty()).map_err(|error| error.to_string())?;
         let answer = self.client.send(request).await.map_err(|error| words::of(&error))?;
         let status = answer.status().as_u16();
-        let body = http_body_util::BodyExt::collect(answer.into_body()).await;
+        let limited = http_body_util::Limited::new(answer.into_body(), LONGEST_ANSWER);
+        let body = http_body_util::BodyExt::collect(limited).await;
         let body = body.map_err(|error| format!("{of}: the answer broke off: {error}"))?.to_bytes();
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }

@@ -48,7 +48,7 @@ pub(super) struct Renamed {
 }
 
 /// The older object wins.
-type Claim = (String, String, Key);
+type Claim = (Arc<str>, Arc<str>, Key);
 
 /// One object.
 #[derive(Debug)]

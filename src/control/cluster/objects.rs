@@ -189,9 +189,9 @@ impl Pod {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct EndpointObject {
     /// Unlike its name never given to another.
-    pub(super) uid: String,
+    pub(super) uid: Arc<str>,
     /// Of two with the same name the older one counts; the text of a time sorts as the time does.
-    pub(super) created: String,
+    pub(super) created: Arc<str>,
     /// Counts changes of the spec.
     pub(super) generation: i64,
     /// What it says, or what is wrong with it.
@@ -212,8 +212,8 @@ impl EndpointObject {
         // What somebody else has made of it is written anew.
         let status = raw.status.and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default();
         Self {
-            uid: raw.metadata.uid.unwrap_or_default(),
-            created,
+            uid: raw.metadata.uid.unwrap_or_default().into(),
+            created: created.into(),
             generation: raw.metadata.generation.unwrap_or_default(),
             checked: validate::read(document, Origin::Cluster).map(Arc::new).map_err(|refused| refused.problems.into()),
             status: Arc::new(status),

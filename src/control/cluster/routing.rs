@@ -142,7 +142,10 @@ impl Cluster {
 
     /// Has the pods of a workload be found, if anybody names it.
     pub(super) fn select(&mut self, workload: &Arc<WorkloadKey>) {
-        let is_named = self.targets.user(workload).is_some();
+        let named = self.targets.named(workload);
+        let is_named = named.is_some();
+        // The same one where somebody names it: there are tens of thousands of them.
+        let workload = named.unwrap_or(workload);
         let selector =
             self.targets.workload(workload).and_then(|known| known.selector.as_ref().ok()).filter(|_| is_named);
         let changes = self.pods.select(workload, selector.cloned());

@@ -122,6 +122,11 @@ impl Targets {
         self.users(workload).first()
     }
 
+    /// A workload, as it is kept, if any deployment names it.
+    pub(super) fn named(&self, workload: &WorkloadKey) -> Option<&Arc<WorkloadKey>> {
+        self.users.get_key_value(workload).map(|(known, _)| known)
+    }
+
     /// Every deployment that names a workload.
     pub(super) fn users(&self, workload: &WorkloadKey) -> &[User] {
         self.users.get(workload).map_or(&[], Vec::as_slice)

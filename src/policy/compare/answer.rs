@@ -27,6 +27,11 @@ impl Answer {
             End::Unknown(_) => None,
         }
     }
+
+    /// Whether it ended in the middle of its body.
+    pub fn broke_off(&self) -> bool {
+        matches!(self.end, End::BrokeOff(_))
+    }
 }
 
 /// How an answer ended.
@@ -51,6 +56,8 @@ pub enum Gap {
     OverBudget,
     /// Too many answers were waiting to be compared.
     Busy,
+    /// To compare them takes too long.
+    TooMuchWork,
     /// Compressed bodies that are not the same.
     Encoded,
     /// The copy's body lagged behind the live one.
@@ -69,6 +76,7 @@ impl Gap {
             Self::TooLarge => "too_large",
             Self::OverBudget => "over_budget",
             Self::Busy => "busy",
+            Self::TooMuchWork => "too_much_work",
             Self::Encoded => "encoded",
             Self::Lagging => "lagging",
             Self::BrokeOff => "broke_off",
@@ -124,6 +132,7 @@ fn of_bodies(live: &Answer, shadow: &Answer, rules: &Rules) -> (Outcome, Vec<Dif
             Verdict::Equal => Outcome::Equal,
             Verdict::WithinTolerance => Outcome::WithinTolerance,
             Verdict::Different(places) => return (Outcome::Different, places),
+            Verdict::TooMuchWork => Outcome::NotCompared(Gap::TooMuchWork),
         },
     };
     (outcome, Vec::new())

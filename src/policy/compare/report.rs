@@ -94,6 +94,10 @@ pub struct Sample {
     pub live_status: Option<u16>,
     /// Of the shadow's.
     pub shadow_status: Option<u16>,
+    /// Whether the live answer ended in the middle of its body.
+    pub live_broke_off: bool,
+    /// Whether the shadow's did.
+    pub shadow_broke_off: bool,
     /// Where and how.
     pub differences: Vec<Difference>,
 }

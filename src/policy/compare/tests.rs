@@ -92,6 +92,32 @@ fn lists_without_an_order_agree_item_by_item() {
         json!({"tags": all})
     };
     assert_eq!(of(many(false), many(true)), Verdict::Equal);
+    // By what is written 9.9999 is after 10.
+    let numbers = |off: f64| json!({"tags": (0..100).map(|number| f64::from(number) - off).collect::<Vec<_>>()});
+    assert_eq!(of(numbers(0.0), numbers(1e-4)), Verdict::WithinTolerance);
+}
+
+#[test]
+fn an_item_that_is_close_to_two_does_not_take_the_one_that_another_needs() {
+    let unordered = rules(0.01, &[], &["$"]);
+    assert_eq!(compare_json(&json!([1.009, 1.0]), &json!([1.0089, 1.018]), &unordered), Verdict::WithinTolerance);
+    assert_eq!(compare_json(&json!([1.0, 1.009]), &json!([1.0, 0.991]), &unordered), Verdict::WithinTolerance);
+    assert_eq!(compare_json(&json!([1.0, 1.009]), &json!([1.0, 0.98]), &unordered), different(&["$[*]"]));
+}
+
+#[test]
+fn a_comparison_that_takes_too_long_is_given_up() {
+    // Lists in lists in lists, each without an order: 30 x 30 x 30 items, and the square of that to look at.
+    let answer = |last: usize| {
+        let inner: Vec<usize> = (0..29).chain([last]).collect();
+        json!({"a": vec![json!({"b": vec![json!({"c": inner}); 30]}); 30]})
+    };
+    let places = ["$.a", "$.a[*].b", "$.a[*].b[*].c"];
+    assert_eq!(compare_json(&answer(29), &answer(30), &rules(0.0, &[], &places)), Verdict::TooMuchWork);
+    assert_eq!(
+        compare_json(&answer(29), &answer(30), &rules(0.0, &[], &["$.a[*].b[*].c"])),
+        different(&["$.a[*].b[*].c[*]"])
+    );
 }
 
 #[test]

@@ -314,7 +314,18 @@ mod tests {
             let differences = at(&["$.a", "$.b", "$.c", "$.d", "$.e", "$.f"]);
             let (live_status, shadow_status) = (Some(200), Some(200));
             let (time, request_id) = (String::new(), number.to_string());
-            window.sample(now, Sample { time, request_id, live_status, shadow_status, differences });
+            window.sample(
+                now,
+                Sample {
+                    time,
+                    request_id,
+                    live_status,
+                    shadow_status,
+                    live_broke_off: false,
+                    shadow_broke_off: false,
+                    differences,
+                },
+            );
         }
         let samples = window.report(now).samples;
         assert_eq!((samples.len(), samples[19].request_id.as_str(), samples[0].differences.len()), (20, "29", 5));
