@@ -144,7 +144,7 @@ impl Shadow {
         if self.length.is_none() {
             self.mirror.spend(self.tee.passed());
         }
-        self.mirror.to.metrics.request_bytes.inc_by(self.tee.passed());
+        self.mirror.to.metrics.bytes(self.tee.passed(), 0);
         self.mirror.limit.iter().for_each(|limit| limit.copied(self.tee.passed()));
         self.mirror.to.metrics.mirrored(result);
     }
@@ -166,7 +166,7 @@ impl Shadow {
             }
         };
         let latency = dispatched.elapsed();
-        shadow.metrics.model_duration.observe(latency.as_secs_f64());
+        shadow.metrics.observe_model(latency);
         self.pair.iter().for_each(|pair| pair.shadow.head(&head.headers, Some(latency)));
         let (mut bytes, status) = (0, head.status.as_u16());
         let ended = loop {
@@ -181,7 +181,7 @@ impl Shadow {
                 None => break ("answered", End::Complete(status)),
             }
         };
-        shadow.metrics.response_bytes.inc_by(bytes);
+        shadow.metrics.bytes(0, bytes);
         self.mirror.limit.iter().for_each(|limit| limit.copied(bytes));
         ended
     }

@@ -186,8 +186,7 @@ impl Record {
         };
         let metrics = &deployment.metrics;
         metrics.answered(code, self.model_status.map(|status| status.as_u16()));
-        metrics.request_bytes.inc_by(self.upload.received());
-        metrics.response_bytes.inc_by(self.sent);
+        metrics.bytes(self.upload.received(), self.sent);
         let total = now.duration_since(self.start);
         let with_model = self.dispatched.map(|at| self.ended.unwrap_or(now).duration_since(at)).unwrap_or_default();
         let routing = total.saturating_sub(self.queued.unwrap_or_default()).saturating_sub(with_model);

@@ -2,6 +2,7 @@
 //!
 //! Labels take only configured names and closed sets.
 
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{
@@ -82,23 +83,20 @@ pub struct Handshakes {
 pub struct DeploymentMetrics {
     /// The common case, resolved: 200 from the model and to the client.
     ok: IntCounter,
-    requests: IntCounterVec,
-    rejected: IntCounterVec,
-    retries: IntCounterVec,
-    mirrored: IntCounterVec,
     labels: [String; 2],
-    /// From the request's head to the last byte of the response.
-    pub request_duration: Histogram,
-    /// Of that, the time in the router: without queue and model.
-    pub routing_duration: Histogram,
-    /// Time in the queue, of those that waited.
-    pub queue_wait: Histogram,
-    /// From dispatch to the model's response head.
-    pub model_duration: Histogram,
-    /// Body bytes from clients.
-    pub request_bytes: IntCounter,
-    /// Body bytes to clients.
-    pub response_bytes: IntCounter,
+    families: Arc<Metrics>,
+    /// Made when the first request comes: of ten thousand deployments most rest, and these are 7 KB each.
+    series: OnceLock<Box<Series>>,
+}
+
+#[derive(Debug)]
+struct Series {
+    request_duration: Histogram,
+    routing_duration: Histogram,
+    queue_wait: Histogram,
+    model_duration: Histogram,
+    request_bytes: IntCounter,
+    response_bytes: IntCounter,
 }
 
 const BY_DEPLOYMENT: [&str; 2] = ["endpoint", "deployment"];
@@ -253,21 +251,13 @@ impl Metrics {
     }
 
     /// The handles of one deployment.
-    pub fn deployment(&self, endpoint: &str, deployment: &str) -> DeploymentMetrics {
+    pub fn deployment(self: &Arc<Self>, endpoint: &str, deployment: &str) -> DeploymentMetrics {
         let labels = [endpoint, deployment];
         DeploymentMetrics {
             ok: self.requests.with_label_values(&[endpoint, deployment, "200", "200"]),
-            requests: self.requests.clone(),
-            rejected: self.rejected.clone(),
-            retries: self.retries.clone(),
-            mirrored: self.mirrored.clone(),
             labels: labels.map(str::to_owned),
-            request_duration: self.request_duration.with_label_values(&labels),
-            routing_duration: self.routing_duration.with_label_values(&labels),
-            queue_wait: self.queue_wait.with_label_values(&labels),
-            model_duration: self.model_duration.with_label_values(&labels),
-            request_bytes: self.request_bytes.with_label_values(&labels),
-            response_bytes: self.response_bytes.with_label_values(&labels),
+            families: self.clone(),
+            series: OnceLock::new(),
         }
     }
 }
@@ -296,33 +286,64 @@ impl DeploymentMetrics {
             return self.ok.inc();
         }
         let model_code = model_code.map(|code| code.to_string()).unwrap_or_default();
-        self.requests.with_label_values(&[&self.labels[0], &self.labels[1], &code.to_string(), &model_code]).inc();
+        self.families
+            .requests
+            .with_label_values(&[&self.labels[0], &self.labels[1], &code.to_string(), &model_code])
+            .inc();
     }
 
     /// Counts a request that the router refused or failed.
     pub fn rejected(&self, reason: &str) {
-        self.rejected.with_label_values(&[self.labels[0].as_str(), self.labels[1].as_str(), reason]).inc();
+        self.families.rejected.with_label_values(&[self.labels[0].as_str(), self.labels[1].as_str(), reason]).inc();
     }
 
     /// Counts a request that is sent again.
     pub fn retried(&self, reason: &str) {
-        self.retries.with_label_values(&[self.labels[0].as_str(), self.labels[1].as_str(), reason]).inc();
+        self.families.retries.with_label_values(&[self.labels[0].as_str(), self.labels[1].as_str(), reason]).inc();
     }
 
     /// Counts a copy of a live request that the deployment was to get.
     pub fn mirrored(&self, result: &str) {
-        self.mirrored.with_label_values(&[self.labels[0].as_str(), self.labels[1].as_str(), result]).inc();
+        self.families.mirrored.with_label_values(&[self.labels[0].as_str(), self.labels[1].as_str(), result]).inc();
     }
 
-    /// Observes where the time of a request went.
+    /// Observes where the time of a request went: `total` from its head to the last byte of the response, `queued` if it
+    /// waited, `model` from dispatch to the response's head, `routing` in the router, without queue and model.
     pub fn observe(&self, total: Duration, queued: Option<Duration>, model: Option<Duration>, routing: Duration) {
-        self.request_duration.observe(total.as_secs_f64());
-        self.routing_duration.observe(routing.as_secs_f64());
+        let series = self.series();
+        series.request_duration.observe(total.as_secs_f64());
+        series.routing_duration.observe(routing.as_secs_f64());
         if let Some(queued) = queued {
-            self.queue_wait.observe(queued.as_secs_f64());
+            series.queue_wait.observe(queued.as_secs_f64());
         }
         if let Some(model) = model {
-            self.model_duration.observe(model.as_secs_f64());
+            series.model_duration.observe(model.as_secs_f64());
         }
+    }
+
+    /// Observes how long the model took to answer a request that is nobody's: a copy.
+    pub fn observe_model(&self, took: Duration) {
+        self.series().model_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts bytes of bodies, to the model and from it.
+    pub fn bytes(&self, request: u64, response: u64) {
+        let series = self.series();
+        series.request_bytes.inc_by(request);
+        series.response_bytes.inc_by(response);
+    }
+
+    fn series(&self) -> &Series {
+        self.series.get_or_init(|| {
+            let (all, labels) = (&self.families, &self.labels);
+            Box::new(Series {
+                request_duration: all.request_duration.with_label_values(labels),
+                routing_duration: all.routing_duration.with_label_values(labels),
+                queue_wait: all.queue_wait.with_label_values(labels),
+                model_duration: all.model_duration.with_label_values(labels),
+                request_bytes: all.request_bytes.with_label_values(labels),
+                response_bytes: all.response_bytes.with_label_values(labels),
+            })
+        })
     }
 }
