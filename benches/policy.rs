@@ -161,7 +161,7 @@ fn deployment(replicas: usize, queue_length: usize) -> Admission<u32> {
 /// Requests that hold every slot but `free`; the last arrived last.
 fn fill(admission: &mut Admission<u32>, replicas: usize, free: usize, deadline: Instant) {
     for _ in free..2 * replicas {
-        assert!(matches!(admission.arrive(Avoid::default(), deadline, || 0), Arrival::Granted(_)));
+        assert!(matches!(admission.arrive(Avoid::default(), deadline, deadline, || 0), Arrival::Granted(_)));
     }
 }
 
@@ -171,7 +171,7 @@ fn admission(c: &mut Criterion) {
         let mut idle = deployment(replicas, 10_000);
         group.bench_function(BenchmarkId::new("arrive and release, idle", replicas), |b| {
             b.iter(|| {
-                let Arrival::Granted(id) = idle.arrive(Avoid::default(), deadline, || 0) else {
+                let Arrival::Granted(id) = idle.arrive(Avoid::default(), deadline, deadline, || 0) else {
                     panic!("a slot is free")
                 };
                 idle.release(id, HELD)
@@ -181,7 +181,7 @@ fn admission(c: &mut Criterion) {
         fill(&mut busy, replicas, 1, deadline);
         group.bench_function(BenchmarkId::new("arrive and release, one slot left", replicas), |b| {
             b.iter(|| {
-                let Arrival::Granted(id) = busy.arrive(Avoid::default(), deadline, || 0) else {
+                let Arrival::Granted(id) = busy.arrive(Avoid::default(), deadline, deadline, || 0) else {
                     panic!("a slot is free")
                 };
                 busy.release(id, HELD)
@@ -191,20 +191,20 @@ fn admission(c: &mut Criterion) {
         let first = waiting.ids().next().expect("there is a replica");
         fill(&mut waiting, replicas, 0, deadline);
         for waiter in 0..5_000 {
-            assert!(matches!(waiting.arrive(Avoid::default(), deadline, || waiter), Arrival::Queued(_)));
+            assert!(matches!(waiting.arrive(Avoid::default(), deadline, deadline, || waiter), Arrival::Queued(_)));
         }
         group.bench_function(BenchmarkId::new("release to the first of 5000, queue again", replicas), |b| {
             b.iter(|| {
                 let (granted, _) = waiting.release(first, HELD);
-                assert!(matches!(waiting.arrive(Avoid::default(), deadline, || 0), Arrival::Queued(_)));
+                assert!(matches!(waiting.arrive(Avoid::default(), deadline, deadline, || 0), Arrival::Queued(_)));
                 granted
             });
         });
         let mut full = deployment(replicas, 100);
         fill(&mut full, replicas, 0, deadline);
-        while !matches!(full.arrive(Avoid::default(), deadline, || 0), Arrival::Full) {}
+        while !matches!(full.arrive(Avoid::default(), deadline, deadline, || 0), Arrival::Full) {}
         group.bench_function(BenchmarkId::new("arrive at a full queue", replicas), |b| {
-            b.iter(|| full.arrive(black_box(Avoid::default()), deadline, || 0));
+            b.iter(|| full.arrive(black_box(Avoid::default()), deadline, deadline, || 0));
         });
     }
 }

@@ -12,8 +12,10 @@ use super::health::{Fitness, Health};
 
 mod avoid;
 mod shelf;
+mod views;
 pub use avoid::{Avoid, RETRIES};
 use shelf::Shelf;
+pub use views::{Line, Occupancy};
 
 /// A replica, for as long as it is known or has requests in flight. Never given to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,25 +63,6 @@ pub enum Arrival {
 /// A slot given to a waiter.
 pub type Grant<W> = (W, ReplicaId);
 
-/// How many replicas are in which state, how many slots are taken, who waits.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Occupancy {
-    /// Replicas that may be used, probes included.
-    pub ready: usize,
-    /// Replicas set aside after failures.
-    pub set_aside: usize,
-    /// Replicas on their way out, with requests still in flight.
-    pub draining: usize,
-    /// Slots taken on replicas that are not draining.
-    pub busy: usize,
-    /// Slots free now.
-    pub free: usize,
-    /// Slots taken on draining replicas.
-    pub busy_draining: usize,
-    /// Requests that wait.
-    pub waiting: usize,
-}
-
 /// The state of one deployment. `W` is whatever the caller needs to wake a waiter.
 #[derive(Debug)]
 pub struct Admission<W> {
@@ -108,6 +91,8 @@ struct Replica {
     busy: u32,
     /// Requests it may have in flight now; 0 when it may not be used.
     limit: u32,
+    /// How many of these may be this router's, where there are several.
+    leased: u32,
     health: Health,
     /// `Vacant` ids are kept for reuse.
     presence: Presence,
@@ -124,6 +109,7 @@ enum Presence {
 struct Waiter<W> {
     ticket: Ticket,
     avoid: Avoid,
+    came: Instant,
     deadline: Instant,
     waiter: W,
 }
@@ -159,7 +145,8 @@ impl<W> Admission<W> {
             Some(ReplicaId { index, life }) => ReplicaId { index, life: life.saturating_add(1) },
             None => ReplicaId { index: self.replicas.len() as u32, life: NonZeroU32::MIN },
         };
-        let replica = Replica { id, busy: 0, limit: 0, health: Health::default(), presence: Presence::Present };
+        let replica =
+            Replica { id, busy: 0, limit: 0, leased: u32::MAX, health: Health::default(), presence: Presence::Present };
         match self.replicas.get_mut(id.index()) {
             Some(vacant) => *vacant = replica,
             None => self.replicas.push(replica),
@@ -183,10 +170,20 @@ impl<W> Admission<W> {
         self.dispatch()
     }
 
+    /// A replica may have so many requests in flight from this router, if its limit is not less; [`u32::MAX`]: that is all
+    /// there is to it. What is more ends first.
+    pub fn set_leased(&mut self, id: ReplicaId, leased: u32) -> Vec<Grant<W>> {
+        let replica = &mut self.replicas[id.index()];
+        let is_more = leased > replica.leased;
+        replica.leased = leased;
+        self.reshelve(id);
+        if is_more { self.dispatch() } else { Vec::new() }
+    }
+
     /// A request wants a slot, but not on those in `avoid`, which have just failed it. Such a repeated request goes
     /// before those that wait: it came before them. `waiter` is only made for one that has to wait; it must
     /// [`Admission::leave`] at the deadline.
-    pub fn arrive(&mut self, avoid: Avoid, deadline: Instant, waiter: impl FnOnce() -> W) -> Arrival {
+    pub fn arrive(&mut self, avoid: Avoid, now: Instant, deadline: Instant, waiter: impl FnOnce() -> W) -> Arrival {
         // This overtakes nobody: a slot that is free beside a queue is one that all who wait avoid.
         if let Some(id) = self.take(avoid) {
             return Arrival::Granted(id);
@@ -199,7 +196,7 @@ impl<W> Admission<W> {
         let ticket = Ticket { first_try, number: self.tickets };
         let place =
             if first_try { self.queue.len() } else { self.queue.partition_point(|waiter| waiter.ticket < ticket) };
-        self.queue.insert(place, Waiter { ticket, avoid, deadline, waiter: waiter() });
+        self.queue.insert(place, Waiter { ticket, avoid, came: now, deadline, waiter: waiter() });
         Arrival::Queued(ticket)
     }
 
@@ -264,72 +261,6 @@ impl<W> Admission<W> {
         self.dispatch()
     }
 
-    /// Requests that wait.
-    pub fn waiting(&self) -> usize {
-        self.queue.len()
-    }
-
-    /// Whether any replica may be used, now or when it is free.
-    pub fn any_ready(&self) -> bool {
-        self.slots > 0
-    }
-
-    /// Whether a replica that is not in `avoid` may be used, now or when it is free.
-    pub fn any_ready_but(&self, avoid: Avoid) -> bool {
-        let avoided = avoid.ids().map(|id| (id, &self.replicas[id.index()])).filter(|(id, replica)| replica.id == *id);
-        self.slots > avoided.map(|(_, replica)| u64::from(replica.limit)).sum()
-    }
-
-    /// How long a client that is turned away now should wait: until those who wait have been served or have to leave,
-    /// and one more slot has come back; or until a replica that is set aside may be probed. At least 1 s.
-    pub fn retry_after(&self, now: Instant) -> Duration {
-        let wait = if self.slots > 0 {
-            let next_slot = self.service_time / self.slots as f64;
-            let all_served = self.queue.len() as f64 * next_slot;
-            let all_left = self.queue.back().map(|last| last.deadline.saturating_duration_since(now));
-            Duration::from_secs_f64(all_served.min(all_left.unwrap_or_default().as_secs_f64()) + next_slot)
-        } else {
-            let probes =
-                self.replicas.iter().filter_map(|replica| match (replica.presence, replica.health.fitness()) {
-                    (Presence::Present, Fitness::Aside(until)) => Some(until.saturating_duration_since(now)),
-                    _ => None,
-                });
-            probes.min().unwrap_or_default()
-        };
-        wait.max(Duration::from_secs(1))
-    }
-
-    /// A count of everything.
-    pub fn occupancy(&self) -> Occupancy {
-        let mut sum = Occupancy { waiting: self.queue.len(), ..Occupancy::default() };
-        for replica in &self.replicas {
-            let busy = replica.busy as usize;
-            match (replica.presence, replica.limit > 0) {
-                (Presence::Vacant, _) => {}
-                (Presence::Draining, _) => {
-                    (sum.draining, sum.busy_draining) = (sum.draining + 1, sum.busy_draining + busy)
-                }
-                (Presence::Present, ready) => {
-                    sum.busy += busy;
-                    sum.free += replica.limit.saturating_sub(replica.busy) as usize;
-                    if ready { sum.ready += 1 } else { sum.set_aside += 1 }
-                }
-            }
-        }
-        sum
-    }
-
-    /// The replicas there are, those on their way out included, in ascending order.
-    pub fn ids(&self) -> impl Iterator<Item = ReplicaId> {
-        self.replicas.iter().filter(|replica| replica.presence != Presence::Vacant).map(|replica| replica.id)
-    }
-
-    /// Requests in flight on a replica, and how much it may be used; `None` when it is on its way out.
-    pub fn replica(&self, id: ReplicaId) -> (u32, Option<Fitness>) {
-        let replica = &self.replicas[id.index()];
-        (replica.busy, (replica.presence == Presence::Present).then(|| replica.health.fitness()))
-    }
-
     fn occupy(&mut self, id: ReplicaId) {
         self.replicas[id.index()].busy += 1;
         self.reshelve(id);
@@ -345,7 +276,8 @@ impl<W> Admission<W> {
         };
         self.slots = self.slots + u64::from(limit) - u64::from(replica.limit);
         replica.limit = limit;
-        self.shelf.place(id, (replica.busy < limit).then_some(replica.busy));
+        let is_free = replica.busy < limit.min(replica.leased);
+        self.shelf.place(id, is_free.then_some(replica.busy));
     }
 
     /// Gives a slot of `id`, if it has a free one, to the first who may use it.

@@ -130,7 +130,7 @@ impl<'s> World<'s> {
         };
         let deadline = now + wait;
         self.recorder.arrived();
-        match self.admission.arrive(Avoid::default(), deadline, || Waiter { since: now, service }) {
+        match self.admission.arrive(Avoid::default(), now, deadline, || Waiter { since: now, service }) {
             Answer::Granted(id) => {
                 self.tally.came();
                 self.serve((Waiter { since: now, service }, id));

@@ -166,7 +166,7 @@ impl Slots {
         inner.pass(now);
         let (deadline, is_first) = inner.patience(now, deadline);
         let mut receiver = None;
-        let arrival = inner.admission.arrive(avoid, deadline, || {
+        let arrival = inner.admission.arrive(avoid, now, deadline, || {
             let (sender, slot) = oneshot::channel();
             receiver = Some(slot);
             sender

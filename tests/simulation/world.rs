@@ -143,7 +143,8 @@ impl World {
     /// `Slots::acquire`, as `service::acquire` calls it.
     fn acquire(&mut self, request: usize) -> Checked {
         let deadline = self.now + self.scenario.queue_wait;
-        let arrival = self.admission.arrive(self.requests[request].avoid_ids, self.at(deadline), || request);
+        let (avoid, now) = (self.requests[request].avoid_ids, self.at(self.now));
+        let arrival = self.admission.arrive(avoid, now, self.at(deadline), || request);
         self.say(|world| format!("  request {request} avoiding {:?}: {arrival:?}", world.requests[request].avoid));
         self.model.arrived(request, &self.requests[request].avoid, deadline, &arrival)?;
         match arrival {

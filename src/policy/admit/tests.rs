@@ -38,36 +38,36 @@ fn queued(arrival: Arrival) -> Ticket {
 #[test]
 fn the_least_loaded_replica_is_taken_and_of_equals_the_one_used_last() {
     let (mut admission, ids) = admission(2, 0, 3);
-    let first = granted(admission.arrive(Avoid::default(), far(), || ""));
-    let second = granted(admission.arrive(Avoid::default(), far(), || ""));
-    let third = granted(admission.arrive(Avoid::default(), far(), || ""));
+    let first = granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
+    let second = granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
+    let third = granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
     let mut all = [first, second, third];
     all.sort();
     assert_eq!(all.to_vec(), ids, "each replica gets one before any gets two");
     admission.release(second, HELD);
     admission.release(first, HELD);
-    assert_eq!(granted(admission.arrive(Avoid::default(), far(), || "")), first, "warmest first");
-    assert_eq!(granted(admission.arrive(Avoid::default(), far(), || "")), second);
+    assert_eq!(granted(admission.arrive(Avoid::default(), Instant::now(), far(), || "")), first, "warmest first");
+    assert_eq!(granted(admission.arrive(Avoid::default(), Instant::now(), far(), || "")), second);
 }
 
 #[test]
 fn nobody_gets_more_than_the_cap_and_the_queue_is_bounded() {
     let (mut admission, _) = admission(2, 1, 2);
     for _ in 0..4 {
-        granted(admission.arrive(Avoid::default(), far(), || ""));
+        granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
     }
-    queued(admission.arrive(Avoid::default(), far(), || "waits"));
-    assert_eq!(admission.arrive(Avoid::default(), far(), || "turned away"), Arrival::Full);
+    queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "waits"));
+    assert_eq!(admission.arrive(Avoid::default(), Instant::now(), far(), || "turned away"), Arrival::Full);
     assert_eq!(admission.occupancy(), Occupancy { ready: 2, busy: 4, waiting: 1, ..Occupancy::default() });
 }
 
 #[test]
 fn first_come_first_served_and_leavers_lose_their_place() {
     let (mut admission, ids) = admission(1, 10, 1);
-    granted(admission.arrive(Avoid::default(), far(), || ""));
-    let first = queued(admission.arrive(Avoid::default(), far(), || "first"));
-    let second = queued(admission.arrive(Avoid::default(), far(), || "second"));
-    queued(admission.arrive(Avoid::default(), far(), || "third"));
+    granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
+    let first = queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "first"));
+    let second = queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "second"));
+    queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "third"));
     assert_eq!(admission.leave(second), Some("second"));
     assert_eq!(admission.leave(second), None);
     assert_eq!(admission.release(ids[0], HELD), (Some(("first", ids[0])), false));
@@ -79,10 +79,10 @@ fn first_come_first_served_and_leavers_lose_their_place() {
 #[test]
 fn a_draining_replica_gets_nothing_new_and_goes_with_its_last_request() {
     let (mut admission, ids) = admission(2, 10, 1);
-    granted(admission.arrive(Avoid::default(), far(), || ""));
-    granted(admission.arrive(Avoid::default(), far(), || ""));
+    granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
+    granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
     assert!(!admission.remove(ids[0]));
-    queued(admission.arrive(Avoid::default(), far(), || "waits"));
+    queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "waits"));
     assert_eq!(admission.release(ids[0], HELD), (None, false));
     assert_eq!(admission.occupancy().busy_draining, 1);
     assert_eq!(admission.release(ids[0], HELD), (None, true));
@@ -95,10 +95,10 @@ fn a_draining_replica_gets_nothing_new_and_goes_with_its_last_request() {
 #[test]
 fn a_draining_replica_that_is_wanted_again_still_has_what_is_in_flight() {
     let (mut admission, ids) = admission(2, 10, 1);
-    granted(admission.arrive(Avoid::default(), far(), || ""));
-    granted(admission.arrive(Avoid::default(), far(), || ""));
+    granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
+    granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
     admission.remove(ids[0]);
-    queued(admission.arrive(Avoid::default(), far(), || "waits"));
+    queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "waits"));
     assert!(admission.restore(ids[0]).is_empty());
     assert_eq!(admission.release(ids[0], HELD), (Some(("waits", ids[0])), false));
     assert_eq!(admission.occupancy().busy, 2);
@@ -108,11 +108,14 @@ fn a_draining_replica_that_is_wanted_again_still_has_what_is_in_flight() {
 fn a_repeated_request_avoids_the_replica_that_failed_it_and_goes_first() {
     let (mut admission, ids) = admission(1, 10, 2);
     let (bad, good) = (ids[0], ids[1]);
-    assert_eq!(granted(admission.arrive(avoiding(&[bad]), far(), || "")), good);
-    queued(admission.arrive(avoiding(&[bad]), far(), || "repeated"));
-    assert_eq!(granted(admission.arrive(Avoid::default(), far(), || "takes what the other avoids")), bad);
-    queued(admission.arrive(Avoid::default(), far(), || "later"));
-    queued(admission.arrive(avoiding(&[bad]), far(), || "repeated later"));
+    assert_eq!(granted(admission.arrive(avoiding(&[bad]), Instant::now(), far(), || "")), good);
+    queued(admission.arrive(avoiding(&[bad]), Instant::now(), far(), || "repeated"));
+    assert_eq!(
+        granted(admission.arrive(Avoid::default(), Instant::now(), far(), || "takes what the other avoids")),
+        bad
+    );
+    queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "later"));
+    queued(admission.arrive(avoiding(&[bad]), Instant::now(), far(), || "repeated later"));
     assert_eq!(admission.release(bad, HELD), (Some(("later", bad)), false));
     assert_eq!(admission.release(good, HELD), (Some(("repeated", good)), false), "in the order they came");
     assert_eq!(admission.release(good, HELD), (Some(("repeated later", good)), false));
@@ -121,11 +124,11 @@ fn a_repeated_request_avoids_the_replica_that_failed_it_and_goes_first() {
 #[test]
 fn a_repeated_request_avoids_every_replica_that_failed_it() {
     let (mut admission, ids) = admission(1, 10, 3);
-    assert_eq!(granted(admission.arrive(avoiding(&[ids[0], ids[1]]), far(), || "")), ids[2]);
+    assert_eq!(granted(admission.arrive(avoiding(&[ids[0], ids[1]]), Instant::now(), far(), || "")), ids[2]);
     assert!(admission.any_ready_but(avoiding(&[ids[0], ids[1]])));
     admission.remove(ids[2]);
     assert!(!admission.any_ready_but(avoiding(&[ids[0], ids[1]])));
-    queued(admission.arrive(avoiding(&[ids[0], ids[1]]), far(), || "waits for another"));
+    queued(admission.arrive(avoiding(&[ids[0], ids[1]]), Instant::now(), far(), || "waits for another"));
     let (new, grants) = admission.add();
     assert_eq!(grants, [("waits for another", new)]);
 }
@@ -133,12 +136,12 @@ fn a_repeated_request_avoids_every_replica_that_failed_it() {
 #[test]
 fn a_ticket_is_never_given_twice() {
     let (mut admission, ids) = admission(1, 10, 2);
-    granted(admission.arrive(Avoid::default(), far(), || ""));
-    granted(admission.arrive(Avoid::default(), far(), || ""));
-    let served = queued(admission.arrive(Avoid::default(), far(), || "served"));
-    queued(admission.arrive(Avoid::default(), far(), || "behind"));
+    granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
+    granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
+    let served = queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "served"));
+    queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "behind"));
     assert_eq!(admission.release(ids[1], HELD).0, Some(("served", ids[1])));
-    let repeated = queued(admission.arrive(avoiding(&[ids[0]]), far(), || "repeated"));
+    let repeated = queued(admission.arrive(avoiding(&[ids[0]]), Instant::now(), far(), || "repeated"));
     assert_ne!(served, repeated);
     assert_eq!(admission.leave(served), None, "who was served takes nobody else's place along");
     assert_eq!(admission.leave(repeated), Some("repeated"));
@@ -153,8 +156,8 @@ fn a_failing_replica_is_set_aside_then_probed_by_one_request() {
     let until = admission.failed(ids[0], now).unwrap();
     assert!(!admission.any_ready());
     assert_eq!(admission.retry_after(now), Duration::from_secs(1));
-    queued(admission.arrive(Avoid::default(), far(), || "probe"));
-    queued(admission.arrive(Avoid::default(), far(), || "next"));
+    queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "probe"));
+    queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "next"));
     assert!(admission.tick(now).is_empty());
     now = until;
     assert_eq!(admission.tick(now), [("probe", ids[0])]);
@@ -166,12 +169,12 @@ fn a_failing_replica_is_set_aside_then_probed_by_one_request() {
 fn changed_rules_apply_at_once_and_what_is_in_flight_finishes() {
     let (mut admission, ids) = admission(3, 10, 1);
     for _ in 0..3 {
-        granted(admission.arrive(Avoid::default(), far(), || ""));
+        granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
     }
     let rules = |cap| Rules { per_replica: NonZeroU32::new(cap).unwrap(), queue_length: 10 };
     assert!(admission.set_rules(rules(1)).is_empty());
-    queued(admission.arrive(Avoid::default(), far(), || "waits"));
-    queued(admission.arrive(Avoid::default(), far(), || "waits too"));
+    queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "waits"));
+    queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "waits too"));
     assert_eq!(admission.release(ids[0], HELD).0, None);
     assert_eq!(admission.release(ids[0], HELD).0, None);
     assert_eq!(admission.release(ids[0], HELD).0, Some(("waits", ids[0])));
@@ -181,13 +184,13 @@ fn changed_rules_apply_at_once_and_what_is_in_flight_finishes() {
 /// Four slots, all taken; a request takes 2 s; `waiting` wait until `deadline`.
 fn all_busy(waiting: usize, deadline: Instant) -> (Admission<&'static str>, Vec<ReplicaId>) {
     let (mut admission, ids) = admission(2, 100, 2);
-    let served = granted(admission.arrive(Avoid::default(), deadline, || ""));
+    let served = granted(admission.arrive(Avoid::default(), Instant::now(), deadline, || ""));
     admission.release(served, Duration::from_secs(2));
     for _ in 0..4 {
-        granted(admission.arrive(Avoid::default(), deadline, || ""));
+        granted(admission.arrive(Avoid::default(), Instant::now(), deadline, || ""));
     }
     for _ in 0..waiting {
-        queued(admission.arrive(Avoid::default(), deadline, || ""));
+        queued(admission.arrive(Avoid::default(), Instant::now(), deadline, || ""));
     }
     (admission, ids)
 }
@@ -243,10 +246,10 @@ fn a_replica_that_came_back_serves_whom_others_avoid_it_for() {
     let (mut admission, ids) = admission(2, 10, 3);
     let (light, heavy, full) = (ids[0], ids[1], ids[2]);
     for _ in 0..6 {
-        granted(admission.arrive(Avoid::default(), far(), || ""));
+        granted(admission.arrive(Avoid::default(), Instant::now(), far(), || ""));
     }
-    queued(admission.arrive(avoiding(&[light, heavy]), far(), || "avoids both"));
-    queued(admission.arrive(avoiding(&[light, full]), far(), || "avoids the lightest"));
+    queued(admission.arrive(avoiding(&[light, heavy]), Instant::now(), far(), || "avoids both"));
+    queued(admission.arrive(avoiding(&[light, full]), Instant::now(), far(), || "avoids the lightest"));
     admission.remove(heavy);
     admission.release(heavy, HELD);
     assert_eq!(admission.release(light, HELD).0, None);
@@ -257,8 +260,8 @@ fn a_replica_that_came_back_serves_whom_others_avoid_it_for() {
 #[test]
 fn a_new_replica_in_the_place_of_one_that_failed_is_not_avoided() {
     let (mut admission, ids) = admission(1, 10, 2);
-    granted(admission.arrive(avoiding(&[ids[0]]), far(), || ""));
-    queued(admission.arrive(avoiding(&[ids[0]]), far(), || "repeated"));
+    granted(admission.arrive(avoiding(&[ids[0]]), Instant::now(), far(), || ""));
+    queued(admission.arrive(avoiding(&[ids[0]]), Instant::now(), far(), || "repeated"));
     assert!(admission.remove(ids[0]));
     let (new, grants) = admission.add();
     assert_eq!((new.index(), grants), (ids[0].index(), vec![("repeated", new)]));
@@ -305,7 +308,7 @@ fn whatever_happens_the_cap_holds_the_order_holds_and_no_slot_idles() {
                     rules.per_replica = NonZeroU32::new(rng.random_range(1..4)).unwrap();
                     grants = admission.set_rules(rules);
                 }
-                _ => match admission.arrive(Avoid::default(), far(), || step) {
+                _ => match admission.arrive(Avoid::default(), Instant::now(), far(), || step) {
                     Arrival::Granted(id) => {
                         assert!(waiting.is_empty(), "overtaken: seed {seed} step {step}");
                         in_flight.push(id);
@@ -331,4 +334,29 @@ fn whatever_happens_the_cap_holds_the_order_holds_and_no_slot_idles() {
             }
         }
     }
+}
+
+#[test]
+fn a_replica_gets_no_more_than_is_leased_of_it() {
+    let (mut admission, ids) = admission(2, 10, 2);
+    for id in &ids {
+        assert!(admission.set_leased(*id, 0).is_empty());
+    }
+    let now = Instant::now();
+    let first = queued(admission.arrive(Avoid::default(), now, far(), || "first"));
+    let later = now + HELD;
+    queued(admission.arrive(Avoid::default(), later, far(), || "second"));
+    queued(admission.arrive(Avoid::default(), later, far(), || "third"));
+    assert_eq!(admission.line(), Some(Line { length: 3, oldest: now, newest: later }));
+    assert!(admission.any_ready(), "it is only not here that they may be used");
+    assert_eq!((admission.occupancy().ready, admission.occupancy().free), (2, 0));
+    admission.leave(first);
+    assert_eq!(admission.set_leased(ids[0], 1), [("second", ids[0])]);
+    assert_eq!(admission.set_leased(ids[0], 5), [("third", ids[0])], "but not more than its limit");
+    assert_eq!(admission.line(), None);
+    // What is more than is leased ends first.
+    assert!(admission.set_leased(ids[0], 1).is_empty());
+    queued(admission.arrive(Avoid::default(), now, far(), || "fourth"));
+    assert_eq!(admission.release(ids[0], HELD).0, None);
+    assert_eq!(admission.release(ids[0], HELD).0, Some(("fourth", ids[0])));
 }
