@@ -30,9 +30,9 @@ struct Node {
     ledger: Ledger,
     member: Member,
     up: bool,
-    /// Requests that wait, and that are in flight: when each has to be over.
+    /// A request waits; and the replicas of those in flight, that may last until they are aborted.
     waits: bool,
-    flights: Vec<(usize, u64)>,
+    flights: Vec<usize>,
     up_link: VecDeque<ToCoordinator>,
     down_link: VecDeque<ToMember>,
     /// Which node it is connected to.
@@ -47,7 +47,7 @@ pub(crate) struct Model {
     now: u64,
     nodes: Vec<Node>,
     replicas: Vec<ReplicaKey>,
-    /// In flight of routers that have crashed.
+    /// In flight of routers that have crashed, and when these would have aborted them.
     orphans: Vec<(usize, u64)>,
     leader: usize,
     epoch: u64,
@@ -185,20 +185,20 @@ impl Model {
             Step::Tick => {
                 self.now += 1;
                 self.budget.ticks = self.budget.ticks.saturating_sub(1);
-                // Requests end at their time whoever sleeps: the router's end of it is never later.
-                let time = self.now;
-                self.orphans.retain(|orphan| orphan.1 > time);
-                for node in &mut self.nodes {
-                    for (r, end) in std::mem::take(&mut node.flights) {
-                        match end > time {
-                            true => node.flights.push((r, end)),
-                            false => node.member.finish(&self.replicas[r], Right::Leased),
+                self.orphans.retain(|orphan| orphan.1 > self.now);
+                let now = self.time();
+                // Clocks are alike, and who comes first at a moment does not matter: slots are free when all have aborted.
+                for node in self.nodes.iter_mut().filter(|node| node.up) {
+                    for key in node.member.tick(now) {
+                        for r in std::mem::take(&mut node.flights) {
+                            match self.replicas[r] == key {
+                                true => node.member.finish(&key, Right::Leased),
+                                false => node.flights.push(r),
+                            }
                         }
                     }
                 }
                 for i in (0..self.nodes.len()).filter(|i| self.nodes[*i].up).collect::<Vec<_>>() {
-                    let now = self.start + Duration::from_secs(time);
-                    assert!(self.nodes[i].member.tick(now).is_empty());
                     self.nodes[i].ledger.tick(now);
                     self.pump(i);
                 }
@@ -228,7 +228,7 @@ impl Model {
                 for r in 0..self.replicas.len() {
                     if self.nodes[i].member.start(&self.replicas[r], now).is_some() {
                         self.nodes[i].waits = false;
-                        self.nodes[i].flights.push((r, self.now + HOLD));
+                        self.nodes[i].flights.push(r);
                         break;
                     }
                 }
@@ -236,7 +236,7 @@ impl Model {
                 self.pump(i);
             }
             Step::Finish(i) => {
-                let (r, _) = self.nodes[i].flights.remove(0);
+                let r = self.nodes[i].flights.remove(0);
                 self.nodes[i].member.finish(&self.replicas[r], Right::Leased);
                 self.pump(i);
             }
@@ -257,8 +257,9 @@ impl Model {
             Step::Crash(i) => {
                 self.budget.crashes -= 1;
                 self.nodes[i].up = false;
+                let end = self.nodes[i].member.abort_at(&self.replicas[0].deployment) - self.start;
                 let flights = std::mem::take(&mut self.nodes[i].flights);
-                self.orphans.extend(flights);
+                self.orphans.extend(flights.into_iter().map(|r| (r, end.as_secs())));
             }
             Step::TakeOver(i) => {
                 self.budget.takeovers -= 1;
@@ -307,8 +308,8 @@ impl Model {
 
     fn check(&self) -> Result<(), String> {
         for r in 0..self.replicas.len() {
-            let flights = self.nodes.iter().flat_map(|node| &node.flights).chain(&self.orphans);
-            let in_flight = flights.filter(|flight| flight.0 == r).count();
+            let flights = self.nodes.iter().flat_map(|node| &node.flights);
+            let in_flight = flights.chain(self.orphans.iter().map(|(r, _)| r)).filter(|on| **on == r).count();
             if in_flight > 1 {
                 return Err(format!("{in_flight} on {r}"));
             }

@@ -844,14 +844,23 @@ impl World {
         }
         self.routers[i].up = false;
         let incarnation = self.routers[i].id.incarnation;
-        // What it had in flight goes on for a while.
+        // What it had in flight goes on for a while, but the kernel closes its connections: a slot is used for no longer than
+        // until the living router would have aborted, see docs/fleet.md.
         let now = self.now;
         let mut again = Vec::new();
-        for (id, request) in &mut self.requests {
+        for (id, request) in &self.requests {
             if (request.router, request.incarnation) == (i, incarnation) && request.end != Time::MAX {
-                let hold = micros(self.scenario.deployments[self.replicas[request.replica].deployment].hold);
-                request.end = request.end.min(now + hold);
-                again.push((request.end, *id));
+                let d = self.replicas[request.replica].deployment;
+                let mut end = request.end.min(now + micros(self.scenario.deployments[d].hold));
+                if request.right == Right::Leased {
+                    end = end.min(self.aborts_at(i, d));
+                }
+                again.push((end, *id));
+            }
+        }
+        for (end, id) in &again {
+            if let Some(request) = self.requests.get_mut(id) {
+                request.end = *end;
             }
         }
         again.into_iter().for_each(|(end, id)| self.at(end, Event::End(id)));
@@ -864,6 +873,11 @@ impl World {
             self.at(now + known, Event::Buried(id));
         }
         self.at(now + for_long, Event::Restart(i));
+    }
+
+    /// When a router would abort what is in flight by lease, if it is not heard of again.
+    fn aborts_at(&self, i: usize, d: usize) -> Time {
+        self.true_time(i, self.routers[i].member.abort_at(&self.deployments[d])).max(self.now)
     }
 
     fn restart(&mut self, i: usize) -> Checked {
@@ -896,8 +910,7 @@ impl World {
             if (request.router, request.incarnation, request.right) == (i, incarnation, Right::Leased)
                 && request.end != Time::MAX
             {
-                let deployment = &self.deployments[self.replicas[request.replica].deployment];
-                let abort = self.true_time(i, self.routers[i].member.abort_at(deployment)).max(self.now);
+                let abort = self.aborts_at(i, self.replicas[request.replica].deployment);
                 if abort < request.end {
                     again.push((abort, *id));
                 }
