@@ -261,7 +261,8 @@ impl Member {
             let now = self.shares.values().any(|share| share.has_news() || share.needs_window()).then_some(now);
             shares.chain([self.next_beat]).chain(now)
         });
-        let lost = self.session().map(|_| self.heard + self.settings.heartbeat * DEAF);
+        // Once it is over [`Member::is_lost`] says so until there is another stream: there is nothing to wake up for.
+        let lost = self.session().map(|_| self.heard + self.settings.heartbeat * DEAF).filter(|at| *at > now);
         cut_off.chain(aborts).chain(open.into_iter().flatten()).chain(lost).min()
     }
 
