@@ -111,7 +111,7 @@ impl Ledger {
         let in_doubt = doubt.is_some_and(|until| now < until);
         let pool = self.pools.entry(key.deployment.clone()).or_insert_with(|| Pool::new(in_doubt));
         pool.extend_hold(hold);
-        pool.set(key, cap, pool.in_doubt);
+        pool.set(key, cap);
     }
 
     /// A replica is gone: nothing runs on it any more.

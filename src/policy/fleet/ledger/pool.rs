@@ -80,17 +80,17 @@ impl Pool {
         Some(result)
     }
 
-    /// A replica may have `cap` requests in flight. One that was not known may be in use already, where `unaccounted`.
-    pub(super) fn set(&mut self, key: &ReplicaKey, cap: u32, unaccounted: bool) {
+    /// A replica may have `cap` requests in flight. Of one that was not known, or not with so many, an earlier coordinator
+    /// may have known before: while in doubt the slots that are new here may be in use already.
+    pub(super) fn set(&mut self, key: &ReplicaKey, cap: u32) {
+        let in_doubt = self.in_doubt;
         if cap > 0 {
-            let entry = self.entries.entry(key.clone()).or_default();
-            let unaccounted = unaccounted && !entry.seen;
-            entry.seen = true;
+            self.entries.entry(key.clone()).or_default();
             self.alter(key, |entry| {
-                entry.cap = cap;
-                if unaccounted {
-                    entry.unaccounted = cap.saturating_sub(entry.used());
+                if in_doubt {
+                    entry.unaccounted += cap.saturating_sub(entry.most.max(entry.accounted));
                 }
+                (entry.cap, entry.most) = (cap, entry.most.max(cap));
             });
         } else {
             self.alter(key, |entry| entry.cap = 0);
@@ -145,7 +145,9 @@ impl Pool {
         let leased = self.leased_to(seat, key);
         let (accounted, free) = self
             .alter(key, |entry| {
-                let accounted = slots.saturating_sub(leased).min(entry.unaccounted);
+                let by_right = slots.saturating_sub(leased);
+                entry.accounted += by_right;
+                let accounted = by_right.min(entry.unaccounted);
                 entry.unaccounted -= accounted;
                 entry.keep.retain(|keep| keep.0 != seat);
                 (accounted, entry.cap.saturating_sub(entry.used() + accounted))
@@ -227,7 +229,7 @@ impl Pool {
         for key in self.entries.keys().cloned().collect::<Vec<_>>() {
             self.alter(&key, |entry| {
                 let unaccounted = if in_doubt { entry.cap } else { 0 };
-                *entry = Entry { cap: entry.cap, seen: true, unaccounted, ..Entry::default() };
+                *entry = Entry { cap: entry.cap, most: entry.cap, unaccounted, ..Entry::default() };
             });
         }
     }

@@ -9,10 +9,12 @@ use crate::policy::fleet::Queue;
 #[derive(Debug, Clone, Default, Hash)]
 pub(super) struct Entry {
     pub(super) cap: u32,
-    /// Whether it is known here, and not only from claims.
-    pub(super) seen: bool,
+    /// The highest cap in this term; zero where it is known from claims only.
+    pub(super) most: u32,
     /// Slots that a member of an earlier term may hold: in quarantine until it reports, or cannot any more.
     pub(super) unaccounted: u32,
+    /// Slots that members of earlier terms have claimed by right.
+    pub(super) accounted: u32,
     pub(super) leases: Vec<(Seat, u32)>,
     pub(super) barred: Vec<Seat>,
     /// What members were told to reduce to.
