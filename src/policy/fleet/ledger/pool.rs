@@ -143,17 +143,19 @@ impl Pool {
             self.entries.entry(key.clone()).or_default();
         }
         let leased = self.leased_to(seat, key);
-        let (accounted, free) = self
+        let (right, free) = self
             .alter(key, |entry| {
                 let by_right = slots.saturating_sub(leased);
                 entry.accounted += by_right;
                 let accounted = by_right.min(entry.unaccounted);
                 entry.unaccounted -= accounted;
+                // What it was to give up in another session it may not use in this one.
+                let kept = entry.keep.iter().find(|keep| keep.0 == seat).map_or(leased, |keep| keep.1.min(leased));
                 entry.keep.retain(|keep| keep.0 != seat);
-                (accounted, entry.cap.saturating_sub(entry.used() + accounted))
+                (kept + accounted, entry.cap.saturating_sub(entry.used() + accounted))
             })
             .unwrap_or_default();
-        let keep = claimed.min(leased + accounted + free);
+        let keep = claimed.min(right + free);
         if claimed > 0 {
             self.entries.entry(key.clone()).or_default();
         }
@@ -184,13 +186,12 @@ impl Pool {
         }
     }
 
-    /// A session is over, or begins: what the member said and was told before counts no more.
+    /// A session is over, or begins: what the member said and was told before counts no more, but what it may keep.
     pub(super) fn unseat(&mut self, seat: Seat) {
         self.demand.remove(&seat);
         self.told.remove(&seat);
         for entry in self.entries.values_mut() {
             entry.barred.retain(|barred| *barred != seat);
-            entry.keep.retain(|keep| keep.0 != seat);
         }
         self.changed = true;
     }

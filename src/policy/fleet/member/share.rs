@@ -254,11 +254,12 @@ impl Share {
         self.stocks.values_mut().for_each(|stock| stock.is_unfit = true);
     }
 
-    /// What is to be claimed in a new session: the leased slots while the lease is valid, and what is in flight anyway.
-    pub(super) fn claims(&self, is_leased: bool) -> impl Iterator<Item = Claim> {
+    /// What is to be claimed in a new session: the leased slots while the lease is valid, and what is in flight anyway. When
+    /// that is overdue, there is no right to it any more: the slots may be another's.
+    pub(super) fn claims(&self, is_leased: bool, is_overdue: bool) -> impl Iterator<Item = Claim> {
         self.stocks.iter().filter_map(move |(key, stock)| {
             let held = if is_leased { stock.held.min(stock.keep.unwrap_or(u32::MAX)) } else { 0 };
-            let slots = held.max(stock.busy);
+            let slots = held.max(if is_overdue { 0 } else { stock.busy });
             let out = slots.max(stock.in_flight());
             (out > 0).then(|| Claim { replica: key.clone(), slots, out })
         })

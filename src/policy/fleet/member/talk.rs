@@ -10,7 +10,9 @@ impl Member {
     pub(super) fn hello(&mut self, now: Instant) -> ToCoordinator {
         let beat = self.next_number(now);
         let is_leased = now < self.valid_until;
-        let claims: Vec<_> = self.shares.values().flat_map(|share| share.claims(is_leased)).collect();
+        let shares = self.shares.iter();
+        let claims = shares.flat_map(|(name, share)| share.claims(is_leased, now >= self.abort_at(name)));
+        let claims: Vec<_> = claims.collect();
         let settings = self.settings;
         let (mut barred, mut demand) = (Vec::new(), Vec::new());
         for (deployment, share) in &mut self.shares {

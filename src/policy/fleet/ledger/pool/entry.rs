@@ -17,7 +17,7 @@ pub(super) struct Entry {
     pub(super) accounted: u32,
     pub(super) leases: Vec<(Seat, u32)>,
     pub(super) barred: Vec<Seat>,
-    /// What members were told to reduce to.
+    /// What members were told to reduce to, or are to be told.
     pub(super) keep: Vec<(Seat, u32)>,
 }
 
@@ -45,6 +45,8 @@ impl Entry {
         self.leases.retain(|lease| lease.0 != seat);
         if slots > 0 {
             self.leases.push((seat, slots));
+        } else {
+            self.keep.retain(|keep| keep.0 != seat);
         }
     }
 }
