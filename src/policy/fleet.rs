@@ -250,3 +250,6 @@ impl Queue {
         self.oldest + span.mul_f64(f64::from(served.min(self.length)) / f64::from(self.length.max(1)))
     }
 }
+
+#[cfg(test)]
+mod tests;
