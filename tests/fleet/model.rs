@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use inference_router::policy::fleet::ledger::{Former, Ledger};
-use inference_router::policy::fleet::member::{Kind, Member, Right};
+use inference_router::policy::fleet::member::{AllShares, Kind, Member, Right};
 use inference_router::policy::fleet::{Epoch, MemberId, Queue, ReplicaKey, Settings, ToCoordinator, ToMember};
 
 const HOLD: u64 = 1;
@@ -28,7 +28,7 @@ pub(crate) struct Budget {
 #[derive(Clone)]
 struct Node {
     ledger: Ledger,
-    member: Member,
+    member: Member<AllShares>,
     up: bool,
     /// A request waits; and the replicas of those in flight, that may last until they are aborted.
     waits: bool,
@@ -86,7 +86,7 @@ impl Model {
         let nodes = (0..routers).map(|_| {
             let mut node = Node {
                 ledger: Ledger::new(settings),
-                member: Member::new(settings, Kind::Strict, start),
+                member: Member::new(settings, Kind::Strict, AllShares::default(), start),
                 up: true,
                 waits: false,
                 flights: Vec::new(),

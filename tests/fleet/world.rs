@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use inference_router::policy::fleet::ledger::{Former, Ledger};
-use inference_router::policy::fleet::member::{Kind, Member, Right, Standing};
+use inference_router::policy::fleet::member::{AllShares, Kind, Member, Right, Standing};
 use inference_router::policy::fleet::{Deployment, Epoch, MemberId, Queue, ReplicaKey, ToCoordinator, ToMember};
 
 use crate::chance::Chance;
@@ -48,7 +48,7 @@ pub(crate) struct Router {
     rate: f64,
     base: Instant,
     pub(crate) ledger: Ledger,
-    pub(crate) member: Member,
+    pub(crate) member: Member<AllShares>,
     stream: Option<(u64, usize)>,
     pub(crate) queues: Vec<VecDeque<(Time, Instant)>>,
     inbox: Vec<Event>,
@@ -191,7 +191,7 @@ impl World {
         let settings = self.scenario.settings;
         let kind = if self.scenario.strict { Kind::Strict } else { Kind::Available };
         let now = base + Duration::from_nanos((self.now as f64 * 1000.0 * rate) as u64);
-        let mut member = Member::new(settings, kind, now);
+        let mut member = Member::new(settings, kind, AllShares::default(), now);
         member.set_group(self.scenario.routers as u32, i as u32);
         Router {
             id: MemberId { name: Arc::from(format!("r{i}")), incarnation },

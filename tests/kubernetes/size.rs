@@ -108,7 +108,7 @@ async fn a_large_cluster_is_known_soon_and_fits() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     let idle = router.cpu() - quiet;
     println!("at rest {:.1} % of a processor, {:?} MiB now and at most", idle.as_secs_f64() * 20.0, router.memory());
-    assert!(router.memory().0 <= 250, "{:?} MiB", router.memory());
+    assert!(router.memory().1 <= 250, "{:?} MiB", router.memory());
     for (what, is_pod) in [("pod", true), ("endpoint", false)] {
         let before = router.cpu();
         const EVENTS: u32 = 200;

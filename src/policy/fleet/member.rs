@@ -1,36 +1,51 @@
 //! A router as one of a group: which slots it may use.
 //!
-//! The shell tells of replicas, of requests that wait and of streams; before a request goes to a replica it asks
-//! [`Member::start`], at that moment, and says [`Member::finish`] at its end. After every call there may be something to
-//! send ([`Member::outgoing`]); at [`Member::wake_at`] it calls [`Member::tick`].
+//! A [`Share`] is what it holds of one deployment, and all that a request touches: before it goes to a replica,
+//! [`Share::start`], at that moment, and [`Share::finish`] at its end; both go by the member's [`Terms`]. The [`Member`]
+//! itself is the rest: its session with the coordinator, and how long the lease is valid. Where the shares are is the
+//! shell's affair ([`Shares`]): each behind the lock of its deployment. After every call there may be something to send
+//! ([`Member::outgoing`]); at [`Member::wake_at`] the shell calls [`Member::tick`].
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::collections::VecDeque;
+use std::time::Instant;
 
-use super::{Claim, Deployment, Epoch, Queue, ReplicaKey, Settings, ToCoordinator, ToMember};
+use super::{Claim, Deployment, Epoch, ReplicaKey, Settings, ToCoordinator, ToMember};
 
 mod share;
 mod talk;
-use share::Share;
+mod terms;
+mod whole;
+pub use share::Share;
+pub use terms::Terms;
+pub use whole::AllShares;
 
 /// After so many heartbeats without an answer a stream is taken for dead.
 const DEAF: u32 = 3;
 /// So many beats may be unanswered: a later answer to an older one renews nothing.
 const BEATS: usize = 16;
 
+/// Where the shares of a member are.
+pub trait Shares {
+    /// Every share that there is.
+    fn each(&mut self, with: impl FnMut(&Deployment, &mut Share));
+
+    /// The same; those that are at rest ([`Share::is_at_rest`]) may be left out.
+    fn restless(&mut self, with: impl FnMut(&Deployment, &mut Share)) {
+        self.each(with);
+    }
+
+    /// That of a deployment, a new one where there is none.
+    fn of<T>(&mut self, deployment: &Deployment, with: impl FnOnce(&mut Share) -> T) -> T;
+}
+
 /// The state of one router.
 #[derive(Debug, Clone, Hash)]
-pub struct Member {
-    settings: Settings,
-    kind: Kind,
+pub struct Member<S> {
+    terms: Terms,
     /// The highest seen.
     epoch: Epoch,
     session: u64,
     phase: Phase,
-    /// Leased slots may be spent before this.
-    valid_until: Instant,
-    /// A router that has just started waits as long as a lease for a coordinator.
-    fallback_from: Instant,
     beats: u64,
     answered: u64,
     /// Beats that are not answered, and when they were sent.
@@ -38,11 +53,7 @@ pub struct Member {
     next_beat: Instant,
     /// When the coordinator was last heard, or a session begun.
     heard: Instant,
-    /// How many routers there are, and which of them this is.
-    group: (u32, u32),
-    shares: BTreeMap<Deployment, Share>,
-    hold: BTreeMap<Deployment, Duration>,
-    is_retiring: bool,
+    shares: S,
 }
 
 /// How a router belongs to others.
@@ -90,87 +101,37 @@ enum Phase {
     Open,
 }
 
-impl Member {
+impl<S: Shares> Member<S> {
     /// Of a router that has just started: it holds nothing.
-    pub fn new(settings: Settings, kind: Kind, now: Instant) -> Self {
+    pub fn new(settings: Settings, kind: Kind, shares: S, now: Instant) -> Self {
         Self {
-            settings,
-            kind,
+            terms: Terms::new(settings, kind, now),
             epoch: Epoch::default(),
             session: 0,
             phase: Phase::Apart,
-            valid_until: now,
-            fallback_from: now + settings.lease,
             beats: 0,
             answered: 0,
             unanswered: VecDeque::new(),
             next_beat: now,
             heard: now,
-            group: (1, 0),
-            shares: BTreeMap::new(),
-            hold: BTreeMap::new(),
-            is_retiring: false,
+            shares,
         }
     }
 
-    /// A replica may have `cap` requests in flight; none when it is not to be used any more. `is_fit` is whether this
-    /// router can use it now. `hold` is how long a request on it may last after the lease has expired.
-    pub fn set_replica(&mut self, key: &ReplicaKey, cap: u32, is_fit: bool, hold: Duration) {
-        let group = self.group;
-        let (open, is_retiring) = (self.is_open(), self.is_retiring);
-        let share = self.share(&key.deployment);
-        share.set(key, cap, is_fit && !is_retiring);
-        share.spread(group.0, group.1);
-        self.hold.insert(key.deployment.clone(), hold);
-        if open {
-            self.review(&key.deployment);
-        }
+    /// What shares go by, as of now: to be had again after every call.
+    pub fn terms(&self) -> Terms {
+        Terms { is_open: self.is_open(), ..self.terms }
+    }
+
+    /// Where its shares are.
+    pub fn shares(&mut self) -> &mut S {
+        &mut self.shares
     }
 
     /// There are `size` routers; in the order that all see, this is number `rank`, from 0.
     pub fn set_group(&mut self, size: u32, rank: u32) {
-        self.group = (size, rank);
-        self.shares.values_mut().for_each(|share| share.spread(size, rank));
-    }
-
-    /// Requests wait for a slot of a deployment, or none any more. To be told whenever it changes.
-    pub fn set_queue(&mut self, deployment: &Deployment, queue: Option<Queue>) {
-        let queue = queue.filter(|_| !self.is_retiring);
-        self.share(deployment).set_queue(queue);
-        if queue.is_none() && self.is_open() {
-            self.review(deployment);
-        }
-    }
-
-    /// What the router goes by.
-    pub fn standing(&self, now: Instant) -> Standing {
-        match self.kind {
-            Kind::Alone => Standing::Alone,
-            _ if now < self.valid_until => Standing::Leased,
-            Kind::Available if now >= self.fallback_from.max(self.valid_until) => Standing::Fallback,
-            _ => Standing::Nothing,
-        }
-    }
-
-    /// How many requests may be in flight on a replica from here, as of `now`.
-    pub fn allowed(&self, key: &ReplicaKey, now: Instant) -> u32 {
-        self.shares.get(&key.deployment).map_or(0, |share| share.allowed(key, self.standing(now)))
-    }
-
-    /// A request is about to go to a replica. `None`: it may not. `now` is the time of this moment, not of before a wait.
-    pub fn start(&mut self, key: &ReplicaKey, now: Instant) -> Option<Right> {
-        let standing = self.standing(now);
-        self.shares.get_mut(&key.deployment)?.start(key, standing)
-    }
-
-    /// The request has ended, or is aborted; `right` is what it was started by. The slot may be gone after that: who waits
-    /// here asks [`Member::start`] again.
-    pub fn finish(&mut self, key: &ReplicaKey, right: Right) {
-        let may_return = self.is_open();
-        let settings = self.settings;
-        if let Some(share) = self.shares.get_mut(&key.deployment) {
-            share.finish(key, right, may_return, &settings);
-        }
+        self.terms.group = (size, rank);
+        self.shares.each(|_, share| share.spread(size, rank));
     }
 
     /// There is a stream to the coordinator. Returns the number of the session that begins.
@@ -193,8 +154,8 @@ impl Member {
 
     /// Whether there is no stream that is worth keeping: look for the coordinator.
     pub fn is_lost(&self, now: Instant) -> bool {
-        let is_deaf = now >= self.heard + self.settings.heartbeat * DEAF;
-        self.kind != Kind::Alone && (matches!(self.phase, Phase::Apart) || is_deaf)
+        let is_deaf = now >= self.heard + self.terms.settings.heartbeat * DEAF;
+        self.terms.kind != Kind::Alone && (matches!(self.phase, Phase::Apart) || is_deaf)
     }
 
     /// The highest epoch seen.
@@ -205,8 +166,8 @@ impl Member {
     /// The router ends: it takes no more requests, and gives back each slot as it becomes free. When nothing is in flight
     /// [`Member::outgoing`] says good-bye.
     pub fn retire(&mut self) {
-        self.is_retiring = true;
-        self.shares.values_mut().for_each(Share::close);
+        self.terms.is_retiring = true;
+        self.shares.each(|_, share| share.close());
         if self.is_open() {
             self.review_every();
         }
@@ -237,33 +198,45 @@ impl Member {
     /// Time passes. Returns replicas on which requests are in flight by leases that expired so long ago that the slots are
     /// about to be given to others: all requests with [`Right::Leased`] there have to be aborted now.
     pub fn tick(&mut self, now: Instant) -> Vec<ReplicaKey> {
-        let settings = self.settings;
-        if self.is_open() && self.kind != Kind::Alone {
-            for share in self.shares.values_mut() {
-                share.retire_idle(now, &settings);
-            }
+        let (terms, mut overdue) = (self.terms(), Vec::new());
+        if terms.kind == Kind::Alone {
+            return overdue;
         }
-        let overdue = self.shares.iter().filter(|(deployment, _)| now >= self.abort_at(deployment));
-        let overdue = overdue.filter(|_| self.kind != Kind::Alone);
-        overdue.flat_map(|(_, share)| share.busy().cloned()).collect()
+        self.shares.restless(|_, share| {
+            if terms.is_open {
+                share.retire_idle(now, &terms.settings);
+            }
+            if now >= terms.abort_at(share.hold_time()) {
+                overdue.extend(share.busy().cloned());
+            }
+        });
+        overdue
     }
 
     /// When to [`Member::tick`] and look at [`Member::outgoing`] at the latest, if nothing else happens.
-    pub fn wake_at(&self, now: Instant) -> Option<Instant> {
-        if self.kind == Kind::Alone {
+    pub fn wake_at(&mut self, now: Instant) -> Option<Instant> {
+        let terms = self.terms();
+        if terms.kind == Kind::Alone {
             return None;
         }
-        let cut_off = [self.valid_until, self.fallback_from.max(self.valid_until)].into_iter().filter(|at| *at > now);
-        let aborts = self.shares.iter().filter(|(_, share)| share.busy().next().is_some());
-        let aborts = aborts.map(|(deployment, _)| self.abort_at(deployment));
-        let open = self.is_open().then(|| {
-            let shares = self.shares.values().filter_map(|share| share.wake_at(&self.settings));
-            let now = self.shares.values().any(|share| share.has_news() || share.needs_window()).then_some(now);
-            shares.chain([self.next_beat]).chain(now)
-        });
+        let mut first = terms.is_open.then_some(self.next_beat);
+        let mut at = |time: Instant| first = Some(first.map_or(time, |first| first.min(time)));
+        let cut_off = [terms.valid_until, terms.fallback_from.max(terms.valid_until)];
         // Once it is over [`Member::is_lost`] says so until there is another stream: there is nothing to wake up for.
-        let lost = self.session().map(|_| self.heard + self.settings.heartbeat * DEAF).filter(|at| *at > now);
-        cut_off.chain(aborts).chain(open.into_iter().flatten()).chain(lost).min()
+        let lost = self.session().map(|_| self.heard + terms.settings.heartbeat * DEAF);
+        cut_off.into_iter().chain(lost).filter(|time| *time > now).for_each(&mut at);
+        self.shares.restless(|_, share| {
+            if share.busy().next().is_some() {
+                at(terms.abort_at(share.hold_time()));
+            }
+            if terms.is_open {
+                share.wake_at(&terms.settings).into_iter().for_each(&mut at);
+                if share.has_news() || share.needs_window() {
+                    at(now);
+                }
+            }
+        });
+        first
     }
 
     /// What is to be sent, if anything.
@@ -275,42 +248,13 @@ impl Member {
         }
     }
 
-    /// Slots held, requests in flight by lease, and without, of a deployment.
-    pub fn count(&self, deployment: &Deployment) -> (u32, u32, u32) {
-        self.shares.get(deployment).map(Share::count).unwrap_or_default()
-    }
-
-    /// Whether every slot of a deployment that is held is busy.
-    pub fn is_spent(&self, deployment: &Deployment) -> bool {
-        self.shares.get(deployment).is_none_or(Share::is_spent)
-    }
-
-    /// Slots held of a replica, whether the lease is valid or not.
-    pub fn held(&self, key: &ReplicaKey) -> u32 {
-        self.shares.get(&key.deployment).map_or(0, |share| share.held(key))
-    }
-
     fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open)
     }
 
-    fn share(&mut self, deployment: &Deployment) -> &mut Share {
-        self.shares.entry(deployment.clone()).or_insert_with(Share::new)
-    }
-
-    fn review(&mut self, deployment: &Deployment) {
-        let settings = self.settings;
-        self.share(deployment).review_all(&settings);
-    }
-
-    /// When requests that are still in flight by the right of a lease have to be aborted, unless it is renewed before.
-    pub fn abort_at(&self, deployment: &Deployment) -> Instant {
-        self.valid_until + self.hold.get(deployment).copied().unwrap_or_default()
-    }
-
     fn next_number(&mut self, now: Instant) -> u64 {
         self.beats += 1;
-        self.next_beat = now + self.settings.heartbeat;
+        self.next_beat = now + self.terms.settings.heartbeat;
         self.unanswered.push_back((self.beats, now));
         if self.unanswered.len() > BEATS {
             self.unanswered.pop_front();
@@ -319,7 +263,7 @@ impl Member {
     }
 
     fn review_every(&mut self) {
-        let settings = self.settings;
-        self.shares.values_mut().for_each(|share| share.review_all(&settings));
+        let settings = self.terms.settings;
+        self.shares.restless(|_, share| share.review_all(&settings));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ledger::{Former, Ledger, Slots};
-use super::member::{Kind, Member, Right, Standing};
+use super::member::{AllShares, Kind, Member, Right, Standing};
 use super::*;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -34,7 +34,7 @@ struct Group {
     settings: Settings,
     now: Instant,
     ledger: Ledger,
-    members: Vec<Member>,
+    members: Vec<Member<AllShares>>,
     /// When the requests came that wait at each.
     queues: Vec<VecDeque<Instant>>,
     /// Whose messages are lost, both ways.
@@ -50,7 +50,7 @@ impl Group {
     fn of(kind: Kind, count: usize, cap: u32) -> Self {
         let settings = Settings::default();
         let now = Instant::now() + 1000 * SECOND;
-        let members = (0..count).map(|_| Member::new(settings, kind, now)).collect();
+        let members = (0..count).map(|_| Member::new(settings, kind, AllShares::default(), now)).collect();
         let (ledger, queues, cut_off) = (Ledger::new(settings), vec![VecDeque::new(); count], BTreeSet::new());
         let mut group = Self { settings, now, ledger, members, queues, cut_off };
         group.lead(1, nobody());
@@ -700,7 +700,7 @@ fn fair_shares_are_on_different_replicas_at_different_routers() {
 fn a_router_that_has_just_started_does_not_serve_before_a_coordinator_could_have_been_found() {
     let settings = Settings::default();
     let start = Instant::now();
-    let member = Member::new(settings, Kind::Available, start);
+    let member = Member::new(settings, Kind::Available, AllShares::default(), start);
     assert_eq!(member.standing(start + settings.lease - MILLISECOND), Standing::Nothing);
     assert_eq!(member.standing(start + settings.lease), Standing::Fallback);
 }
@@ -728,7 +728,7 @@ fn requests_of_a_fallback_are_counted_but_settle_no_doubt_and_give_no_right_to_t
 #[test]
 fn a_router_alone_has_every_slot_and_says_nothing() {
     let start = Instant::now();
-    let mut member = Member::new(Settings::default(), Kind::Alone, start);
+    let mut member = Member::new(Settings::default(), Kind::Alone, AllShares::default(), start);
     member.set_replica(&key("p"), 2, true, HOLD);
     let later = start + 1000 * SECOND;
     assert_eq!(member.standing(later), Standing::Alone);

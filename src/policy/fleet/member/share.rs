@@ -3,15 +3,18 @@
 //! The part of a member that a request touches: [`Share::start`] and [`Share::finish`] look at one replica.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::policy::fleet::{Claim, Demand, Deployment, Lot, Queue, ReplicaKey, Settings, Wanted};
 
-use super::{Right, Standing};
+use super::{Right, Standing, Terms};
 
-#[derive(Debug, Clone, Hash)]
-pub(super) struct Share {
+/// What a router holds of one deployment.
+#[derive(Debug, Clone, Default, Hash)]
+pub struct Share {
     stocks: BTreeMap<ReplicaKey, Stock>,
+    /// How long a request may last after the lease has expired.
+    hold: Duration,
     queue: Option<Queue>,
     /// What the coordinator was told of the queue, and when.
     told: Option<(Option<Queue>, Instant)>,
@@ -72,18 +75,28 @@ impl Stock {
 }
 
 impl Share {
-    pub(super) fn new() -> Self {
-        Self {
-            stocks: BTreeMap::new(),
-            queue: None,
-            told: None,
-            granted_since: 0,
-            granted: 0,
-            wanted: None,
-            returned: BTreeMap::new(),
-            barred: BTreeMap::new(),
-            window: None,
+    /// A replica may have `cap` requests in flight; none when it is not to be used any more. `is_fit` is whether this
+    /// router can use it now. `hold` is how long a request on it may last after the lease has expired.
+    pub fn set_replica(&mut self, key: &ReplicaKey, cap: u32, is_fit: bool, hold: Duration, terms: &Terms) {
+        self.set(key, cap, is_fit && !terms.is_retiring);
+        self.hold = hold;
+        self.spread(terms.group.0, terms.group.1);
+        if terms.is_open {
+            self.review_all(&terms.settings);
         }
+    }
+
+    /// Requests wait for a slot, or none any more. To be told whenever it changes.
+    pub fn set_queue(&mut self, queue: Option<Queue>, terms: &Terms) {
+        self.queue = queue.filter(|queue| queue.length > 0 && !terms.is_retiring);
+        if queue.is_none() && terms.is_open {
+            self.review_all(&terms.settings);
+        }
+    }
+
+    /// How many requests may be in flight on a replica from here, for a router that stands so.
+    pub fn allowed(&self, key: &ReplicaKey, standing: Standing) -> u32 {
+        self.stocks.get(key).map_or(0, |stock| stock.allowed(standing))
     }
 
     pub(super) fn set(&mut self, key: &ReplicaKey, cap: u32, is_fit: bool) {
@@ -119,11 +132,8 @@ impl Share {
         }
     }
 
-    pub(super) fn allowed(&self, key: &ReplicaKey, standing: Standing) -> u32 {
-        self.stocks.get(key).map_or(0, |stock| stock.allowed(standing))
-    }
-
-    pub(super) fn start(&mut self, key: &ReplicaKey, standing: Standing) -> Option<Right> {
+    /// A request is about to go to a replica. `None`: it may not. `standing` is as of this moment, not of before a wait.
+    pub fn start(&mut self, key: &ReplicaKey, standing: Standing) -> Option<Right> {
         let stock = self.stocks.get_mut(key).filter(|stock| stock.in_flight() < stock.allowed(standing))?;
         stock.fresh = stock.fresh.saturating_sub(1);
         if standing == Standing::Fallback {
@@ -135,16 +145,16 @@ impl Share {
         Some(Right::Leased)
     }
 
-    /// A request has ended. Whether the slot stays here is decided now, before somebody who waits here could get it: only
-    /// where `may_return`.
-    pub(super) fn finish(&mut self, key: &ReplicaKey, right: Right, may_return: bool, settings: &Settings) {
+    /// The request has ended, or is aborted; `right` is what it was started by. Whether the slot stays here is decided now,
+    /// before somebody who waits here could get it: who does asks [`Share::start`] again.
+    pub fn finish(&mut self, key: &ReplicaKey, right: Right, terms: &Terms) {
         let Some(stock) = self.stocks.get_mut(key) else { return };
         match right {
             Right::Leased => stock.busy = stock.busy.saturating_sub(1),
             Right::Borrowed => stock.borrowed = stock.borrowed.saturating_sub(1),
         }
-        if may_return {
-            self.review(key, settings);
+        if terms.is_open {
+            self.review(key, &terms.settings);
         }
         self.forget(key);
     }
@@ -242,10 +252,6 @@ impl Share {
     pub(super) fn want(&mut self, wanted: &Wanted, now: Instant) {
         let since = now.checked_sub(wanted.oldest).unwrap_or(now);
         self.wanted = (wanted.slots > 0).then_some((wanted.slots, since));
-    }
-
-    pub(super) fn set_queue(&mut self, queue: Option<Queue>) {
-        self.queue = queue.filter(|queue| queue.length > 0);
     }
 
     /// Nothing more is started.
@@ -357,6 +363,18 @@ impl Share {
     /// Replicas with requests in flight by the right of a lease.
     pub(super) fn busy(&self) -> impl Iterator<Item = &ReplicaKey> {
         self.stocks.iter().filter(|(_, stock)| stock.busy > 0).map(|(key, _)| key)
+    }
+
+    /// Whether nothing is held, in flight, waited for or to be said.
+    pub fn is_at_rest(&self) -> bool {
+        let is_empty = self.stocks.values().all(|stock| stock.held + stock.in_flight() == 0);
+        let is_told = self.told.is_none_or(|(queue, _)| queue.is_none());
+        is_empty && is_told && self.queue.is_none() && self.wanted.is_none() && !self.has_news()
+    }
+
+    /// How long a request may last after the lease has expired.
+    pub(super) fn hold_time(&self) -> Duration {
+        self.hold
     }
 
     /// Held, in flight by lease, in flight without.

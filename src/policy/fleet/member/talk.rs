@@ -1,38 +1,40 @@
 //! What a member says to its coordinator, and makes of the answers.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::super::{Beat, Hello, Lot, Report, ToCoordinator, Update};
-use super::share::Share;
-use super::{Member, Phase};
+use super::super::{Beat, Claim, Deployment, Hello, Lot, Report, ToCoordinator, Update};
+use super::{Member, Phase, Shares};
 
-impl Member {
+impl<S: Shares> Member<S> {
     pub(super) fn hello(&mut self, now: Instant) -> ToCoordinator {
         let beat = self.next_number(now);
-        let is_leased = now < self.valid_until;
-        let shares = self.shares.iter();
-        let claims = shares.flat_map(|(name, share)| share.claims(is_leased, now >= self.abort_at(name)));
-        let claims: Vec<_> = claims.collect();
-        let settings = self.settings;
-        let (mut barred, mut demand) = (Vec::new(), Vec::new());
-        for (deployment, share) in &mut self.shares {
+        let terms = self.terms();
+        let is_leased = now < terms.valid_until;
+        let (mut claims, mut barred, mut demand) = (Vec::new(), Vec::new(), Vec::new());
+        self.shares.each(|deployment, share| {
+            claims.extend(share.claims(is_leased, now >= terms.abort_at(share.hold_time())));
             share.begin();
             barred.extend(share.unusable());
-            demand.extend(share.demand(deployment, now, true, &settings));
-        }
+            demand.extend(share.demand(deployment, now, true, &terms.settings));
+        });
         let hello = Hello { epoch: self.epoch, session: self.session, beat, claims: claims.clone(), barred, demand };
         self.phase = Phase::Greeted(claims, now);
         ToCoordinator::Hello(hello)
     }
 
     pub(super) fn report(&mut self, now: Instant) -> Option<ToCoordinator> {
-        let (epoch, session, settings) = (self.epoch, self.session, self.settings);
-        if self.is_retiring {
-            let counts = self.shares.values().map(Share::count);
-            if counts.map(|(_, busy, borrowed)| busy + borrowed).sum::<u32>() == 0 {
+        let (epoch, session, settings) = (self.epoch, self.session, self.terms.settings);
+        if self.terms.is_retiring {
+            let mut in_flight = 0;
+            self.shares.restless(|_, share| {
+                let (_, busy, borrowed) = share.count();
+                in_flight += busy + borrowed;
+            });
+            if in_flight == 0 {
                 // Nothing may start on what the coordinator takes back now.
                 self.disconnected();
-                self.valid_until = now;
+                self.terms.valid_until = now;
                 return Some(ToCoordinator::Bye { epoch, session });
             }
         }
@@ -40,11 +42,11 @@ impl Member {
         let answered = self.answered;
         let beat = is_due.then(|| Beat { number: self.next_number(now), answered });
         let (mut returned, mut barred, mut demand) = (Vec::new(), Vec::new(), Vec::new());
-        for (deployment, share) in &mut self.shares {
+        self.shares.restless(|deployment, share| {
             returned.extend(share.take_returned());
             barred.extend(share.take_barred());
             demand.extend(share.demand(deployment, now, is_due, &settings));
-        }
+        });
         let is_empty = beat.is_none() && returned.is_empty() && barred.is_empty() && demand.is_empty();
         let report = Report { epoch, session, beat, returned, barred, demand };
         (!is_empty).then_some(ToCoordinator::Report(report))
@@ -52,10 +54,12 @@ impl Member {
 
     pub(super) fn welcome(&mut self, beat: u64, keep: &[Lot], now: Instant) {
         let Phase::Greeted(claims, sent) = &self.phase else { return };
-        self.valid_until = *sent + self.settings.lease;
-        for (deployment, share) in &mut self.shares {
-            share.hold(claims.iter().filter(|claim| claim.replica.deployment == *deployment));
+        self.terms.valid_until = *sent + self.terms.settings.lease;
+        let mut by_deployment: BTreeMap<&Deployment, Vec<&Claim>> = BTreeMap::new();
+        for claim in claims {
+            by_deployment.entry(&claim.replica.deployment).or_default().push(claim);
         }
+        self.shares.each(|deployment, share| share.hold(by_deployment.get(deployment).into_iter().flatten().copied()));
         (self.phase, self.heard) = (Phase::Open, now);
         self.answer(beat);
         self.keep(keep);
@@ -68,11 +72,11 @@ impl Member {
             self.answer(beat);
         }
         for (key, slots) in &update.granted {
-            self.share(&key.deployment).grant(key, *slots);
+            self.shares.of(&key.deployment, |share| share.grant(key, *slots));
         }
         self.keep(&update.keep);
         for wanted in &update.wanted {
-            self.share(&wanted.deployment).want(wanted, now);
+            self.shares.of(&wanted.deployment, |share| share.want(wanted, now));
         }
         self.review_every();
     }
@@ -80,7 +84,7 @@ impl Member {
     /// The lease lasts from when the beat was sent: the coordinator counts from later.
     pub(super) fn answer(&mut self, beat: u64) {
         if let Some((_, sent)) = self.unanswered.iter().find(|sent| sent.0 == beat) {
-            self.valid_until = self.valid_until.max(*sent + self.settings.lease);
+            self.terms.valid_until = self.terms.valid_until.max(*sent + self.terms.settings.lease);
         }
         self.unanswered.retain(|sent| sent.0 > beat);
         self.answered = self.answered.max(beat);
@@ -88,7 +92,7 @@ impl Member {
 
     pub(super) fn keep(&mut self, keep: &[Lot]) {
         for (key, keep) in keep {
-            self.share(&key.deployment).keep(key, *keep);
+            self.shares.of(&key.deployment, |share| share.keep(key, *keep));
         }
     }
 }

@@ -1,0 +1,47 @@
+//! What a request has to know of its router as a member: the part of it that all shares go by.
+
+use std::time::{Duration, Instant};
+
+use super::{Kind, Standing};
+use crate::policy::fleet::Settings;
+
+/// How things are between a router and its group. To be had anew after whatever has happened to the member.
+#[derive(Debug, Clone, Copy, PartialEq, Hash)]
+pub struct Terms {
+    /// Of the group.
+    pub(super) settings: Settings,
+    pub(super) kind: Kind,
+    /// Leased slots may be spent before this.
+    pub(super) valid_until: Instant,
+    /// A router that has just started waits as long as a lease for a coordinator.
+    pub(super) fallback_from: Instant,
+    /// Whether the coordinator hears of slots that are returned.
+    pub(super) is_open: bool,
+    pub(super) is_retiring: bool,
+    /// How many routers there are, and which of them this is.
+    pub(super) group: (u32, u32),
+}
+
+impl Terms {
+    /// Of a router that has just started: it holds nothing.
+    pub fn new(settings: Settings, kind: Kind, now: Instant) -> Self {
+        let (valid_until, fallback_from) = (now, now + settings.lease);
+        Self { settings, kind, valid_until, fallback_from, is_open: false, is_retiring: false, group: (1, 0) }
+    }
+
+    /// What the router goes by.
+    pub fn standing(&self, now: Instant) -> Standing {
+        match self.kind {
+            Kind::Alone => Standing::Alone,
+            _ if now < self.valid_until => Standing::Leased,
+            Kind::Available if now >= self.fallback_from.max(self.valid_until) => Standing::Fallback,
+            _ => Standing::Nothing,
+        }
+    }
+
+    /// When requests that are still in flight by the right of a lease have to be aborted, unless it is renewed before;
+    /// `hold` is how long one may last after the lease has expired.
+    pub(super) fn abort_at(&self, hold: Duration) -> Instant {
+        self.valid_until + hold
+    }
+}
