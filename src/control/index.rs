@@ -272,7 +272,8 @@ impl Index {
         let id = self.next_replica();
         if let Some(live) = self.live_of(&key) {
             live.pending.remove(&key);
-            let at = live.slots.add(id, &address.to_string());
+            let address = address.to_string();
+            let at = live.slots.add(id, &address, &address);
             live.replicas.insert(Source::Process(key), at);
         }
     }

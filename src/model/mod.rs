@@ -7,6 +7,7 @@ pub mod crd;
 pub mod decode;
 pub mod duration;
 pub mod endpoint;
+pub mod fleet;
 pub mod limits;
 pub mod name;
 pub mod place;

@@ -80,6 +80,8 @@ pub struct Admission<W> {
     service_time: f64,
     /// How many requests that is, [`MEASURED`] at most.
     measured: u32,
+    /// What is leased of a replica that comes.
+    at_first: u32,
 }
 
 /// The mean service time is that of about so many requests: enough to be steady, few enough to follow a change.
@@ -127,7 +129,13 @@ impl<W> Admission<W> {
             slots: 0,
             service_time: 0.0,
             measured: 0,
+            at_first: u32::MAX,
         }
+    }
+
+    /// The same, whose replicas are other routers' too: nothing of one is used until it is leased.
+    pub fn shared(rules: Rules) -> Self {
+        Self { at_first: 0, ..Self::new(rules) }
     }
 
     /// Changes the rules; what no longer fits finishes first.
@@ -145,8 +153,14 @@ impl<W> Admission<W> {
             Some(ReplicaId { index, life }) => ReplicaId { index, life: life.saturating_add(1) },
             None => ReplicaId { index: self.replicas.len() as u32, life: NonZeroU32::MIN },
         };
-        let replica =
-            Replica { id, busy: 0, limit: 0, leased: u32::MAX, health: Health::default(), presence: Presence::Present };
+        let replica = Replica {
+            id,
+            busy: 0,
+            limit: 0,
+            leased: self.at_first,
+            health: Health::default(),
+            presence: Presence::Present,
+        };
         match self.replicas.get_mut(id.index()) {
             Some(vacant) => *vacant = replica,
             None => self.replicas.push(replica),

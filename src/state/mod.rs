@@ -8,6 +8,7 @@ pub mod comparisons;
 pub mod gauges;
 pub mod key_sets;
 pub mod lifecycle;
+pub mod membership;
 pub mod metrics;
 pub mod mirror;
 pub mod reviews;

@@ -15,9 +15,13 @@ use crate::policy::admit::{Admission, Arrival, Avoid, Grant, Occupancy, ReplicaI
 use crate::policy::health::Fitness;
 use crate::policy::scale::Signals;
 use crate::policy::scale::tally::Tally;
+use crate::state::membership::Membership;
 
+mod leases;
 mod slot;
 mod waiting;
+use leases::Leases;
+pub use leases::Lent;
 pub use slot::Slot;
 pub use waiting::{Acquired, Waiting};
 
@@ -26,6 +30,8 @@ pub use waiting::{Acquired, Waiting};
 pub struct Replica {
     /// Unique over the life of the process: the key of its pooled connections.
     pub id: u64,
+    /// What all routers call it.
+    name: Arc<str>,
     /// `host:port` to connect to.
     pub address: String,
     /// The address, as a `host` header says it.
@@ -52,6 +58,8 @@ struct Inner {
     cold_start_timeout: Option<Duration>,
     /// When the first replica is expected.
     expected: Option<Instant>,
+    /// Where other routers use the same replicas.
+    leases: Option<Leases>,
 }
 
 #[derive(Debug)]
@@ -60,6 +68,11 @@ struct Entry {
     /// Dropped with the entry, when the last request in flight has ended.
     drained: Option<oneshot::Sender<()>>,
 }
+
+/// Who waits, and which replica's slot is for them.
+type Granted = Grant<oneshot::Sender<Slot>>;
+/// The same with the slot: to be sent when the lock is free again, since who has left drops it.
+type Handed = (oneshot::Sender<Slot>, Slot);
 
 /// Why there was no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,14 +101,25 @@ fn rules(settings: &RequestSettings) -> Rules {
 }
 
 impl Slots {
-    /// No replicas yet.
+    /// No replicas yet; this router's alone.
     pub fn new(settings: &RequestSettings) -> Arc<Self> {
+        Self::with(settings, None)
+    }
+
+    /// No replicas yet. All routers of the group call the deployment by this name.
+    pub fn shared(settings: &RequestSettings, membership: Arc<Membership>, deployment: Arc<str>) -> Arc<Self> {
+        Self::with(settings, Some(Leases::new(membership, deployment, settings)))
+    }
+
+    fn with(settings: &RequestSettings, leases: Option<Leases>) -> Arc<Self> {
+        let admission = if leases.is_some() { Admission::shared } else { Admission::new };
         let inner = Inner {
-            admission: Admission::new(rules(settings)),
+            admission: admission(rules(settings)),
             replicas: Vec::new(),
             tally: Tally::new(Instant::now()),
             cold_start_timeout: None,
             expected: None,
+            leases,
         };
         Arc::new(Self { inner: Mutex::new(inner), asked: Notify::new() })
     }
@@ -127,34 +151,38 @@ impl Slots {
     pub fn set_rules(self: &Arc<Self>, settings: &RequestSettings) {
         let mut inner = self.lock();
         inner.pass(Instant::now());
+        let mut handed = inner.lend(self, settings);
         let grants = inner.admission.set_rules(rules(settings));
-        drop(inner);
-        self.hand_out(grants);
+        handed.extend(inner.slots(self, grants, Instant::now()));
+        self.unlock(inner, handed);
     }
 
-    /// Adds a ready replica at `address`; `id` is unique over the life of the process. One at this address that is still
-    /// on its way out is taken back, with what is in flight on it.
-    pub fn add(self: &Arc<Self>, id: u64, address: &str) -> ReplicaId {
+    /// Adds a ready replica at `address`; `id` is unique over the life of the process, and `name` is what all routers call
+    /// it. One of this name and address that is still on its way out is taken back, with what is in flight on it.
+    pub fn add(self: &Arc<Self>, id: u64, name: &str, address: &str) -> ReplicaId {
         let mut inner = self.lock();
         inner.pass(Instant::now());
-        let (at, grants) = match inner.draining(address) {
+        let (at, grants) = match inner.draining(name, address) {
             Some(at) => (at, inner.admission.restore(at)),
-            None => inner.add(Replica::new(id, address)),
+            None => inner.add(Replica::new(id, name, address)),
         };
-        drop(inner);
-        self.hand_out(grants);
+        let mut handed = inner.slots(self, grants, Instant::now());
+        handed.extend(inner.refit(self, at));
+        self.unlock(inner, handed);
         at
     }
 
     /// Gives a replica nothing new. `drained` is dropped when nothing is in flight on it any more.
-    pub fn remove(&self, id: ReplicaId, drained: Option<oneshot::Sender<()>>) {
+    pub fn remove(self: &Arc<Self>, id: ReplicaId, drained: Option<oneshot::Sender<()>>) {
         let mut inner = self.lock();
         let gone = inner.admission.remove(id);
+        let handed = inner.refit(self, id);
         let entry = &mut inner.replicas[id.index()];
         match entry {
             Some(entry) if !gone => entry.drained = drained,
             _ => *entry = None,
         }
+        self.unlock(inner, handed);
     }
 
     /// A slot now, or a place in the queue until `deadline`, or neither.
@@ -177,11 +205,14 @@ impl Slots {
                 if is_first {
                     self.asked.notify_one();
                 }
+                inner.settle(self);
                 Ok(Acquired::Waiting(Waiting { slots: self.clone(), ticket, deadline, slot }))
             }
             (Arrival::Granted(id), _) => {
                 inner.tally.came();
-                inner.slot(self, id, now).map(Acquired::Slot).ok_or(NoSlot::NoReplica(Duration::from_secs(1)))
+                let slot = inner.slot(self, id, now);
+                inner.settle(self);
+                slot.map(Acquired::Slot).ok_or(NoSlot::NoReplica(Duration::from_secs(1)))
             }
             (Arrival::Full | Arrival::Queued(_), _) => {
                 inner.tally.refused();
@@ -199,7 +230,9 @@ impl Slots {
             return None;
         };
         inner.tally.came();
-        inner.slot(self, id, now)
+        let slot = inner.slot(self, id, now);
+        inner.settle(self);
+        slot
     }
 
     /// Whether a replica that is not in `avoid` can take requests, now or when it is free.
@@ -236,7 +269,7 @@ impl Slots {
 
     /// Takes out of the queue who has waited long enough. Returns what it should be told, which is about the others:
     /// it does not wait for itself.
-    fn give_up(&self, ticket: Ticket, now: Instant) -> NoSlot {
+    fn give_up(self: &Arc<Self>, ticket: Ticket, now: Instant) -> NoSlot {
         let mut inner = self.lock();
         inner.pass(now);
         let left = inner.admission.leave(ticket);
@@ -244,6 +277,7 @@ impl Slots {
             inner.tally.timed_out();
         }
         let told = inner.turned_away(now, NoSlot::TimedOut);
+        inner.settle(self);
         drop(inner);
         drop(left);
         told
@@ -254,17 +288,18 @@ impl Slots {
         let mut inner = self.lock();
         inner.pass(now);
         let grants = inner.admission.tick(now);
-        drop(inner);
-        self.hand_out(grants);
+        let mut handed = inner.slots(self, grants, now);
+        handed.extend(inner.refit_all(self));
+        self.unlock(inner, handed);
     }
 
-    fn hand_out(self: &Arc<Self>, grants: impl IntoIterator<Item = Grant<oneshot::Sender<Slot>>>) {
-        for (waiter, id) in grants {
-            let slot = self.lock().slot(self, id, Instant::now());
-            if let Some(slot) = slot {
-                // A waiter that has just left drops the slot, which passes it on.
-                let _ = waiter.send(slot);
-            }
+    /// A change is complete: who was granted a slot gets it, when the lock is free again.
+    fn unlock(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, handed: impl IntoIterator<Item = Handed>) {
+        inner.settle(self);
+        drop(inner);
+        for (waiter, slot) in handed {
+            // A waiter that has just left drops the slot, which passes it on.
+            let _ = waiter.send(slot);
         }
     }
 
@@ -275,9 +310,10 @@ impl Slots {
 }
 
 impl Replica {
-    fn new(id: u64, address: &str) -> Self {
+    fn new(id: u64, name: &str, address: &str) -> Self {
         Self {
             id,
+            name: name.into(),
             address: address.to_owned(),
             host: HeaderValue::from_str(address).unwrap_or_else(|_| HeaderValue::from_static("model")),
             suspect: AtomicBool::new(false),
@@ -289,10 +325,14 @@ impl Inner {
     /// Time passes, before anything changes.
     fn pass(&mut self, now: Instant) {
         self.tally.pass(now, self.admission.waiting());
+        self.expire(now);
     }
 
-    fn add(&mut self, replica: Replica) -> (ReplicaId, Vec<Grant<oneshot::Sender<Slot>>>) {
+    fn add(&mut self, replica: Replica) -> (ReplicaId, Vec<Granted>) {
         let (at, grants) = self.admission.add();
+        if let Some(leases) = &mut self.leases {
+            leases.name(at, &replica.name);
+        }
         if self.replicas.len() <= at.index() {
             self.replicas.resize_with(at.index() + 1, || None);
         }
@@ -321,17 +361,23 @@ impl Inner {
         }
     }
 
-    /// A replica at `address` that is on its way out.
-    fn draining(&self, address: &str) -> Option<ReplicaId> {
+    /// A replica of this name at `address` that is on its way out.
+    fn draining(&self, name: &str, address: &str) -> Option<ReplicaId> {
         self.admission.ids().find(|id| {
-            let entry = self.replicas[id.index()].as_ref();
-            entry.is_some_and(|entry| entry.replica.address == address) && self.admission.replica(*id).1.is_none()
+            let replica = self.replicas[id.index()].as_ref().map(|entry| &entry.replica);
+            replica.is_some_and(|replica| (&*replica.name, &*replica.address) == (name, address))
+                && self.admission.replica(*id).1.is_none()
         })
     }
 
-    fn slot(&self, slots: &Arc<Slots>, id: ReplicaId, since: Instant) -> Option<Slot> {
-        let entry = self.replicas[id.index()].as_ref()?;
-        Some(Slot { slots: slots.clone(), id, replica: entry.replica.clone(), since })
+    fn slot(&mut self, slots: &Arc<Slots>, id: ReplicaId, since: Instant) -> Option<Slot> {
+        let replica = self.replicas[id.index()].as_ref()?.replica.clone();
+        let right = self.started(id);
+        Some(Slot { slots: slots.clone(), id, replica, since, right })
+    }
+
+    fn slots(&mut self, slots: &Arc<Slots>, grants: Vec<Granted>, now: Instant) -> Vec<Handed> {
+        grants.into_iter().filter_map(|(waiter, id)| Some((waiter, self.slot(slots, id, now)?))).collect()
     }
 }
 

@@ -78,7 +78,7 @@ impl Live {
             left
         });
         if let Some(address) = address {
-            let at = self.slots.add(id, &address);
+            let at = self.slots.add(id, uid, &address);
             self.replicas.insert(source, at);
         }
         left
@@ -153,7 +153,7 @@ impl Live {
         for address in wanted {
             self.replicas.entry(Source::Address(address.clone())).or_insert_with(|| {
                 *next_replica += 1;
-                slots.add(*next_replica, address)
+                slots.add(*next_replica, address, address)
             });
         }
     }

@@ -79,7 +79,8 @@ impl Rig {
         };
         let slots = Slots::new(&requests);
         for number in 0..replicas {
-            slots.add(number.into(), &format!("127.0.0.1:{number}"));
+            let address = format!("127.0.0.1:{number}");
+            slots.add(number.into(), &address, &address);
         }
         slots.set_cold_start_timeout(Some(Duration::from_secs(60)));
         let name = |text| Name::new(text).unwrap();

@@ -338,10 +338,9 @@ fn whatever_happens_the_cap_holds_the_order_holds_and_no_slot_idles() {
 
 #[test]
 fn a_replica_gets_no_more_than_is_leased_of_it() {
-    let (mut admission, ids) = admission(2, 10, 2);
-    for id in &ids {
-        assert!(admission.set_leased(*id, 0).is_empty());
-    }
+    let rules = Rules { per_replica: NonZeroU32::new(2).unwrap(), queue_length: 10 };
+    let mut admission = Admission::shared(rules);
+    let ids: Vec<_> = (0..2).map(|_| admission.add().0).collect();
     let now = Instant::now();
     let first = queued(admission.arrive(Avoid::default(), now, far(), || "first"));
     let later = now + HELD;

@@ -102,6 +102,11 @@ impl<W> Admission<W> {
         self.replicas.iter().filter(|replica| replica.presence != Presence::Vacant).map(|replica| replica.id)
     }
 
+    /// How many of a replica's slots may be this router's; see [`Admission::set_leased`].
+    pub fn leased(&self, id: ReplicaId) -> u32 {
+        self.replicas[id.index()].leased
+    }
+
     /// Requests in flight on a replica, and how much it may be used; `None` when it is on its way out.
     pub fn replica(&self, id: ReplicaId) -> (u32, Option<Fitness>) {
         let replica = &self.replicas[id.index()];

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::{Replica, Slots};
 use crate::policy::admit::ReplicaId;
+use crate::policy::fleet::member::Right;
 
 /// The right to have one request in flight on one replica; ends when dropped.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub struct Slot {
     pub(super) id: ReplicaId,
     pub(super) replica: Arc<Replica>,
     pub(super) since: Instant,
+    /// By what right, where there are several routers.
+    pub(super) right: Option<Right>,
 }
 
 impl Slot {
@@ -36,8 +39,9 @@ impl Slot {
         inner.pass(Instant::now());
         self.replica.suspect.store(false, Ordering::Relaxed);
         let grants = inner.admission.succeeded(self.id);
-        drop(inner);
-        self.slots.hand_out(grants);
+        let mut handed = inner.slots(&self.slots, grants, Instant::now());
+        handed.extend(inner.refit(&self.slots, self.id));
+        self.slots.unlock(inner, handed);
     }
 
     /// The replica could not be reached, or broke off before an answer.
@@ -46,7 +50,8 @@ impl Slot {
         let until = inner.admission.failed(self.id, now);
         // Under the lock: a success at the same time must not make a replica unsuspected that is then set aside.
         self.replica.suspect.store(true, Ordering::Relaxed);
-        drop(inner);
+        let handed = inner.refit(&self.slots, self.id);
+        self.slots.unlock(inner, handed);
         if let Some(until) = until {
             let back_off = until.saturating_duration_since(now);
             tracing::warn!(replica = self.replica.address, ?back_off, "replica set aside: its connections fail");
@@ -67,10 +72,11 @@ impl Drop for Slot {
         let mut inner = self.slots.lock();
         inner.pass(now);
         inner.tally.served(held);
+        inner.finished(self.id, self.right);
         let (grant, gone) = inner.admission.release(self.id, held);
         let entry = if gone { inner.replicas[self.id.index()].take() } else { None };
-        drop(inner);
+        let granted = grant.and_then(|(waiter, id)| Some((waiter, inner.slot(&self.slots, id, now)?)));
+        self.slots.unlock(inner, granted);
         drop(entry);
-        self.slots.hand_out(grant);
     }
 }

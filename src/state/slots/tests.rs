@@ -10,7 +10,7 @@ fn slots(cap: u32) -> (Arc<Slots>, ReplicaId) {
         max_queue_wait: Duration::from_millis(500),
         max_queue_length: 10,
     });
-    let id = slots.add(1, "127.0.0.1:1");
+    let id = slots.add(1, "one", "127.0.0.1:1");
     (slots, id)
 }
 

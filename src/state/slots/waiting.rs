@@ -49,12 +49,13 @@ impl Slots {
     }
 
     /// No replica will come any more: without one that takes requests, those who wait are told so at once.
-    pub fn abandon(&self) {
+    pub fn abandon(self: &Arc<Self>) {
         let mut inner = self.lock();
         inner.pass(Instant::now());
         (inner.cold_start_timeout, inner.expected) = (None, None);
         let dismissed = if inner.admission.any_ready() { Vec::new() } else { inner.admission.dismiss() };
         dismissed.iter().for_each(|_| inner.tally.left());
+        inner.settle(self);
         drop(inner);
         // Each hears that there is nobody any more who could give it a slot.
         drop(dismissed);
@@ -68,6 +69,7 @@ impl Drop for Waiting {
         let left = inner.admission.leave(self.ticket);
         if left.is_some() {
             inner.tally.left();
+            inner.settle(&self.slots);
         }
         drop(inner);
         drop(left);

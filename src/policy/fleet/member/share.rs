@@ -344,7 +344,7 @@ impl Share {
     }
 
     /// Idle slots for which no time to return them is set.
-    pub(super) fn needs_window(&self) -> bool {
+    pub fn needs_window(&self) -> bool {
         self.window.is_none() && self.stocks.values().any(|stock| stock.idle() > 0)
     }
 
@@ -356,7 +356,8 @@ impl Share {
         std::mem::take(&mut self.barred).into_iter()
     }
 
-    pub(super) fn has_news(&self) -> bool {
+    /// Whether slots were returned, or what can be used has changed, and the coordinator has not been told.
+    pub fn has_news(&self) -> bool {
         !self.returned.is_empty() || !self.barred.is_empty()
     }
 
