@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::scale::tally::Sums;
+
 pub mod election;
 pub mod ledger;
 pub mod member;
@@ -124,6 +126,8 @@ pub struct Hello {
     pub barred: Vec<ReplicaKey>,
     /// Where requests wait.
     pub demand: Vec<Demand>,
+    /// What goes on there, of every deployment.
+    pub loads: Vec<(Deployment, Load)>,
 }
 
 /// What a member has of one replica when a session begins.
@@ -152,6 +156,8 @@ pub struct Report {
     pub barred: Vec<(ReplicaKey, bool)>,
     /// Where this has changed.
     pub demand: Vec<Demand>,
+    /// Where this has changed, time aside.
+    pub loads: Vec<(Deployment, Load)>,
 }
 
 /// A sign of life.
@@ -177,6 +183,29 @@ pub struct Demand {
     /// Slots of the deployment granted so far in this session, as far as they have arrived: who sent more knows that
     /// these requests do not know it yet.
     pub granted: u64,
+}
+
+/// What goes on at a member in a deployment: what its autoscaler needs to know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, Hash)]
+pub struct Load {
+    /// Requests in flight.
+    pub busy: u32,
+    /// Requests that wait.
+    pub waiting: u32,
+    /// All that has gone on since the router began.
+    pub sums: Sums,
+}
+
+impl Load {
+    /// Whether times go on adding up though nothing else happens.
+    fn is_active(&self) -> bool {
+        self.busy + self.waiting > 0
+    }
+
+    fn differs_from(&self, other: &Self) -> bool {
+        let sums = Sums { time: other.sums.time, ..self.sums };
+        *other != Self { sums, ..*self }
+    }
 }
 
 /// What a coordinator says.

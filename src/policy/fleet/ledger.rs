@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use super::{Deployment, Epoch, MemberId, ReplicaKey, Settings};
 use super::{ToCoordinator, ToMember};
 
+mod load;
 mod pool;
 mod receive;
 mod term;
+use load::Sample;
 use pool::{LONGEST, Pool, Seat};
 pub use term::Former;
 use term::{Member, Outbox, Term};
@@ -32,6 +34,7 @@ pub struct Ledger {
     by_id: BTreeMap<MemberId, Seat>,
     next_seat: Seat,
     refusals: Vec<(MemberId, ToMember)>,
+    samples: BTreeMap<Deployment, Sample>,
 }
 
 /// Where the slots of a deployment are.
@@ -57,6 +60,7 @@ impl Ledger {
             by_id: BTreeMap::new(),
             next_seat: 0,
             refusals: Vec::new(),
+            samples: BTreeMap::new(),
         }
     }
 
@@ -120,6 +124,7 @@ impl Ledger {
             pool.forget(key);
             if pool.is_empty() {
                 self.pools.remove(&key.deployment);
+                self.samples.remove(&key.deployment);
             }
         }
     }

@@ -6,15 +6,17 @@
 //! shell's affair ([`Shares`]): each behind the lock of its deployment. After every call there may be something to send
 //! ([`Member::outgoing`]); at [`Member::wake_at`] the shell calls [`Member::tick`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use super::{Claim, Deployment, Epoch, ReplicaKey, Settings, ToCoordinator, ToMember};
+use super::{Claim, Deployment, Epoch, Load, ReplicaKey, Settings, ToCoordinator, ToMember};
 
+mod news;
 mod share;
 mod talk;
 mod terms;
 mod whole;
+use news::News;
 pub use share::Share;
 pub use terms::Terms;
 pub use whole::AllShares;
@@ -54,6 +56,7 @@ pub struct Member<S> {
     /// When the coordinator was last heard, or a session begun.
     heard: Instant,
     shares: S,
+    loads: BTreeMap<Deployment, News>,
 }
 
 /// How a router belongs to others.
@@ -115,6 +118,7 @@ impl<S: Shares> Member<S> {
             next_beat: now,
             heard: now,
             shares,
+            loads: BTreeMap::new(),
         }
     }
 
@@ -132,6 +136,20 @@ impl<S: Shares> Member<S> {
     pub fn set_group(&mut self, size: u32, rank: u32) {
         self.terms.group = (size, rank);
         self.shares.each(|_, share| share.spread(size, rank));
+    }
+
+    /// What goes on in a deployment. To be told about once per [`Settings::report`] while anything does, at once when
+    /// something begins to.
+    pub fn set_load(&mut self, deployment: &Deployment, load: Load) {
+        match self.loads.get_mut(deployment) {
+            Some(news) => news.set(load),
+            None => _ = self.loads.insert(deployment.clone(), News::new(load)),
+        }
+    }
+
+    /// There is no such deployment any more.
+    pub fn forget_load(&mut self, deployment: &Deployment) {
+        self.loads.remove(deployment);
     }
 
     /// There is a stream to the coordinator. Returns the number of the session that begins.
@@ -221,6 +239,9 @@ impl<S: Shares> Member<S> {
         }
         let mut first = terms.is_open.then_some(self.next_beat);
         let mut at = |time: Instant| first = Some(first.map_or(time, |first| first.min(time)));
+        if terms.is_open {
+            self.loads.values().filter_map(|news| news.due_at(&terms.settings)).for_each(&mut at);
+        }
         let cut_off = [terms.valid_until, terms.fallback_from.max(terms.valid_until)];
         // Once it is over [`Member::is_lost`] says so until there is another stream: there is nothing to wake up for.
         let lost = self.session().map(|_| self.heard + terms.settings.heartbeat * DEAF);

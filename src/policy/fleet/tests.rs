@@ -556,7 +556,8 @@ fn a_coordinator_that_hears_of_a_later_one_says_nothing_more() {
     group.dispatch(0);
     let demand = group.members[0].outgoing(group.now).unwrap();
     group.ledger.receive(&id(0), demand, group.now);
-    let hello = Hello { epoch: Epoch(7), session: 9, beat: 1, claims: vec![], barred: vec![], demand: vec![] };
+    let hello =
+        Hello { epoch: Epoch(7), session: 9, beat: 1, claims: vec![], barred: vec![], demand: vec![], loads: vec![] };
     group.ledger.receive(&id(1), ToCoordinator::Hello(hello), group.now);
     assert_eq!(group.ledger.superseded(), Some(Epoch(7)));
     let refused = ToMember::Refused { epoch: Epoch(7), session: 9 };
@@ -632,7 +633,15 @@ fn a_coordinator_takes_nothing_from_another_session() {
     let session = group.members[0].session().unwrap();
     let report = |session| {
         let returned = vec![(key("p"), 1)];
-        ToCoordinator::Report(Report { epoch: Epoch(1), session, beat: None, returned, barred: vec![], demand: vec![] })
+        ToCoordinator::Report(Report {
+            epoch: Epoch(1),
+            session,
+            beat: None,
+            returned,
+            barred: vec![],
+            demand: vec![],
+            loads: vec![],
+        })
     };
     group.connect(0);
     for session in [session, session + 2] {
@@ -641,12 +650,117 @@ fn a_coordinator_takes_nothing_from_another_session() {
         let refused = ToMember::Refused { epoch: Epoch(1), session };
         assert_eq!(group.ledger.outgoing(group.now), [(id(0), refused)]);
     }
-    let hello = Hello { epoch: Epoch(1), session, beat: 1, claims: vec![], barred: vec![], demand: vec![] };
+    let hello =
+        Hello { epoch: Epoch(1), session, beat: 1, claims: vec![], barred: vec![], demand: vec![], loads: vec![] };
     group.ledger.receive(&id(0), ToCoordinator::Hello(hello), group.now);
     assert_eq!(group.slots(), (0, 1, 0), "a hello that is late claims nothing, and frees nothing");
     group.ledger.disconnected(&id(0), session);
     group.ledger.receive(&id(0), report(session + 1), group.now);
     assert_eq!(group.slots(), (1, 0, 0), "the end of the old stream is not the end of the new one");
+}
+
+// What the autoscaler needs.
+
+fn near(a: f64, b: f64, within: f64) {
+    assert!((a - b).abs() <= within, "{a} is not {b}");
+}
+
+/// So many requests are in flight at a member, and one waits, for a while. It tells once per report, when something changes.
+fn load(group: &mut Group, loads: &mut [Load], busy: &[u32], time: Duration) {
+    let (report, seconds) = (100 * MILLISECOND, |time: Duration| time.as_secs_f64());
+    for (load, busy) in loads.iter_mut().zip(busy) {
+        (load.busy, load.sums.arrived) = (*busy, load.sums.arrived + f64::from(*busy));
+    }
+    let mut left = time;
+    while left > Duration::ZERO {
+        let mut told = 0;
+        for (i, load) in loads.iter_mut().enumerate() {
+            load.sums.time += seconds(report);
+            load.sums.present += seconds(report) * f64::from(load.busy);
+            group.members[i].set_load(&key("p").deployment, *load);
+            while let Some(message) = group.members[i].outgoing(group.now) {
+                if let ToCoordinator::Report(report) = &message {
+                    told += report.loads.len();
+                }
+                if !group.cut_off.contains(&i) {
+                    group.ledger.receive(&id(i), message, group.now);
+                }
+            }
+        }
+        assert!(told <= 2 * loads.iter().filter(|load| load.busy > 0).count() + 2);
+        group.pass(report);
+        left = left.saturating_sub(report);
+    }
+}
+
+#[test]
+fn what_goes_on_at_all_members_adds_up_to_the_signals_of_one_router() {
+    let mut group = Group::new(2, 8);
+    let deployment = key("p").deployment;
+    let mut loads = [Load::default(); 2];
+    load(&mut group, &mut loads, &[2, 3], SECOND);
+    group.ledger.take_signals(&deployment, group.now);
+    for _ in 0..5 {
+        // Whenever it is asked.
+        load(&mut group, &mut loads, &[2, 3], 700 * MILLISECOND);
+        let signals = group.ledger.take_signals(&deployment, group.now);
+        near(signals.busy, 5.0, 1e-6);
+        near(signals.arrived_per_second, 5.0 / 0.7, 1e-6);
+        assert!(!signals.is_cold);
+        assert_eq!(group.ledger.present(&deployment, group.now), (5, 0));
+    }
+}
+
+#[test]
+fn who_has_nothing_going_on_says_nothing_and_the_time_of_that_does_not_thin_out_what_comes_then() {
+    let mut group = Group::new(2, 8);
+    let deployment = key("p").deployment;
+    let mut loads = [Load::default(); 2];
+    load(&mut group, &mut loads, &[0, 0], 30 * SECOND);
+    assert_eq!(group.ledger.take_signals(&deployment, group.now).busy, 0.0);
+    assert_eq!(group.members[0].outgoing(group.now), None);
+    load(&mut group, &mut loads, &[0, 0], 600 * MILLISECOND);
+    load(&mut group, &mut loads, &[4, 0], 400 * MILLISECOND);
+    near(group.ledger.take_signals(&deployment, group.now).busy, 1.6, 0.3);
+    load(&mut group, &mut loads, &[4, 0], SECOND);
+    near(group.ledger.take_signals(&deployment, group.now).busy, 4.0, 1e-6);
+    load(&mut group, &mut loads, &[0, 0], SECOND);
+    load(&mut group, &mut loads, &[0, 0], SECOND);
+    group.ledger.take_signals(&deployment, group.now);
+    assert_eq!(group.ledger.take_signals(&deployment, group.now).busy, 0.0);
+}
+
+#[test]
+fn of_a_silent_member_the_last_is_taken_until_its_lease_has_expired_and_it_is_known_to_be_silent() {
+    let mut group = Group::new(2, 8);
+    let deployment = key("p").deployment;
+    let mut loads = [Load::default(); 2];
+    load(&mut group, &mut loads, &[2, 3], 2 * SECOND);
+    assert_eq!(group.ledger.silent(group.now).count(), 0);
+    group.ledger.take_signals(&deployment, group.now);
+    group.cut_off.insert(1);
+    load(&mut group, &mut loads, &[2, 3], 5 * SECOND);
+    near(group.ledger.take_signals(&deployment, group.now).busy, 5.0, 1e-6);
+    assert_eq!(group.ledger.silent(group.now).collect::<Vec<_>>(), [&id(1)]);
+    group.cut_off.clear();
+    group.connect(1);
+    load(&mut group, &mut loads, &[2, 3], SECOND);
+    near(group.ledger.take_signals(&deployment, group.now).busy, 5.0, 1e-6);
+    group.cut_off.insert(1);
+    load(&mut group, &mut loads, &[2, 3], 14 * SECOND);
+    near(group.ledger.take_signals(&deployment, group.now).busy, 2.0, 1e-6);
+    assert_eq!(group.ledger.present(&deployment, group.now), (2, 0));
+}
+
+#[test]
+fn a_new_coordinator_does_not_take_what_went_on_before_for_an_interval() {
+    let mut group = Group::new(1, 8);
+    let mut loads = [Load::default()];
+    load(&mut group, &mut loads, &[3], 60 * SECOND);
+    group.succeed(2, everybody(1), 8);
+    group.connect(0);
+    let signals = group.ledger.take_signals(&key("p").deployment, group.now);
+    assert_eq!((signals.busy, signals.arrived_per_second), (3.0, 0.0));
 }
 
 // The end.

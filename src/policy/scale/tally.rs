@@ -1,52 +1,126 @@
 //! What goes on in one deployment, added up as it happens.
 
+use std::hash::{Hash, Hasher};
+use std::ops::{Add, Mul, Sub};
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use super::Signals;
 
-/// Adds up over an interval; whoever decides takes the sums. Before anything changes, time has to pass until then
-/// ([`Tally::pass`]).
+/// Adds up as things happen; whoever decides takes what has come since. Before anything changes, time has to pass until
+/// then ([`Tally::pass`]).
 #[derive(Debug)]
 pub struct Tally {
-    /// When the interval began.
-    since: Instant,
     /// Up to when times are added up.
     until: Instant,
     /// Requests in flight or waiting.
     present: u32,
-    /// How long requests were present, and waiting, all together, in seconds.
-    present_time: f64,
-    waiting_time: f64,
-    arrived: u64,
-    rejected: u64,
-    served: u64,
-    /// How long they held their slots, all together, in seconds.
-    held: f64,
-    /// The squares of these times.
-    squares: f64,
+    sums: Sums,
+    /// These were taken before.
+    taken: Sums,
     /// Mean time that a request held a slot, when one last did.
     service_seconds: f64,
     /// Whether no replica took requests when the interval began.
     was_cold: bool,
 }
 
+/// What has gone on in some time: what came later is the difference of two, what went on at several routers is the sum.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sums {
+    /// How long it was, in seconds.
+    pub time: f64,
+    /// How long requests were in flight or waiting, all together, in seconds.
+    pub present: f64,
+    /// How long they were waiting, all together, in seconds.
+    pub waiting: f64,
+    /// Requests that came, those turned away among them.
+    pub arrived: f64,
+    /// Requests turned away for want of a slot.
+    pub rejected: f64,
+    /// Requests that have given their slot back.
+    pub served: f64,
+    /// How long these held their slots, all together, in seconds.
+    pub held: f64,
+    /// The squares of these times.
+    pub squares: f64,
+}
+
+/// So that a model checker can tell states apart.
+impl Hash for Sums {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.fields().map(f64::to_bits).hash(state);
+    }
+}
+
+impl Sums {
+    fn fields(&self) -> [f64; 8] {
+        [self.time, self.present, self.waiting, self.arrived, self.rejected, self.served, self.held, self.squares]
+    }
+
+    fn of([time, present, waiting, arrived, rejected, served, held, squares]: [f64; 8]) -> Self {
+        Self { time, present, waiting, arrived, rejected, served, held, squares }
+    }
+
+    /// The same of one second.
+    pub fn per_second(&self) -> Self {
+        // Two at the same moment would divide by nothing.
+        *self * (1.0 / self.time.max(1e-6))
+    }
+
+    /// Mean time that a request held a slot; `None` where none has given it back.
+    pub fn service_seconds(&self) -> Option<f64> {
+        (self.served > 0.0).then(|| self.held / self.served)
+    }
+}
+
+impl Add for Sums {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let other = other.fields();
+        Self::of(std::array::from_fn(|i| self.fields()[i] + other[i]))
+    }
+}
+
+impl Sub for Sums {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        self + other * -1.0
+    }
+}
+
+impl Mul<f64> for Sums {
+    type Output = Self;
+
+    fn mul(self, factor: f64) -> Self {
+        Self::of(self.fields().map(|field| field * factor))
+    }
+}
+
+impl Signals {
+    /// Of what goes on in one second, by [`Sums::per_second`].
+    pub fn of(rates: &Sums, service_seconds: f64, waiting: usize, is_cold: bool) -> Self {
+        Self {
+            busy: (rates.present - rates.waiting).max(0.0),
+            queued: rates.waiting,
+            arrived_per_second: rates.arrived,
+            rejected_per_second: rates.rejected,
+            service_seconds,
+            work: rates.held,
+            squares: rates.squares,
+            waiting,
+            is_cold,
+        }
+    }
+}
+
 impl Tally {
     /// Nobody is there yet.
     pub fn new(now: Instant) -> Self {
-        Self {
-            since: now,
-            until: now,
-            present: 0,
-            present_time: 0.0,
-            waiting_time: 0.0,
-            arrived: 0,
-            rejected: 0,
-            served: 0,
-            held: 0.0,
-            squares: 0.0,
-            service_seconds: 0.0,
-            was_cold: false,
-        }
+        let (sums, taken) = (Sums::default(), Sums::default());
+        Self { until: now, present: 0, sums, taken, service_seconds: 0.0, was_cold: false }
     }
 
     /// Time passes, in which so many were waiting. Events of several threads may come a little out of order: time does not
@@ -54,15 +128,16 @@ impl Tally {
     pub fn pass(&mut self, now: Instant, waiting: usize) {
         let passed = now.saturating_duration_since(self.until);
         let seconds = passed.as_secs_f64();
-        self.present_time += seconds * f64::from(self.present);
-        self.waiting_time += seconds * waiting as f64;
+        self.sums.time += seconds;
+        self.sums.present += seconds * f64::from(self.present);
+        self.sums.waiting += seconds * waiting as f64;
         self.until += passed;
     }
 
     /// A request has a slot or waits for one.
     pub fn came(&mut self) {
         self.present += 1;
-        self.arrived += 1;
+        self.sums.arrived += 1.0;
     }
 
     /// A request has given up its wait.
@@ -72,49 +147,37 @@ impl Tally {
 
     /// A request was turned away as it came: the queue was full.
     pub fn refused(&mut self) {
-        self.arrived += 1;
-        self.rejected += 1;
+        self.sums.arrived += 1.0;
+        self.sums.rejected += 1.0;
     }
 
     /// A request was turned away when it had waited long enough.
     pub fn timed_out(&mut self) {
         self.left();
-        self.rejected += 1;
+        self.sums.rejected += 1.0;
     }
 
     /// A request has given its slot back, which it had held so long.
     pub fn served(&mut self, held: Duration) {
         self.left();
         let held = held.as_secs_f64();
-        self.served += 1;
-        self.held += held;
-        self.squares += held * held;
+        self.sums.served += 1.0;
+        self.sums.held += held;
+        self.sums.squares += held * held;
     }
 
-    /// The sums since they were last taken, up to where time has passed. `waiting`: requests that wait now; `is_cold`:
+    /// All that has gone on, up to where time has passed.
+    pub fn sums(&self) -> Sums {
+        self.sums
+    }
+
+    /// What has come since this was last called, up to where time has passed. `waiting`: requests that wait now; `is_cold`:
     /// whether no replica takes requests now.
     pub fn take(&mut self, waiting: usize, is_cold: bool) -> Signals {
-        // Two at the same moment would divide by nothing.
-        let seconds = self.until.saturating_duration_since(self.since).as_secs_f64().max(1e-6);
-        if self.served > 0 {
-            self.service_seconds = self.held / self.served as f64;
-        }
-        let signals = Signals {
-            busy: (self.present_time - self.waiting_time).max(0.0) / seconds,
-            queued: self.waiting_time / seconds,
-            arrived_per_second: self.arrived as f64 / seconds,
-            rejected_per_second: self.rejected as f64 / seconds,
-            service_seconds: self.service_seconds,
-            work: self.held / seconds,
-            squares: self.squares / seconds,
-            waiting,
-            is_cold: is_cold || self.was_cold,
-        };
-        self.was_cold = is_cold;
-        (self.since, self.present_time, self.waiting_time) = (self.until, 0.0, 0.0);
-        (self.arrived, self.rejected, self.served) = (0, 0, 0);
-        (self.held, self.squares) = (0.0, 0.0);
-        signals
+        let sums = self.sums - std::mem::replace(&mut self.taken, self.sums);
+        self.service_seconds = sums.service_seconds().unwrap_or(self.service_seconds);
+        let was_cold = std::mem::replace(&mut self.was_cold, is_cold);
+        Signals::of(&sums.per_second(), self.service_seconds, waiting, is_cold || was_cold)
     }
 }
 

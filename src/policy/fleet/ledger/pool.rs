@@ -324,6 +324,11 @@ impl Pool {
         self.entries.get(key).map_or(&[], |entry| &entry.leases)
     }
 
+    /// Whether no replica may have requests in flight.
+    pub(super) fn is_cold(&self) -> bool {
+        self.entries.values().all(|entry| entry.cap == 0)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

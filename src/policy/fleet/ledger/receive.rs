@@ -41,6 +41,7 @@ impl Ledger {
         if let Some(member) = self.seats.get_mut(&seat) {
             member.outbox.welcome = Some((hello.beat, keep));
         }
+        self.load(seat, hello.loads, true, now);
         self.bar(seat, hello.barred.into_iter().map(|key| (key, true)));
         self.want(seat, hello.demand, now);
         self.tick(now);
@@ -66,6 +67,7 @@ impl Ledger {
                 pool.give_back(seat, &key, slots);
             }
         }
+        self.load(seat, report.loads, false, now);
         self.bar(seat, report.barred);
         self.want(seat, report.demand, now);
     }

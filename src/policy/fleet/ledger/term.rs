@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::super::{Deployment, Epoch, Lot, MemberId, ReplicaKey, Settings, ToMember, Update, Wanted};
+use super::load::Reported;
 use super::pool::Told;
 
 /// Who may hold slots from earlier terms.
@@ -45,6 +46,7 @@ pub(super) struct Member {
     pub(super) lived: Option<Instant>,
     /// Slots granted in this session, by deployment.
     pub(super) granted: BTreeMap<Deployment, u64>,
+    pub(super) loads: BTreeMap<Deployment, Reported>,
     pub(super) outbox: Outbox,
 }
 
@@ -87,6 +89,7 @@ impl Member {
             answers: VecDeque::new(),
             lived: None,
             granted: BTreeMap::new(),
+            loads: BTreeMap::new(),
             outbox: Outbox::default(),
         }
     }

@@ -18,7 +18,9 @@ impl<S: Shares> Member<S> {
             barred.extend(share.unusable());
             demand.extend(share.demand(deployment, now, true, &terms.settings));
         });
-        let hello = Hello { epoch: self.epoch, session: self.session, beat, claims: claims.clone(), barred, demand };
+        let loads = self.loads.iter_mut().map(|(name, news)| (name.clone(), news.begin(now))).collect();
+        let (epoch, session) = (self.epoch, self.session);
+        let hello = Hello { epoch, session, beat, claims: claims.clone(), barred, demand, loads };
         self.phase = Phase::Greeted(claims, now);
         ToCoordinator::Hello(hello)
     }
@@ -47,8 +49,11 @@ impl<S: Shares> Member<S> {
             barred.extend(share.take_barred());
             demand.extend(share.demand(deployment, now, is_due, &settings));
         });
-        let is_empty = beat.is_none() && returned.is_empty() && barred.is_empty() && demand.is_empty();
-        let report = Report { epoch, session, beat, returned, barred, demand };
+        let loads = self.loads.iter_mut();
+        let loads: Vec<_> = loads.filter_map(|(name, news)| Some((name.clone(), news.take(now, &settings)?))).collect();
+        let nothing_moves = returned.is_empty() && barred.is_empty() && demand.is_empty();
+        let is_empty = beat.is_none() && nothing_moves && loads.is_empty();
+        let report = Report { epoch, session, beat, returned, barred, demand, loads };
         (!is_empty).then_some(ToCoordinator::Report(report))
     }
 
