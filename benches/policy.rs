@@ -2,6 +2,7 @@
 //! a request through the kernel costs, admission must not slow down with the number of replicas, and finding an
 //! endpoint hardly with the number of endpoints.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::hint::black_box;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -11,13 +12,17 @@ use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use inference_router::control::documents;
 use inference_router::control::index::{Desired, Index};
 use inference_router::model::endpoint::Endpoint;
 use inference_router::model::name::Name;
 use inference_router::policy::access::{Access, KeyDigest};
 use inference_router::policy::admit::{Admission, Arrival, Avoid, Rules};
+use inference_router::policy::fleet::ledger::{Former, Ledger};
+use inference_router::policy::fleet::{
+    Beat, Demand, Epoch, Hello, MemberId, ReplicaKey, Report, Settings, ToCoordinator, ToMember,
+};
 use inference_router::policy::identify::{identify, lookup_key};
 use inference_router::policy::signing::Signing;
 use inference_router::policy::split::Split;
@@ -209,5 +214,85 @@ fn admission(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, identification, look_up, splitting, access, tokens, admission);
+/// A coordinator whose slots are all leased, to members that all have more requests waiting than they can serve.
+struct Overload {
+    ledger: Ledger,
+    now: Instant,
+    members: Vec<MemberId>,
+    /// Slots that each has been granted, and beats that it has sent.
+    granted: Vec<u64>,
+    beats: Vec<u64>,
+    /// Who has which slot, the longest held first.
+    held: VecDeque<(usize, ReplicaKey)>,
+}
+
+impl Overload {
+    fn new(members: usize, replicas: usize) -> Self {
+        let now = Instant::now();
+        let mut ledger = Ledger::new(Settings::default());
+        ledger.lead(Epoch(1), now + Duration::from_secs(1 << 30), Former::Only(BTreeSet::new()), now);
+        for number in 0..replicas {
+            let key = ReplicaKey { deployment: Arc::from("blue"), name: Arc::from(format!("10.0.0.{number}:8080")) };
+            ledger.set_replica(&key, 1, Duration::from_secs(30), now);
+        }
+        let members: Vec<_> = (0..members)
+            .map(|number| MemberId { name: Arc::from(format!("router-{number}")), incarnation: 1 })
+            .collect();
+        let (granted, beats) = (vec![0; members.len()], vec![1; members.len()]);
+        let mut overload = Self { ledger, now, members, granted, beats, held: VecDeque::new() };
+        for member in 0..overload.members.len() {
+            let (claims, barred, demand) = (Vec::new(), Vec::new(), vec![overload.demand(member)]);
+            let hello = Hello { epoch: Epoch(1), session: 1, beat: 1, claims, barred, demand, loads: Vec::new() };
+            overload.ledger.receive(&overload.members[member], ToCoordinator::Hello(hello), now);
+        }
+        overload.take();
+        assert_eq!(overload.held.len(), replicas);
+        overload
+    }
+
+    fn demand(&self, member: usize) -> Demand {
+        let (oldest, newest) = (Duration::from_millis(50), Duration::ZERO);
+        Demand { deployment: Arc::from("blue"), waiting: 2000, oldest, newest, granted: self.granted[member] }
+    }
+
+    fn take(&mut self) {
+        for (to, message) in self.ledger.outgoing(self.now) {
+            let ToMember::Update(update) = message else { continue };
+            let Some(to) = self.members.iter().position(|member| *member == to) else { continue };
+            for (key, slots) in update.granted {
+                self.granted[to] += u64::from(slots);
+                self.held.extend((0..slots).map(|_| (to, key.clone())));
+            }
+        }
+    }
+
+    /// So many slots come back, each in a message of its own; then all are granted again.
+    fn move_slots(&mut self, count: usize) {
+        for _ in 0..count {
+            let (member, key) = self.held.pop_front().expect("all slots are leased");
+            self.now += Duration::from_micros(50);
+            self.beats[member] += 1;
+            let beat = Some(Beat { number: self.beats[member], answered: self.beats[member] - 1 });
+            let (returned, barred, demand) = (vec![(key, 1)], Vec::new(), vec![self.demand(member)]);
+            let report = Report { epoch: Epoch(1), session: 1, beat, returned, barred, demand, loads: Vec::new() };
+            self.ledger.receive(&self.members[member], ToCoordinator::Report(report), self.now);
+        }
+        self.take();
+    }
+}
+
+/// Slots that go from one member to another, as they do at the end of a request when another has waited longer elsewhere.
+fn moves(c: &mut Criterion) {
+    let mut group = c.benchmark_group("ledger");
+    for (members, replicas) in [(3, 10), (3, 1000), (20, 1000), (100, 1000)] {
+        for count in [1, 10] {
+            let mut overload = Overload::new(members, replicas);
+            group.throughput(Throughput::Elements(count as u64));
+            let name = format!("{members} members, {count} at a time");
+            group.bench_function(BenchmarkId::new(name, replicas), |b| b.iter(|| overload.move_slots(count)));
+        }
+    }
+}
+
+criterion_group!(benches, identification, look_up, splitting, access, tokens, admission, moves);
 criterion_main!(benches);

@@ -259,12 +259,22 @@ impl Pool {
 
     /// Tells members what waits elsewhere, where that makes a difference to what they should do.
     pub(super) fn tell(&mut self, now: Instant, settings: &Settings, mut tell: impl FnMut(Seat, Told)) {
-        let waiting = self.demand.iter().map(|(seat, demand)| (*seat, demand.unmet(), demand.oldest()));
-        let waiting: Vec<_> = waiting.filter(|demand| demand.1 > 0).collect();
+        // Who waits longest, and who does beside it: whoever holds slots is told of one of them.
+        let (mut total, mut first, mut second) = (0, None, None);
+        for (&seat, demand) in self.demand.iter().filter(|(_, demand)| demand.unmet() > 0) {
+            total += u64::from(demand.unmet());
+            let this = Some((demand.oldest(), seat));
+            if first.is_none() || this < first {
+                (first, second) = (this, first);
+            } else if second.is_none() || this < second {
+                second = this;
+            }
+        }
         for (&seat, &held) in &self.held {
-            let elsewhere = waiting.iter().filter(|demand| demand.0 != seat);
-            let slots = elsewhere.clone().map(|demand| demand.1).sum::<u32>().min(held);
-            let oldest = elsewhere.map(|demand| demand.2).min().unwrap_or(now);
+            let own = self.demand.get(&seat).map_or(0, Demand::unmet);
+            let slots = (total - u64::from(own)).min(u64::from(held)) as u32;
+            let elsewhere = if first.is_some_and(|first| first.1 == seat) { second } else { first };
+            let oldest = elsewhere.map_or(now, |elsewhere| elsewhere.0);
             let before = self.told.get(&seat).copied().unwrap_or(Told { slots: 0, oldest: now });
             let moved = oldest.max(before.oldest).duration_since(oldest.min(before.oldest));
             let news = if slots == 0 { before.slots > 0 } else { slots > before.slots || moved >= settings.patience };
