@@ -500,6 +500,7 @@ impl World {
         }
         let router = &mut self.routers[i];
         router.ledger.lead(Epoch(self.lease.epoch), safe, former, now);
+        router.ledger.last_heard(router.member.heard_at());
         router.until = Some(safe);
         for (id, _) in self.graves().into_iter().filter(|(_, known)| *known) {
             self.routers[i].ledger.ended(&id, now);

@@ -68,11 +68,20 @@ impl Ledger {
     /// earlier coordinator may have granted slots by its own right.
     pub fn lead(&mut self, epoch: Epoch, until: Instant, former: Former, now: Instant) {
         let in_doubt = former != Former::Only(BTreeSet::new());
-        self.term = Some(Term { epoch, since: now, until, awaited: former, ended: None });
+        self.term = Some(Term { epoch, since: now, until, heard: None, awaited: former, ended: None });
         self.highest = self.highest.max(epoch);
         (self.seats, self.by_id) = (BTreeMap::new(), BTreeMap::new());
         for pool in self.pools.values_mut() {
             pool.restart(in_doubt);
+        }
+    }
+
+    /// This router has last heard an earlier coordinator then, see [`Member::heard_at`](super::member::Member::heard_at): its
+    /// word has kept no earlier term alive for longer than [`Settings::vouch`] after that. Where it is not said, that is
+    /// counted from when the term began.
+    pub fn last_heard(&mut self, at: Instant) {
+        if let Some(term) = &mut self.term {
+            term.heard = Some(at.min(term.since));
         }
     }
 
@@ -270,6 +279,16 @@ impl Ledger {
     /// What does not add up, in words.
     pub fn audit(&self) -> Result<(), String> {
         self.pools.values().try_for_each(Pool::audit)
+    }
+
+    /// Earlier processes of the same name that may hold slots.
+    fn before(&self, id: &MemberId) -> Vec<MemberId> {
+        let awaited = match self.term.as_ref().map(|term| &term.awaited) {
+            Some(Former::Only(awaited)) => Some(awaited.iter()),
+            _ => None,
+        };
+        let known = self.by_id.keys().chain(awaited.into_iter().flatten());
+        known.filter(|other| other.name == id.name && other.incarnation < id.incarnation).cloned().collect()
     }
 
     fn refuse(&mut self, to: &MemberId, session: u64) {

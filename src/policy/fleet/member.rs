@@ -176,6 +176,14 @@ impl<S: Shares> Member<S> {
         self.terms.kind != Kind::Alone && (matches!(self.phase, Phase::Apart) || is_deaf)
     }
 
+    /// When a coordinator was last heard, or a stream to one begun, at the latest: what [`Ledger::last_heard`] wants to know
+    /// when this router leads.
+    ///
+    /// [`Ledger::last_heard`]: super::ledger::Ledger::last_heard
+    pub fn heard_at(&self) -> Instant {
+        self.heard
+    }
+
     /// The highest epoch seen.
     pub fn epoch(&self) -> Epoch {
         self.epoch

@@ -514,6 +514,47 @@ fn who_may_be_anybody_is_waited_for_until_its_lease_has_ended_at_the_latest_and_
 }
 
 #[test]
+fn the_word_of_members_is_waited_for_only_from_when_the_new_coordinator_last_heard_the_old_one() {
+    for (ago, saved) in [(Duration::ZERO, Duration::ZERO), (SECOND, SECOND), (60 * SECOND, 60 * SECOND)] {
+        let mut group = Group::new(2, 2);
+        let settings = group.settings;
+        let vouch = settings.surely(settings.vouch).saturating_sub(saved);
+        group.succeed(2, Former::Anybody, 2);
+        group.ledger.last_heard(group.now - ago);
+        let doubt = vouch + settings.surely(settings.lease) + settings.surely(HOLD);
+        group.pass(doubt - MILLISECOND);
+        assert_eq!(group.slots(), (0, 0, 2));
+        group.pass(MILLISECOND);
+        assert_eq!(group.slots(), (2, 0, 0));
+    }
+    let mut group = Group::new(1, 1);
+    group.pass(SECOND);
+    let heard = group.now;
+    group.cut_off.insert(0);
+    group.pass(10 * SECOND);
+    assert_eq!(group.members[0].heard_at(), heard);
+}
+
+#[test]
+fn a_process_has_ended_when_there_is_a_later_one_of_its_name() {
+    let mut group = Group::new(2, 2);
+    group.ask(0, 1, Duration::ZERO);
+    group.succeed(2, everybody(2), 2);
+    group.connect(1);
+    assert_eq!(group.slots(), (0, 0, 2));
+    let later = MemberId { incarnation: 1, ..id(0) };
+    let hello =
+        Hello { epoch: Epoch(0), session: 1, beat: 1, claims: vec![], barred: vec![], demand: vec![], loads: vec![] };
+    group.ledger.receive(&later, ToCoordinator::Hello(hello), group.now);
+    group.cut_off.insert(0);
+    let hold = group.settings.surely(HOLD);
+    group.pass(hold - MILLISECOND);
+    assert_eq!(group.slots(), (0, 0, 2), "its requests are waited for");
+    group.pass(MILLISECOND);
+    assert_eq!(group.slots(), (2, 0, 0));
+}
+
+#[test]
 fn while_in_doubt_a_raised_cap_or_another_replica_does_not_make_slots_free() {
     let mut group = Group::new(2, 1);
     group.succeed(2, everybody(2), 1);
@@ -538,6 +579,25 @@ fn a_claim_of_more_than_there_is_counts_and_is_given_up_as_requests_end() {
     assert_eq!((group.held(0), group.slots()), (2, (0, 2, 0)));
     group.finish(0);
     assert_eq!((group.held(0), group.start(0)), (1, None));
+}
+
+#[test]
+fn a_claim_on_a_replica_that_the_coordinator_does_not_know_yet_counts_when_it_does() {
+    for knows_the_deployment in [true, false] {
+        let mut group = Group::new(1, 1);
+        group.ask(0, 1, Duration::ZERO);
+        group.succeed(2, everybody(1), 1);
+        group.ledger.forget_replica(&key("p"));
+        if knows_the_deployment {
+            group.ledger.set_replica(&key("q"), 1, HOLD, group.now);
+        }
+        group.connect(0);
+        assert_eq!((group.busy(0), group.start(0)), (1, None));
+        group.ledger.set_replica(&key("p"), 1, HOLD, group.now);
+        group.talk();
+        assert_eq!(group.ledger.holders(&key("p")), [(id(0), 1)]);
+        assert_eq!(group.slots(), (u32::from(knows_the_deployment), 1, 0));
+    }
 }
 
 #[test]

@@ -10,6 +10,10 @@ use super::{ANSWERS, Ledger};
 
 impl Ledger {
     pub(super) fn hello(&mut self, from: &MemberId, hello: Hello, now: Instant) {
+        // Processes that had its name before are no more.
+        for id in self.before(from) {
+            self.ended(&id, now);
+        }
         let seat = self.seat(from, now);
         let Some(member) = self.seats.get_mut(&seat) else { return };
         if hello.session <= member.session || member.ended.is_some() {

@@ -22,6 +22,8 @@ pub(super) struct Term {
     pub(super) epoch: Epoch,
     /// When it began here.
     pub(super) since: Instant,
+    /// When this router had last heard an earlier coordinator.
+    pub(super) heard: Option<Instant>,
     /// From when on nothing is granted or renewed.
     pub(super) until: Instant,
     /// Who may hold slots from earlier terms and has not reported yet.
@@ -62,8 +64,10 @@ pub(super) struct Outbox {
 impl Term {
     /// When nobody who has not reported can have anything in flight on a replica, whoever it is.
     pub(super) fn silent(&self, hold: Duration, settings: &Settings) -> Instant {
-        // The last coordinator renewed leases until this term began, or until its members' word was too old.
-        self.since + settings.surely(settings.vouch) + settings.surely(settings.lease) + settings.surely(hold)
+        // The last coordinator renewed leases until this term began, or until its members' word was too old: this router's,
+        // which is one of them.
+        let vouched = self.heard.unwrap_or(self.since) + settings.surely(settings.vouch);
+        self.since.max(vouched) + settings.surely(settings.lease) + settings.surely(hold)
     }
 
     /// The same, by what is known of who it can be. `None`: nobody.
