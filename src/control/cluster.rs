@@ -37,7 +37,7 @@ mod service;
 mod store;
 mod targets;
 mod watch;
-mod words;
+pub(in crate::control) mod words;
 mod workloads;
 mod writer;
 

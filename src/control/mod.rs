@@ -4,6 +4,7 @@ pub mod certificates;
 pub mod cluster;
 pub mod documents;
 pub mod files;
+pub mod fleet;
 pub mod index;
 pub mod issuers;
 pub mod processes;

@@ -3,7 +3,7 @@
 //!
 //! The lock is held for a few dozen instructions and never across a wait or another lock.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,8 @@ pub struct Replica {
     pub host: HeaderValue,
     /// Whether it has failed since it last answered: a replica in good health is not asked after under the lock.
     suspect: AtomicBool,
+    /// How often all that was in flight had to be cut.
+    revocations: AtomicU32,
 }
 
 /// The slots of one deployment. Survives changes of the deployment's settings.
@@ -296,6 +298,10 @@ impl Slots {
     /// A change is complete: who was granted a slot gets it, when the lock is free again.
     fn unlock(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, handed: impl IntoIterator<Item = Handed>) {
         inner.settle(self);
+        Self::hand_out(inner, handed);
+    }
+
+    fn hand_out(inner: MutexGuard<'_, Inner>, handed: impl IntoIterator<Item = Handed>) {
         drop(inner);
         for (waiter, slot) in handed {
             // A waiter that has just left drops the slot, which passes it on.
@@ -317,6 +323,7 @@ impl Replica {
             address: address.to_owned(),
             host: HeaderValue::from_str(address).unwrap_or_else(|_| HeaderValue::from_static("model")),
             suspect: AtomicBool::new(false),
+            revocations: AtomicU32::new(0),
         }
     }
 }
@@ -372,8 +379,8 @@ impl Inner {
 
     fn slot(&mut self, slots: &Arc<Slots>, id: ReplicaId, since: Instant) -> Option<Slot> {
         let replica = self.replicas[id.index()].as_ref()?.replica.clone();
-        let right = self.started(id);
-        Some(Slot { slots: slots.clone(), id, replica, since, right })
+        let (right, revocations) = (self.started(id), replica.revocations.load(Ordering::Relaxed));
+        Some(Slot { slots: slots.clone(), id, replica, since, right, revocations })
     }
 
     fn slots(&mut self, slots: &Arc<Slots>, grants: Vec<Granted>, now: Instant) -> Vec<Handed> {

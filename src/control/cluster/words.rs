@@ -5,7 +5,7 @@ use std::error::Error;
 use kube::runtime::watcher;
 
 /// What went wrong, without what only a developer of the client could use.
-pub(super) fn of(error: &kube::Error) -> String {
+pub(in crate::control) fn of(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
         kube::Error::Api(status) => format!("the API server answers {}", status.code),

@@ -24,7 +24,7 @@ const MARK: char = '_';
 
 /// A place for a record.
 #[derive(Debug, Clone)]
-pub(super) enum Store {
+pub enum Store {
     /// A file. Beside it is another, which is locked while the record is changed.
     File(PathBuf),
     /// An object in the router's own namespace, and for how long it says that a term lasts.
@@ -97,9 +97,7 @@ struct InFile {
     record: Record,
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
@@ -201,7 +199,8 @@ mod tests {
     fn a_lease_says_all_that_a_record_does() {
         let record = record("10.0.0.5:7070", 7);
         let term = Duration::from_secs(5);
-        let lease = to_lease("router", term, &Proposal { record: record.clone(), onto: Some("12".to_owned()) }).unwrap();
+        let lease =
+            to_lease("router", term, &Proposal { record: record.clone(), onto: Some("12".to_owned()) }).unwrap();
         let spec = lease.spec.clone().unwrap();
         assert_eq!((spec.lease_transitions, spec.lease_duration_seconds), (Some(7), Some(5)));
         assert_eq!(of_lease(&lease), Ok((record, "12".to_owned())));

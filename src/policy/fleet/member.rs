@@ -37,7 +37,7 @@ pub trait Shares {
     }
 
     /// That of a deployment, a new one where there is none.
-    fn of<T>(&mut self, deployment: &Deployment, with: impl FnOnce(&mut Share) -> T) -> T;
+    fn of(&mut self, deployment: &Deployment, with: impl FnOnce(&mut Share));
 }
 
 /// The state of one router.

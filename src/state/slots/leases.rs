@@ -1,6 +1,7 @@
 //! The slots of replicas that other routers use too: what this router may use of them is its share.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Granted, Handed, Inner, Slots};
@@ -125,7 +126,16 @@ impl Inner {
 
     /// After every change: has the share know of the queue, and the control plane look where that is due.
     pub(super) fn settle(&mut self, slots: &Arc<Slots>) {
-        let Some(leases) = &mut self.leases else { return };
+        let is_news = self.note();
+        if let Some(leases) = self.leases.as_mut().filter(|leases| is_news && !leases.is_told) {
+            leases.is_told = true;
+            leases.membership.tell(slots);
+        }
+    }
+
+    /// Has the share know of the queue, and limits be what it allows. Returns whether the control plane has to look.
+    fn note(&mut self) -> bool {
+        let Some(leases) = &mut self.leases else { return false };
         let line = self.admission.line();
         let length = line.map_or(0, |line| u32::try_from(line.length).unwrap_or(u32::MAX));
         if length > 0 || leases.waiting > 0 {
@@ -136,12 +146,9 @@ impl Inner {
             // Slots may have gone back that nobody used.
             drop(self.limit_all(|may, might| may < might));
         }
-        let Some(leases) = &mut self.leases else { return };
-        let is_news = length > leases.waiting || leases.share.has_news() || leases.share.needs_window();
-        leases.waiting = length;
-        if is_news && !std::mem::replace(&mut leases.is_told, true) {
-            leases.membership.tell(slots);
-        }
+        let Some(leases) = &mut self.leases else { return false };
+        let is_longer = length > std::mem::replace(&mut leases.waiting, length);
+        is_longer || leases.share.has_news() || leases.share.needs_window()
     }
 
     /// Sets limits by what the share allows, as far as `when` says of what is allowed and what was. Returns who gets slots.
@@ -168,8 +175,21 @@ impl Slots {
         let seen = with(&leases.deployment, &mut leases.share);
         let grants = inner.limit_all(|may, might| may != might);
         let handed = inner.slots(self, grants, now);
-        self.unlock(inner, handed);
+        // Whoever looks need not be told.
+        inner.note();
+        Self::hand_out(inner, handed);
         Some(seen)
+    }
+
+    /// What is in flight on a replica by the right of a lease must not be any more: see [`super::Slot::is_revoked`].
+    pub fn revoke(&self, key: &ReplicaKey) {
+        let inner = self.lock();
+        let Some(leases) = &inner.leases else { return };
+        for id in inner.admission.ids().filter(|id| leases.key(*id) == Some(key)) {
+            if let Some(entry) = &inner.replicas[id.index()] {
+                entry.replica.revocations.fetch_add(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// What the group has to know of the replicas that there are.

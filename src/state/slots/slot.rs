@@ -17,6 +17,8 @@ pub struct Slot {
     pub(super) since: Instant,
     /// By what right, where there are several routers.
     pub(super) right: Option<Right>,
+    /// Those of the replica when it began.
+    pub(super) revocations: u32,
 }
 
 impl Slot {
@@ -28,6 +30,11 @@ impl Slot {
     /// The replica's place in the deployment, to avoid it the next time.
     pub fn id(&self) -> ReplicaId {
         self.id
+    }
+
+    /// Whether the lease that the request began by is over for so long that its slot is about to be another router's.
+    pub fn is_revoked(&self) -> bool {
+        self.right == Some(Right::Leased) && self.replica.revocations.load(Ordering::Relaxed) != self.revocations
     }
 
     /// The replica has answered, or at least accepted.

@@ -39,6 +39,11 @@ impl Terms {
         }
     }
 
+    /// How many routers there are, and which of them this is.
+    pub fn group(&self) -> (u32, u32) {
+        self.group
+    }
+
     /// When requests that are still in flight by the right of a lease have to be aborted, unless it is renewed before;
     /// `hold` is how long one may last after the lease has expired.
     pub(super) fn abort_at(&self, hold: Duration) -> Instant {

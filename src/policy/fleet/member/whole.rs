@@ -14,8 +14,8 @@ impl Shares for AllShares {
         self.iter_mut().for_each(|(deployment, share)| with(deployment, share));
     }
 
-    fn of<T>(&mut self, deployment: &Deployment, with: impl FnOnce(&mut Share) -> T) -> T {
-        with(self.entry(deployment.clone()).or_default())
+    fn of(&mut self, deployment: &Deployment, with: impl FnOnce(&mut Share)) {
+        with(self.entry(deployment.clone()).or_default());
     }
 }
 

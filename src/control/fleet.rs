@@ -1,0 +1,290 @@
+//! The router as one of several: finds out who coordinates, speaks with the coordinator or coordinates, and has slots
+//! be used as the group allows. What is decided is in [`crate::policy::fleet`]; here are clocks, connections and tasks.
+
+use std::collections::BTreeSet;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep_until;
+
+use crate::model::fleet::{FleetSettings, Mode};
+use crate::policy::fleet::election::Election;
+use crate::policy::fleet::ledger::Ledger;
+use crate::policy::fleet::member::{Kind, Member, Shares, Standing};
+use crate::policy::fleet::{MemberId, Settings};
+use crate::state::membership::Membership;
+use crate::state::slots::Slots;
+
+mod leader;
+mod peers;
+mod record;
+mod registry;
+mod store;
+mod upstream;
+mod wire;
+use leader::Leader;
+use peers::{Door, Event, Secret};
+use record::RecordKeeper;
+use registry::Registry;
+pub use store::Store;
+use upstream::Upstream;
+
+/// Events of connections that may wait.
+const EVENTS: usize = 1024;
+/// How often it is looked which deployments have come to rest.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// What a router needs to be one of several.
+pub struct Parts {
+    /// As in the settings file.
+    pub settings: FleetSettings,
+    /// Where members connect if this router coordinates.
+    pub socket: std::net::TcpListener,
+    /// TLS there.
+    pub acceptor: Option<Arc<crate::state::tls::Acceptor>>,
+    /// TLS towards a coordinator.
+    pub connector: Option<crate::state::tls::Connector>,
+    /// What every router of the group knows.
+    pub secret: String,
+    /// Where it is written who coordinates.
+    pub store: Store,
+    /// What deployments go by.
+    pub membership: Arc<Membership>,
+}
+
+/// The times of a group whose coordinator may be silent for so long.
+pub fn timing(term: Duration) -> Settings {
+    // Members must have slots to spend until the next coordinator has welcomed them.
+    let lease = term * 2;
+    let default = Settings::default();
+    Settings { lease, heartbeat: default.heartbeat.min(lease / 10), vouch: default.vouch.min(term), ..default }
+}
+
+/// What a router does that is cut off.
+pub fn kind(mode: Mode) -> Kind {
+    match mode {
+        Mode::Available => Kind::Available,
+        Mode::Strict => Kind::Strict,
+    }
+}
+
+/// The one task that speaks for the router.
+pub struct Fleet {
+    id: MemberId,
+    membership: Arc<Membership>,
+    member: Member<Registry>,
+    leader: Leader,
+    record: RecordKeeper,
+    upstream: Upstream,
+    events: mpsc::Receiver<Event>,
+    door: Option<Door>,
+    /// What slots were last limited by.
+    standing: Standing,
+    /// How long this router may coordinate by the word of others after they have given it.
+    vouch: Duration,
+}
+
+impl Fleet {
+    /// Nothing is known yet. To be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the system does not take the socket.
+    pub fn new(parts: Parts) -> std::io::Result<Self> {
+        let Parts { settings, socket, acceptor, connector, secret, store, membership } = parts;
+        let (timing, now) = (timing(settings.term), Instant::now());
+        let incarnation = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let incarnation = u64::try_from(incarnation).unwrap_or(u64::MAX);
+        let id = MemberId { name: settings.advertise.as_str().into(), incarnation };
+        let (sender, events) = mpsc::channel(EVENTS);
+        let secret = Secret::new(&secret);
+        socket.set_nonblocking(true)?;
+        let socket = tokio::net::TcpListener::from_std(socket)?;
+        let member = Member::new(timing, kind(settings.mode), Registry::default(), now);
+        let standing = member.terms().standing(now);
+        Ok(Self {
+            membership,
+            leader: Leader::new(id.clone(), Ledger::new(timing)),
+            record: RecordKeeper::new(Election::new(id.clone(), settings.term, timing), store),
+            upstream: Upstream::new(id.clone(), secret.clone(), connector, sender.clone()),
+            door: Some(Door { socket, tls: acceptor, secret, events: sender }),
+            id,
+            member,
+            events,
+            standing,
+            vouch: timing.vouch,
+        })
+    }
+
+    /// Speaks for the router until `leave`; then gives back what it holds as it becomes free, and its term, and ends.
+    pub async fn run(mut self, leave: oneshot::Receiver<()>) {
+        let door = self.door.take().map(|door| tokio::spawn(door.run()));
+        let membership = self.membership.clone();
+        let (mut leave, mut is_leaving) = (leave, false);
+        let mut settled = Instant::now();
+        loop {
+            let now = Instant::now();
+            self.pump(now);
+            if now >= settled + SETTLE {
+                settled = now;
+                self.member.shares().settle();
+            }
+            if is_leaving && self.member.session().is_none() && self.record.has_left() {
+                break;
+            }
+            let wake = self.wake_at(Instant::now());
+            tokio::select! {
+                biased;
+                _ = &mut leave, if !is_leaving => {
+                    is_leaving = true;
+                    self.member.retire();
+                    self.membership.set_terms(self.member.terms());
+                    self.record.leave();
+                }
+                Some(event) = self.events.recv() => {
+                    self.take(event);
+                    while let Ok(event) = self.events.try_recv() {
+                        self.take(event);
+                    }
+                }
+                news = membership.news() => news.into_iter().for_each(|slots| self.note(slots)),
+                outcome = self.record.next() => self.record.take(outcome),
+                () = async {
+                    match wake {
+                        Some(at) => sleep_until(at.into()).await,
+                        None => pending().await,
+                    }
+                } => {}
+            }
+        }
+        door.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    /// A deployment has something to say.
+    fn note(&mut self, slots: Arc<Slots>) {
+        let now = Instant::now();
+        let Some(deployment) = slots.look(now, |deployment, _| deployment.clone()) else { return };
+        self.leader.lend(&deployment, slots.lent(), now);
+        self.member.shares().note(&deployment, slots);
+    }
+
+    fn take(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Came(member, number, to) => self.leader.came(member, number, to, now),
+            Event::Said(member, number, message) => self.leader.said(member, number, message, now),
+            Event::Left(member, number) => self.leader.left(&member, number),
+            Event::Connected(number, to) => {
+                if self.upstream.connected(number, to) {
+                    self.member.connected(now);
+                }
+            }
+            Event::Told(number, message) => {
+                if self.upstream.is_current(number) {
+                    self.upstream.is_well();
+                    self.member.receive(message, now);
+                }
+            }
+            Event::Lost(number, why) => {
+                if self.upstream.lost(number, why, now) {
+                    self.member.disconnected();
+                    // Perhaps it has gone, and somebody else is there by now.
+                    self.record.look();
+                }
+            }
+        }
+    }
+
+    /// Everything that follows from what has happened, until nothing does any more.
+    fn pump(&mut self, now: Instant) {
+        self.follow(now);
+        // Of each that is in flight where it must not be any more, nothing is left to do but to cut it.
+        for key in self.member.tick(now) {
+            if let Some(slots) = self.member.shares().slots(&key.deployment) {
+                slots.revoke(&key);
+            }
+        }
+        self.leader.tick(now);
+        loop {
+            let mut is_quiet = true;
+            while let Some(message) = self.member.outgoing(now) {
+                // Nothing may be started on what is given back by it.
+                self.membership.set_terms(self.member.terms());
+                is_quiet = false;
+                if self.leader.leads(now) {
+                    self.leader.say(message, now);
+                } else {
+                    self.upstream.say(message);
+                }
+            }
+            for message in self.leader.flush(now) {
+                is_quiet = false;
+                self.member.receive(message, now);
+            }
+            if is_quiet {
+                break;
+            }
+        }
+        let terms = self.member.terms();
+        self.membership.set_terms(terms);
+        let standing = terms.standing(now);
+        if standing != self.standing {
+            tracing::info!(from = ?self.standing, to = ?standing, "how this router may use slots has changed");
+            self.standing = standing;
+            // Who waits may be served now.
+            self.member.shares().restless(|_, _| {});
+        }
+        self.record.keep(&self.leader.roster(now), now);
+    }
+
+    /// Makes sessions what the record says of who coordinates.
+    fn follow(&mut self, now: Instant) {
+        if let Some(won) = self.record.take_won() {
+            // First of all: nobody may vouch for the coordinator of before any more.
+            self.upstream.end();
+            let heard = self.member.heard_at();
+            self.member.disconnected();
+            self.leader.lead(won, self.record.until().unwrap_or(now), heard, now);
+        }
+        match self.record.until() {
+            Some(until) => {
+                let vouched = self.record.trouble().and_then(|_| self.leader.vouched(self.vouch, now));
+                self.leader.extend(until.max(vouched.unwrap_or(until)));
+            }
+            None => {
+                if self.leader.resign() {
+                    self.member.disconnected();
+                }
+            }
+        }
+        if self.leader.superseded() {
+            self.record.resign();
+            self.leader.resign();
+            self.member.disconnected();
+        }
+        self.leader.admit(self.record.roster(), now);
+        if self.leader.leads(now) {
+            if self.member.session().is_none() {
+                self.member.connected(now);
+            }
+        } else {
+            let coordinator = self.record.leader().map(|(leader, _)| leader).filter(|leader| **leader != self.id);
+            if self.upstream.follow(coordinator, self.member.is_lost(now), now) {
+                self.member.disconnected();
+            }
+        }
+        let group: BTreeSet<MemberId> = self.record.roster();
+        let size = u32::try_from(group.len().max(1)).unwrap_or(u32::MAX);
+        let rank = group.iter().position(|member| *member == self.id).unwrap_or_default();
+        let rank = u32::try_from(rank).unwrap_or_default();
+        if self.member.terms().group() != (size, rank) {
+            self.member.set_group(size, rank);
+        }
+    }
+
+    fn wake_at(&mut self, now: Instant) -> Option<Instant> {
+        let others = [self.leader.wake_at(), self.record.wake_at(), self.upstream.wake_at()];
+        others.into_iter().flatten().chain(self.member.wake_at(now)).min()
+    }
+}

@@ -1,0 +1,196 @@
+//! The router as the coordinator, while it is: the ledger, and the members that have come.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::policy::fleet::ledger::{Former, Ledger};
+use crate::policy::fleet::{Deployment, Epoch, MemberId, ToCoordinator, ToMember};
+use crate::state::slots::Lent;
+
+/// What a router does as the coordinator.
+pub(super) struct Leader {
+    id: MemberId,
+    ledger: Ledger,
+    is_leading: bool,
+    peers: BTreeMap<MemberId, Peer>,
+    /// Who is written down as one who may hold slots.
+    recorded: BTreeSet<MemberId>,
+    /// Who is not yet, and what they have said.
+    waiting: Vec<(MemberId, u64, ToCoordinator)>,
+    /// What the ledger knows of replicas.
+    lent: HashMap<Deployment, Vec<Lent>>,
+}
+
+/// A member that has come.
+struct Peer {
+    number: u64,
+    session: Option<u64>,
+    to: mpsc::Sender<ToMember>,
+}
+
+impl Leader {
+    pub(super) fn new(id: MemberId, ledger: Ledger) -> Self {
+        let (peers, recorded, waiting, lent) = (BTreeMap::new(), BTreeSet::new(), Vec::new(), HashMap::new());
+        Self { id, ledger, is_leading: false, peers, recorded, waiting, lent }
+    }
+
+    /// What a deployment has of replicas, whoever coordinates.
+    pub(super) fn lend(&mut self, deployment: &Deployment, now_lent: Vec<Lent>, now: Instant) {
+        let before = self.lent.remove(deployment).unwrap_or_default();
+        if before != now_lent {
+            let gone = before.iter().filter(|lent| now_lent.iter().all(|other| other.key != lent.key));
+            gone.for_each(|lent| self.ledger.set_replica(&lent.key, 0, lent.hold, now));
+            let changed = now_lent.iter().filter(|lent| !before.contains(lent));
+            changed.for_each(|lent| self.ledger.set_replica(&lent.key, lent.cap, lent.hold, now));
+        }
+        if !now_lent.is_empty() {
+            self.lent.insert(deployment.clone(), now_lent);
+        }
+    }
+
+    /// A term begins. `heard`: when this router was last told anything by the coordinator of before.
+    pub(super) fn lead(&mut self, (epoch, former): (Epoch, Former), until: Instant, heard: Instant, now: Instant) {
+        self.dismiss();
+        self.is_leading = true;
+        tracing::info!(epoch = epoch.0, "this router coordinates its group");
+        self.ledger.lead(epoch, until, former, now);
+        self.ledger.last_heard(heard);
+    }
+
+    /// The term goes on.
+    pub(super) fn extend(&mut self, until: Instant) {
+        if self.is_leading {
+            self.ledger.extend(until);
+        }
+    }
+
+    /// Until when it may go on by the word of all others, without the record.
+    pub(super) fn vouched(&self, vouch: Duration, now: Instant) -> Option<Instant> {
+        let others = self.recorded.iter().filter(|member| **member != self.id);
+        self.ledger.vouched(others, now).filter(|_| self.is_leading).map(|at| at + vouch)
+    }
+
+    /// It does not coordinate any more. Returns whether it did.
+    pub(super) fn resign(&mut self) -> bool {
+        if self.is_leading {
+            tracing::info!("this router does not coordinate its group any more");
+            self.ledger.resign();
+            self.dismiss();
+        }
+        std::mem::take(&mut self.is_leading)
+    }
+
+    /// Whether a member has heard of a later term.
+    pub(super) fn superseded(&self) -> bool {
+        self.is_leading && self.ledger.superseded().is_some()
+    }
+
+    /// Whether it coordinates now.
+    pub(super) fn leads(&self, now: Instant) -> bool {
+        self.is_leading && self.ledger.leads(now).is_some()
+    }
+
+    /// These are written down; what they have said counts.
+    pub(super) fn admit(&mut self, recorded: BTreeSet<MemberId>, now: Instant) {
+        if self.recorded == recorded {
+            return;
+        }
+        self.recorded = recorded;
+        for (member, number, message) in std::mem::take(&mut self.waiting) {
+            self.said(member, number, message, now);
+        }
+    }
+
+    /// Who has to be written down.
+    pub(super) fn roster(&self, now: Instant) -> BTreeSet<MemberId> {
+        let mut roster = match self.ledger.roster(now) {
+            Former::Only(roster) => roster,
+            Former::Anybody => self.recorded.clone(),
+        };
+        roster.insert(self.id.clone());
+        roster.extend(self.waiting.iter().map(|(member, ..)| member.clone()));
+        roster
+    }
+
+    /// A member has come in. Whoever comes while somebody else coordinates is sent away.
+    pub(super) fn came(&mut self, member: MemberId, number: u64, to: mpsc::Sender<ToMember>, now: Instant) {
+        if self.leads(now) && member != self.id {
+            tracing::info!(member = &*member.name, "a router has joined");
+            let before = self.peers.insert(member.clone(), Peer { number, session: None, to });
+            if let Some(session) = before.and_then(|before| before.session) {
+                self.ledger.disconnected(&member, session);
+            }
+        }
+    }
+
+    /// A member says something.
+    pub(super) fn said(&mut self, member: MemberId, number: u64, message: ToCoordinator, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&member).filter(|peer| peer.number == number) else { return };
+        if let ToCoordinator::Hello(hello) = &message {
+            peer.session = Some(hello.session);
+        }
+        // What follows a first word that has to wait, waits too.
+        if self.recorded.contains(&member) {
+            self.ledger.receive(&member, message, now);
+        } else {
+            self.waiting.push((member, number, message));
+        }
+    }
+
+    /// A member's connection has ended.
+    pub(super) fn left(&mut self, member: &MemberId, number: u64) {
+        let is_it = |peer: &Peer| peer.number == number;
+        if self.peers.get(member).is_some_and(is_it) {
+            tracing::info!(member = &*member.name, "the connection to a router has ended");
+            self.drop_peer(member);
+        }
+    }
+
+    /// This router says something to itself.
+    pub(super) fn say(&mut self, message: ToCoordinator, now: Instant) {
+        self.ledger.receive(&self.id, message, now);
+    }
+
+    /// Sends what there is to be told. Returns what this router is told.
+    pub(super) fn flush(&mut self, now: Instant) -> Vec<ToMember> {
+        let mut own = Vec::new();
+        if !self.is_leading {
+            return own;
+        }
+        for (member, message) in self.ledger.outgoing(now) {
+            if member == self.id {
+                own.push(message);
+            } else if self.peers.get(&member).is_some_and(|peer| peer.to.try_send(message).is_err()) {
+                // Gone, or so slow that a new session is sooner of use.
+                self.drop_peer(&member);
+            }
+        }
+        own
+    }
+
+    /// Time passes.
+    pub(super) fn tick(&mut self, now: Instant) {
+        if self.is_leading {
+            self.ledger.tick(now);
+        }
+    }
+
+    /// When to look again, if nothing happens.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        self.ledger.wake_at().filter(|_| self.is_leading)
+    }
+
+    fn drop_peer(&mut self, member: &MemberId) {
+        if let Some(session) = self.peers.remove(member).and_then(|peer| peer.session) {
+            self.ledger.disconnected(member, session);
+        }
+    }
+
+    /// Everybody has to come anew.
+    fn dismiss(&mut self) {
+        self.peers.clear();
+        self.waiting.clear();
+    }
+}

@@ -1,0 +1,211 @@
+//! Connections between routers: members come in at the [`Door`] of the coordinator, and [`connect`] to it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::io::{AsyncRead, AsyncWrite, split};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::wire::{Ear, Mouth, Opening};
+use crate::policy::fleet::{MemberId, ToCoordinator, ToMember};
+use crate::state::tls::{Acceptor, Connector};
+
+/// How long it may take to say who one is, or to be let in.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// What may wait to be sent on a connection; a peer that takes less is not worth having.
+pub(super) const WAITING: usize = 1024;
+/// Connections of nobody known yet.
+const STRANGERS: usize = 64;
+
+/// What happens on connections.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A member has come in; it is told what is sent here, and the connection ends with this.
+    Came(MemberId, u64, mpsc::Sender<ToMember>),
+    /// A member says something.
+    Said(MemberId, u64, ToCoordinator),
+    /// A member's connection has ended.
+    Left(MemberId, u64),
+    /// The connection to the coordinator is there; it is told what is sent here, and the connection ends with this.
+    Connected(u64, mpsc::Sender<ToCoordinator>),
+    /// The coordinator says something.
+    Told(u64, ToMember),
+    /// The connection to the coordinator has ended, or there was none; why, if that is known.
+    Lost(u64, Option<String>),
+}
+
+/// What every router of a group knows.
+#[derive(Clone)]
+pub(super) struct Secret(Arc<str>);
+
+impl Secret {
+    pub(super) fn new(text: &str) -> Self {
+        Self(text.trim().into())
+    }
+
+    pub(super) fn text(&self) -> String {
+        self.0.as_ref().to_owned()
+    }
+
+    fn is(&self, other: &str) -> bool {
+        let digest = |text: &str| Sha256::digest(text.as_bytes());
+        digest(&self.0).ct_eq(&digest(other)).into()
+    }
+}
+
+/// Where members come in.
+pub(super) struct Door {
+    pub(super) socket: TcpListener,
+    pub(super) tls: Option<Arc<Acceptor>>,
+    pub(super) secret: Secret,
+    pub(super) events: mpsc::Sender<Event>,
+}
+
+impl Door {
+    /// Lets members in, for good.
+    pub(super) async fn run(self) {
+        let strangers = Arc::new(tokio::sync::Semaphore::new(STRANGERS));
+        for number in 1.. {
+            let Ok(place) = strangers.clone().acquire_owned().await else { return };
+            let stream = match self.socket.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a router cannot be let in");
+                    // Out of descriptors, most likely: to ask again at once would find the same.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (tls, secret, events) = (self.tls.clone(), self.secret.clone(), self.events.clone());
+            tokio::spawn(async move {
+                let from = stream.peer_addr();
+                let met = timeout(PATIENCE, meet(stream, tls, &secret)).await;
+                drop(place);
+                match met.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                    Ok((stream, member)) => host(stream, member, number, events).await,
+                    Err(error) => {
+                        tracing::warn!(?from, %error, "somebody who is no router of this group was not let in")
+                    }
+                }
+            });
+        }
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Who is there; an answer says that they are welcome.
+async fn meet(
+    stream: TcpStream,
+    tls: Option<Arc<Acceptor>>,
+    secret: &Secret,
+) -> io::Result<(Box<dyn Stream>, MemberId)> {
+    stream.set_nodelay(true)?;
+    let mut stream: Box<dyn Stream> = match tls {
+        Some(tls) => Box::new(tokio_rustls::TlsAcceptor::from(tls.config()).accept(stream).await?),
+        None => Box::new(stream),
+    };
+    let opening: Opening = Ear::new(&mut stream).hear().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    if !secret.is(&opening.secret) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another secret"));
+    }
+    let mut mouth = Mouth::new(&mut stream);
+    mouth.say(&()).await?;
+    mouth.flush().await?;
+    Ok((stream, opening.member))
+}
+
+/// Passes on what a member says, and what it is told, until either ends.
+async fn host(stream: Box<dyn Stream>, member: MemberId, number: u64, events: mpsc::Sender<Event>) {
+    let (to_member, told) = mpsc::channel(WAITING);
+    if events.send(Event::Came(member.clone(), number, to_member)).await.is_err() {
+        return;
+    }
+    let said = |message| Event::Said(member.clone(), number, message);
+    let _ = exchange(stream, told, &events, said).await;
+    let _ = events.send(Event::Left(member, number)).await;
+}
+
+/// Connects to the coordinator, as connection `number`, and passes on what is said until either side ends.
+pub(super) async fn connect(
+    address: Arc<str>,
+    tls: Option<Connector>,
+    opening: Opening,
+    number: u64,
+    events: mpsc::Sender<Event>,
+) {
+    let called = timeout(PATIENCE, call(&address, tls, &opening)).await;
+    let stream = match called.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(stream) => stream,
+        Err(error) => {
+            let _ = events.send(Event::Lost(number, Some(format!("{address}: {error}")))).await;
+            return;
+        }
+    };
+    let (to_coordinator, said) = mpsc::channel(WAITING);
+    if events.send(Event::Connected(number, to_coordinator)).await.is_err() {
+        return;
+    }
+    let ended = exchange(stream, said, &events, |message| Event::Told(number, message)).await;
+    let _ = events.send(Event::Lost(number, ended.err().map(|error| format!("{address}: {error}")))).await;
+}
+
+async fn call(address: &str, tls: Option<Connector>, opening: &Opening) -> io::Result<Box<dyn Stream>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let mut stream: Box<dyn Stream> = match tls {
+        Some(tls) => {
+            let name = tls.name_for(address).ok_or_else(|| io::Error::other("no name that can be in a certificate"))?;
+            Box::new(tokio_rustls::TlsConnector::from(tls.config).connect(name, stream).await?)
+        }
+        None => Box::new(stream),
+    };
+    let mut mouth = Mouth::new(&mut stream);
+    mouth.say(opening).await?;
+    mouth.flush().await?;
+    let refused = || io::Error::new(io::ErrorKind::PermissionDenied, "is not let in: is the secret the same there?");
+    Ear::new(&mut stream).hear::<()>().await?.ok_or_else(refused)?;
+    Ok(stream)
+}
+
+/// Until either side ends, or nobody has anything to say any more.
+async fn exchange<I, O>(
+    stream: Box<dyn Stream>,
+    mut out: mpsc::Receiver<O>,
+    events: &mpsc::Sender<Event>,
+    heard: impl Fn(I) -> Event,
+) -> io::Result<()>
+where
+    I: serde::de::DeserializeOwned,
+    O: serde::Serialize,
+{
+    let (from, to) = split(stream);
+    let hear = async {
+        let mut ear = Ear::new(from);
+        ear.trust();
+        while let Some(message) = ear.hear().await? {
+            if events.send(heard(message)).await.is_err() {
+                break;
+            }
+        }
+        io::Result::Ok(())
+    };
+    let say = async {
+        let mut mouth = Mouth::new(to);
+        while let Some(message) = out.recv().await {
+            mouth.say(&message).await?;
+            while let Ok(message) = out.try_recv() {
+                mouth.say(&message).await?;
+            }
+            mouth.flush().await?;
+        }
+        io::Result::Ok(())
+    };
+    tokio::select! { ended = hear => ended, ended = say => ended }
+}

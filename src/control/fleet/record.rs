@@ -1,0 +1,188 @@
+//! Reading and writing who coordinates.
+
+use std::collections::BTreeSet;
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use super::store::Store;
+use crate::policy::fleet::election::{Election, Record};
+use crate::policy::fleet::ledger::Former;
+use crate::policy::fleet::{Epoch, MemberId};
+
+/// Between two looks at a record that somebody else keeps.
+const LOOK: Duration = Duration::from_secs(1);
+/// After something went wrong.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// How reading or writing has ended.
+pub(super) enum Outcome {
+    Read(Result<Option<(Record, String)>, String>),
+    /// What was to be written, and when that was sent.
+    Written(Record, Instant, Result<Option<String>, String>),
+}
+
+/// The record, as far as it is known, and what is being done with it: one thing at a time.
+pub(super) struct RecordKeeper {
+    election: Election,
+    store: Store,
+    doing: Option<Pin<Box<dyn Future<Output = Outcome> + Send>>>,
+    look_at: Instant,
+    /// Nothing is written before.
+    write_at: Instant,
+    won: Option<(Epoch, Former)>,
+    trouble: Option<String>,
+    /// Somebody else has changed it: it has to be read before anything is written.
+    is_stale: bool,
+    is_leaving: bool,
+}
+
+impl RecordKeeper {
+    pub(super) fn new(election: Election, store: Store) -> Self {
+        let (look_at, write_at) = (Instant::now(), Instant::now());
+        Self {
+            election,
+            store,
+            doing: None,
+            look_at,
+            write_at,
+            won: None,
+            trouble: None,
+            is_stale: true,
+            is_leaving: false,
+        }
+    }
+
+    /// Begins what there is to be done; `roster` is that of this router's own term.
+    pub(super) fn keep(&mut self, roster: &BTreeSet<MemberId>, now: Instant) {
+        if self.doing.is_some() {
+            return;
+        }
+        let store = self.store.clone();
+        let may_write = now >= self.write_at && !self.is_stale;
+        let proposal = self.election.proposal(roster, now).filter(|_| may_write);
+        if let Some(proposal) = proposal {
+            self.doing = Some(Box::pin(async move {
+                let (record, sent) = (proposal.record.clone(), Instant::now());
+                Outcome::Written(record, sent, store.write(proposal).await)
+            }));
+        } else if now >= self.look_at && self.has_to_look() {
+            self.doing = Some(Box::pin(async move { Outcome::Read(store.read().await) }));
+        }
+    }
+
+    /// Waits for what is being done; nothing is lost when this is dropped.
+    pub(super) async fn next(&mut self) -> Outcome {
+        match &mut self.doing {
+            Some(doing) => doing.as_mut().await,
+            None => pending().await,
+        }
+    }
+
+    /// Takes note of what was done.
+    pub(super) fn take(&mut self, outcome: Outcome) {
+        let now = Instant::now();
+        self.doing = None;
+        self.look_at = now + LOOK;
+        match outcome {
+            Outcome::Read(Ok(found)) => {
+                self.well();
+                self.is_stale = false;
+                self.election.observed(found, now);
+            }
+            Outcome::Written(record, sent, Ok(Some(version))) => {
+                self.well();
+                if let Some(won) = self.election.written(record, version, sent) {
+                    self.won = Some(won);
+                }
+            }
+            // Somebody was faster: who?
+            Outcome::Written(_, _, Ok(None)) => {
+                self.well();
+                self.is_stale = true;
+                self.look_at = now;
+            }
+            Outcome::Read(Err(what)) => self.unwell(what, now),
+            Outcome::Written(_, _, Err(what)) => {
+                self.unwell(what, now);
+                self.write_at = now + AGAIN;
+            }
+        }
+    }
+
+    /// The record may be another by now.
+    pub(super) fn look(&mut self) {
+        self.look_at = Instant::now();
+    }
+
+    /// A term that was won and that nobody has asked for yet.
+    pub(super) fn take_won(&mut self) -> Option<(Epoch, Former)> {
+        self.won.take()
+    }
+
+    /// Until when this router's term lasts, as the record says, if it has one.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.election.until()
+    }
+
+    /// Who coordinates, as the record says, and since which epoch.
+    pub(super) fn leader(&self) -> Option<(&MemberId, Epoch)> {
+        self.election.leader()
+    }
+
+    /// Who may hold slots, as the record says.
+    pub(super) fn roster(&self) -> BTreeSet<MemberId> {
+        self.election.roster()
+    }
+
+    /// Whether the record cannot be had.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Somebody has a later term.
+    pub(super) fn resign(&mut self) {
+        self.election.resign();
+        self.look();
+    }
+
+    /// The router ends.
+    pub(super) fn leave(&mut self) {
+        self.is_leaving = true;
+        self.election.leave();
+    }
+
+    /// Whether the term was given back, if there was one; who cannot reach the record leaves it at that.
+    pub(super) fn has_left(&self) -> bool {
+        self.is_leaving && (self.election.until().is_none() || self.trouble.is_some())
+    }
+
+    /// When to look again, if nothing happens.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        if self.doing.is_some() {
+            return None;
+        }
+        let look = self.look_at;
+        let write = self.election.wake_at().map(|at| at.max(self.write_at)).filter(|_| !self.is_stale);
+        write.into_iter().chain(self.has_to_look().then_some(look)).min()
+    }
+
+    /// Whoever coordinates finds out when writing.
+    fn has_to_look(&self) -> bool {
+        self.is_stale || self.election.until().is_none()
+    }
+
+    fn well(&mut self) {
+        if self.trouble.take().is_some() {
+            tracing::info!("it can be read again who coordinates");
+        }
+    }
+
+    fn unwell(&mut self, what: String, now: Instant) {
+        self.look_at = now + AGAIN;
+        if self.trouble.as_ref() != Some(&what) {
+            tracing::warn!(what, "it cannot be read or written who coordinates; the group goes on as it is");
+            self.trouble = Some(what);
+        }
+    }
+}

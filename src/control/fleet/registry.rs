@@ -1,0 +1,78 @@
+//! Where the shares of this router are: each behind the lock of its deployment's slots.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use crate::policy::fleet::Deployment;
+use crate::policy::fleet::member::{Share, Shares};
+use crate::state::slots::Slots;
+
+/// Every share.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    /// A deployment that is gone is nobody's any more.
+    all: HashMap<Deployment, Weak<Slots>>,
+    /// Those that are looked at: of ten thousand deployments most rest.
+    restless: BTreeMap<Deployment, Arc<Slots>>,
+    /// Of deployments that are not known here, or not any more: what is granted of them goes back.
+    strays: BTreeMap<Deployment, Share>,
+}
+
+impl Registry {
+    /// A deployment has something to say.
+    pub(super) fn note(&mut self, deployment: &Deployment, slots: Arc<Slots>) {
+        let known = self.all.get(deployment).is_some_and(|known| known.as_ptr() == Arc::as_ptr(&slots));
+        if !known {
+            self.all.retain(|_, slots| slots.strong_count() > 0);
+            self.all.insert(deployment.clone(), Arc::downgrade(&slots));
+        }
+        self.restless.insert(deployment.clone(), slots);
+    }
+
+    /// The slots of a deployment, if it is known.
+    pub(super) fn slots(&self, deployment: &Deployment) -> Option<Arc<Slots>> {
+        self.all.get(deployment).and_then(Weak::upgrade)
+    }
+
+    /// Those that do not rest.
+    pub(super) fn lively(&self) -> impl Iterator<Item = (&Deployment, &Arc<Slots>)> {
+        self.restless.iter()
+    }
+
+    /// Leaves out those that have come to rest.
+    pub(super) fn settle(&mut self) {
+        let now = Instant::now();
+        self.restless.retain(|_, slots| slots.look(now, |_, share| !share.is_at_rest()).unwrap_or(false));
+        self.strays.retain(|_, share| !share.is_at_rest());
+    }
+}
+
+impl Shares for Registry {
+    fn each(&mut self, mut with: impl FnMut(&Deployment, &mut Share)) {
+        let now = Instant::now();
+        for slots in self.all.values().filter_map(Weak::upgrade) {
+            slots.look(now, &mut with);
+        }
+        self.strays.iter_mut().for_each(|(deployment, share)| with(deployment, share));
+    }
+
+    fn restless(&mut self, mut with: impl FnMut(&Deployment, &mut Share)) {
+        let now = Instant::now();
+        for slots in self.restless.values() {
+            slots.look(now, &mut with);
+        }
+        self.strays.iter_mut().for_each(|(deployment, share)| with(deployment, share));
+    }
+
+    fn of(&mut self, deployment: &Deployment, with: impl FnOnce(&mut Share)) {
+        let mut with = Some(with);
+        if let Some(slots) = self.slots(deployment) {
+            slots.look(Instant::now(), |_, share| with.take().into_iter().for_each(|with| with(share)));
+            self.restless.insert(deployment.clone(), slots);
+        }
+        if let Some(with) = with {
+            with(self.strays.entry(deployment.clone()).or_default());
+        }
+    }
+}
