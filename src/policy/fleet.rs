@@ -57,7 +57,8 @@ pub struct Settings {
     pub report: Duration,
     /// How long a slot stays idle before it is returned, up to one and a half times this.
     pub idle: Duration,
-    /// How much older than those at home a request at another router must be to get a slot from here.
+    /// How much older than those at home a request at another router must be to get a slot from here; eight round trips to
+    /// the coordinator, if that is more.
     pub patience: Duration,
     /// How long a coordinator that cannot renew its term may go by the word of its members, see [`ledger::Ledger::vouched`];
     /// zero where it never does.

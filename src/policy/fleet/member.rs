@@ -12,11 +12,13 @@ use std::time::Instant;
 use super::{Claim, Deployment, Epoch, Load, ReplicaKey, Settings, ToCoordinator, ToMember};
 
 mod news;
+mod pace;
 mod share;
 mod talk;
 mod terms;
 mod whole;
 use news::News;
+use pace::Pace;
 pub use share::Share;
 pub use terms::Terms;
 pub use whole::AllShares;
@@ -43,7 +45,9 @@ pub trait Shares {
 /// The state of one router.
 #[derive(Debug, Clone, Hash)]
 pub struct Member<S> {
+    /// With patience as it is now, see [`Pace`].
     terms: Terms,
+    pace: Pace,
     /// The highest seen.
     epoch: Epoch,
     session: u64,
@@ -109,6 +113,7 @@ impl<S: Shares> Member<S> {
     pub fn new(settings: Settings, kind: Kind, shares: S, now: Instant) -> Self {
         Self {
             terms: Terms::new(settings, kind, now),
+            pace: Pace::new(settings.patience),
             epoch: Epoch::default(),
             session: 0,
             phase: Phase::Apart,

@@ -66,7 +66,7 @@ impl<S: Shares> Member<S> {
         }
         self.shares.each(|deployment, share| share.hold(by_deployment.get(deployment).into_iter().flatten().copied()));
         (self.phase, self.heard) = (Phase::Open, now);
-        self.answer(beat);
+        self.answer(beat, now);
         self.keep(keep);
         self.review_every();
     }
@@ -74,7 +74,7 @@ impl<S: Shares> Member<S> {
     pub(super) fn update(&mut self, update: &Update, now: Instant) {
         self.heard = now;
         if let Some(beat) = update.beat {
-            self.answer(beat);
+            self.answer(beat, now);
         }
         for (key, slots) in &update.granted {
             self.shares.of(&key.deployment, |share| share.grant(key, *slots));
@@ -87,8 +87,10 @@ impl<S: Shares> Member<S> {
     }
 
     /// The lease lasts from when the beat was sent: the coordinator counts from later.
-    pub(super) fn answer(&mut self, beat: u64) {
+    pub(super) fn answer(&mut self, beat: u64, now: Instant) {
         if let Some((_, sent)) = self.unanswered.iter().find(|sent| sent.0 == beat) {
+            let took = now.saturating_duration_since(*sent);
+            self.terms.settings.patience = self.pace.patience(took, self.terms.settings.heartbeat);
             self.terms.valid_until = self.terms.valid_until.max(*sent + self.terms.settings.lease);
         }
         self.unanswered.retain(|sent| sent.0 > beat);
