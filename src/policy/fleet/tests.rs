@@ -889,8 +889,15 @@ fn requests_of_a_fallback_are_counted_but_settle_no_doubt_and_give_no_right_to_t
     group.succeed(2, Former::Anybody, 1);
     group.connect(1);
     assert_eq!(group.slots(), (0, 1, 1), "more than there are");
-    group.connect(1);
-    assert_eq!(group.slots(), (0, 1, 1), "whatever it says twice");
+    // Whatever it says twice: the answer itself says so, before a request could start.
+    group.members[1].connected(group.now);
+    let hello = group.members[1].outgoing(group.now).unwrap();
+    group.ledger.receive(&id(1), hello, group.now);
+    let answer = group.ledger.outgoing(group.now).into_iter().map(|(_, message)| message).next();
+    let Some(ToMember::Welcome { keep, .. }) = &answer else { panic!("it is welcome") };
+    assert_eq!(keep, &[(key("p"), 0)]);
+    group.members[1].receive(answer.unwrap(), group.now);
+    assert_eq!(group.slots(), (0, 1, 1));
     group.members[1].finish(&key("p"), Right::Borrowed);
     assert_eq!((group.start(1), group.held(1)), (None, 0));
     group.talk();
