@@ -16,6 +16,7 @@ use crate::config::{SCORING, SCORING_TLS, Settings, Workers};
 use crate::control::certificates::Certificates;
 use crate::control::cluster;
 use crate::control::files::{Environment, Files, Loaded, Scope};
+use crate::control::fleet::Fleet;
 use crate::control::index::{Desired, Index};
 use crate::control::secrets::NamedSecrets;
 use crate::control::{issuers, signing};
@@ -36,11 +37,15 @@ mod control;
 use control::Control;
 pub use control::GRACE;
 
+mod fleet;
+
 mod listeners;
-use listeners::bind;
+use listeners::{Gate, bind};
 
 /// How often the data plane's threads are looked after.
 const WATCHDOG: Duration = Duration::from_secs(1);
+/// How long it may take to leave the group of routers.
+const GOOD_BYE: Duration = Duration::from_secs(3);
 
 /// Where endpoints come from.
 pub enum Source {
@@ -103,6 +108,7 @@ pub enum RunError {
 pub struct App {
     settings: Settings,
     listeners: Vec<Listener>,
+    gate: Option<Gate>,
     certificates: Certificates,
     admin: TcpListener,
     shared: Arc<Shared>,
@@ -152,7 +158,7 @@ impl App {
         tokens.signing.store(signing.map(Arc::new));
         let metrics = Arc::new(Metrics::new().map_err(io::Error::other)?);
         let certificates = Certificates::new(metrics.clone(), status.clone(), secrets.clone());
-        let (listeners, certificates) = listeners::bind_all(&settings, certificates, problems)?;
+        let (listeners, gate, certificates) = listeners::bind_all(&settings, certificates, problems)?;
         let admin = bind("admin", settings.admin)?;
         let (comparisons, comparer) = Comparisons::start(metrics.clone())?;
         let mut threads = vec![comparer];
@@ -176,6 +182,7 @@ impl App {
         Ok(Self {
             settings,
             listeners,
+            gate,
             certificates,
             admin,
             shared: Arc::new(shared),
@@ -242,6 +249,13 @@ impl App {
         let shared = &self.shared;
         let mut index =
             Index::new(shared.table.clone(), shared.metrics.clone(), self.status.clone(), shared.tokens.clone());
+        let fleet = {
+            // Sockets and tasks are of this runtime.
+            let _inside = runtime.enter();
+            let client = cluster.as_ref().map(|(client, _)| client);
+            let fleet = fleet::join(&self.settings, self.gate, client, &shared.lifecycle)?;
+            fleet.inspect(|fleet| index.share(fleet.membership()))
+        };
         index.apply(self.endpoints);
         if cluster.is_none() {
             // What a cluster has is not known yet.
@@ -275,6 +289,7 @@ impl App {
             self.admin,
             self.certificates,
             control,
+            fleet,
             &self.settings,
             &mut data_plane,
             stop,
@@ -297,6 +312,7 @@ async fn supervise(
     listener: TcpListener,
     certificates: Certificates,
     control: Control,
+    fleet: Option<Fleet>,
     settings: &Settings,
     data_plane: &mut DataPlane,
     stop: impl Future<Output = ()>,
@@ -320,6 +336,8 @@ async fn supervise(
         certificates.run().await;
         "the watch of certificates"
     });
+    let (leave_fleet, left) = oneshot::channel();
+    let fleet = fleet.map(|fleet| tokio::spawn(fleet.run(left)));
     let (finish, finished) = oneshot::channel();
     tasks.spawn(async move {
         control.run(finished).await;
@@ -329,12 +347,17 @@ async fn supervise(
         () = stop => {}
         ended = unexpected_end(data_plane, &mut tasks) => return Err(RunError::Ended(ended)),
     }
-    let left = leave(&lifecycle, settings, data_plane).await;
+    let outcome = leave(&lifecycle, settings, data_plane).await;
     lifecycle.enter(Phase::Forced);
+    if let Some(fleet) = fleet {
+        // Others can use what was held at once, rather than when it expires.
+        let _ = leave_fleet.send(());
+        let _ = tokio::time::timeout(GOOD_BYE, fleet).await;
+    }
     // Models are stopped when nothing is in flight any more. The control plane is the first task to end now.
     let _ = finish.send(());
     let _ = tasks.join_next().await;
-    left
+    outcome
 }
 
 /// The end, in order, each step with its time.

@@ -2,6 +2,8 @@
 
 mod endpoints;
 mod environment;
+mod fleet;
+mod limits;
 mod listeners;
 mod raw;
 mod reference;
@@ -20,6 +22,7 @@ use crate::control::yaml;
 use crate::model::check::Check;
 use crate::model::decode::decode;
 use crate::model::duration::WrittenDuration;
+use crate::model::fleet::FleetSettings;
 use crate::model::limits::{KubernetesSettings, Limits, Shutdown, StatusCodes, TokenSettings};
 use crate::model::problem::{Problem, field, item, quoted, together};
 use crate::model::resource::KIND;
@@ -27,7 +30,7 @@ use crate::model::tls::ServerTls;
 pub use listeners::{ClientListener, SCORING, SCORING_TLS, TlsListener};
 pub use reference::reference;
 
-use raw::{NOT_YET, RawLimits, RawLog, RawSettings, RawShutdown, RawTokens};
+use raw::{RawLimits, RawLog, RawSettings, RawShutdown, RawTokens};
 
 /// Settings of the router process, as checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub struct Settings {
     pub kubernetes: Option<KubernetesSettings>,
     /// The router's own tokens.
     pub tokens: TokenSettings,
+    /// The group of routers that this is one of; `None`: it is alone.
+    pub fleet: Option<FleetSettings>,
     /// What is logged.
     pub log: Log,
 }
@@ -131,6 +136,7 @@ impl Default for Settings {
             endpoint_files: vec![PathBuf::from("endpoints/")],
             kubernetes: None,
             tokens: TokenSettings::default(),
+            fleet: None,
             log: Log { level: LogLevel::Info, format: LogFormat::Json, access: true },
         }
     }
@@ -138,11 +144,6 @@ impl Default for Settings {
 
 /// Most threads anybody can want.
 const MAX_WORKERS: u64 = 1024;
-const PAYLOAD_BYTES: RangeInclusive<i64> = 1..=1 << 50;
-const HEADER_BYTES: RangeInclusive<i64> = 8_192..=1_048_576;
-const HEADERS: RangeInclusive<i64> = 1..=10_000;
-const CONNECTIONS: RangeInclusive<i64> = 1..=10_000_000;
-const MIRROR_BUFFER_BYTES: RangeInclusive<i64> = 0..=1 << 40;
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3_600);
 const UNREADY_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
 /// Of tokens; the least leaves time to use one.
@@ -219,11 +220,6 @@ fn read(written: Value, folder: &Path) -> (Settings, Vec<Problem>) {
 }
 
 fn settings(check: &mut Check, raw: &RawSettings, folder: &Path) -> Settings {
-    for (path, asked, what) in NOT_YET {
-        if asked(raw) {
-            check.problem(path, *what);
-        }
-    }
     let default = Settings::default();
     let scoring = raw.scoring.as_ref().and_then(|scoring| scoring.address.as_deref());
     let scoring = address(check, "scoring.address", scoring, default.scoring);
@@ -242,7 +238,7 @@ fn settings(check: &mut Check, raw: &RawSettings, folder: &Path) -> Settings {
         status_codes: check
             .word("statusCodes", raw.status_codes.as_deref(), &reference::STATUS_CODES)
             .unwrap_or(default.status_codes),
-        limits: limits(check, raw.limits.as_ref().unwrap_or(&RawLimits::default()), &default.limits),
+        limits: limits::limits(check, raw.limits.as_ref().unwrap_or(&RawLimits::default()), &default.limits),
         shutdown: shutdown(check, raw.shutdown.as_ref().unwrap_or(&RawShutdown::default()), &default.shutdown),
         endpoint_files: endpoints::files(check, raw, &default.endpoint_files, folder),
         kubernetes: raw
@@ -251,9 +247,11 @@ fn settings(check: &mut Check, raw: &RawSettings, folder: &Path) -> Settings {
             .and_then(|raw| raw.kubernetes.as_ref())
             .map(|raw| endpoints::kubernetes(check, raw)),
         tokens: tokens(check, raw.tokens.as_ref().unwrap_or(&RawTokens::default()), &default.tokens, folder),
+        fleet: raw.fleet.as_ref().map(|raw| fleet::fleet(check, raw, folder)),
         log: log(check, raw.log.as_ref().unwrap_or(&RawLog::default()), &default.log),
     };
     endpoints::secrets(check, &settings);
+    fleet::together(check, &settings);
     settings
 }
 
@@ -278,58 +276,6 @@ fn workers(check: &mut Check, given: Option<&Value>, default: Workers) -> Worker
         );
     }
     count.map_or(default, Workers::Count)
-}
-
-fn limits(check: &mut Check, raw: &RawLimits, default: &Limits) -> Limits {
-    let header_bytes =
-        size(check, "limits.maxHeaderBytes", raw.max_header_bytes, HEADER_BYTES, default.max_header_bytes);
-    let payload = i64::try_from(default.max_payload_bytes).unwrap_or(i64::MAX);
-    let payload = check.number("limits.maxPayloadBytes", raw.max_payload_bytes, PAYLOAD_BYTES, payload, " bytes");
-    Limits {
-        max_payload_bytes: payload.unsigned_abs(),
-        max_header_bytes: header_bytes,
-        max_headers: size(check, "limits.maxHeaders", raw.max_headers, HEADERS, default.max_headers),
-        header_read_timeout: time(
-            check,
-            "limits.headerReadTimeout",
-            raw.header_read_timeout,
-            TIMEOUT,
-            default.header_read_timeout,
-        ),
-        body_idle_timeout: time(
-            check,
-            "limits.bodyIdleTimeout",
-            raw.body_idle_timeout,
-            TIMEOUT,
-            default.body_idle_timeout,
-        ),
-        max_connections: size(
-            check,
-            "limits.maxConnections",
-            raw.max_connections,
-            CONNECTIONS,
-            default.max_connections,
-        ),
-        keep_alive_timeout: time(
-            check,
-            "limits.keepAliveTimeout",
-            raw.keep_alive_timeout,
-            TIMEOUT,
-            default.keep_alive_timeout,
-        ),
-        mirror_buffer_bytes: size(
-            check,
-            "limits.mirrorBufferBytes",
-            raw.mirror_buffer_bytes,
-            MIRROR_BUFFER_BYTES,
-            default.mirror_buffer_bytes,
-        ),
-    }
-}
-
-fn size(check: &mut Check, path: &str, given: Option<i64>, range: RangeInclusive<i64>, default: usize) -> usize {
-    let number = check.number(path, given, range, i64::try_from(default).unwrap_or(i64::MAX), "");
-    usize::try_from(number).unwrap_or(default)
 }
 
 fn time(

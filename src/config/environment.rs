@@ -6,7 +6,6 @@ use crate::control::yaml;
 use crate::model::problem::{Problem, field, is_within, quoted};
 use crate::model::suggest;
 
-use super::raw::NOT_YET;
 use super::reference::KEYS;
 
 /// What each variable for the router starts with; two underscores part the steps.
@@ -87,12 +86,6 @@ fn read(name: &str, text: &str, set: &[(String, String)]) -> Result<(String, Val
 fn path(name: &str) -> Result<String, String> {
     let written: Vec<String> = name[PREFIX.len()..].split("__").map(plain).collect();
     let written: Vec<&str> = written.iter().map(String::as_str).collect();
-    for (path, _, what) in NOT_YET {
-        let known: Vec<String> = path.split('.').map(plain).collect();
-        if written.len() >= known.len() && known.iter().zip(&written).all(|(known, written)| known == written) {
-            return Err(format!("sets `{path}`, which {what}"));
-        }
-    }
     for key in KEYS {
         let steps: Vec<&str> = key.path.split('.').collect();
         let is_known = written.len() <= steps.len() && steps.iter().zip(&written).all(|(step, w)| plain(step) == **w);

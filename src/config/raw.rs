@@ -34,8 +34,9 @@ written! {
         /// The router's own tokens.
         #[serde(deserialize_with = "mapping")]
         tokens: RawTokens,
-        /// A later feature.
-        fleet: Value,
+        /// Several routers as one.
+        #[serde(deserialize_with = "mapping")]
+        fleet: RawFleet,
         /// What is logged.
         #[serde(deserialize_with = "mapping")]
         log: RawLog,
@@ -152,6 +153,62 @@ written! {
         lifetime: WrittenDuration,
     }
 
+    /// `fleet`.
+    pub(super) struct RawFleet {
+        /// How routers reach each other.
+        #[serde(deserialize_with = "mapping")]
+        peer: RawPeer,
+        /// Where it says who coordinates.
+        #[serde(deserialize_with = "mapping")]
+        lease: RawLease,
+        /// How long a coordinator may be silent.
+        lease_seconds: i64,
+        /// `available` or `strict`.
+        mode: String,
+    }
+
+    /// `fleet.peer`.
+    pub(super) struct RawPeer {
+        /// `IP:port`.
+        address: String,
+        /// `host:port`, as others call it.
+        advertise: String,
+        /// Certificates of all.
+        #[serde(deserialize_with = "mapping")]
+        tls: RawPeerTls,
+        /// What all know.
+        secret_file: String,
+    }
+
+    /// `fleet.peer.tls`.
+    pub(super) struct RawPeerTls {
+        /// The certificate, with the chain to its root.
+        cert_file: String,
+        /// Its key.
+        key_file: String,
+        /// A folder with both.
+        cert_folder: String,
+        /// Who has signed those of the others.
+        ca_file: String,
+        /// The name in all of them.
+        server_name: String,
+    }
+
+    /// `fleet.lease`.
+    pub(super) struct RawLease {
+        /// In a file.
+        file: String,
+        /// In a cluster.
+        #[serde(deserialize_with = "mapping")]
+        kubernetes: RawLeaseObject,
+    }
+
+    /// `fleet.lease.kubernetes`.
+    pub(super) struct RawLeaseObject {
+        /// Of the `Lease`.
+        name: String,
+    }
+
     /// `log`.
     pub(super) struct RawLog {
         /// Least level.
@@ -162,10 +219,3 @@ written! {
         access: bool,
     }
 }
-
-/// Sections that files may have one day: path, whether it is there, what to do meanwhile. Whoever builds one deletes
-/// its line.
-pub(super) type NotYet = (&'static str, fn(&RawSettings) -> bool, &'static str);
-
-pub(super) const NOT_YET: &[NotYet] =
-    &[("fleet", |raw| raw.fleet.is_some(), "is not supported by this version; remove it and run one router")];

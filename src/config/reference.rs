@@ -143,11 +143,47 @@ pub(super) const KEYS: &[Key] = &[
          of before under names that begin with previousKey",
     ),
     key("tokens.lifetime", |s| WrittenDuration(s.tokens.lifetime).to_string(), "how long a token is good; 1m to 720h"),
+    optional(
+        "fleet.lease",
+        |_| "{file: /shared/leader}".to_owned(),
+        "several routers as one (without this a router is alone): where the group writes down who coordinates: a file that all share, or {kubernetes: {name: inference-router}}, a \
+         Lease of the router's own namespace",
+    ),
+    optional(
+        "fleet.leaseSeconds",
+        |_| super::fleet::DEFAULT_LEASE_SECONDS.to_string(),
+        "how long a coordinator may be silent until another takes over; slots are leased for twice as long; 1 to 60",
+    ),
+    optional(
+        "fleet.mode",
+        |_| word(&super::fleet::MODES, crate::model::fleet::Mode::Available),
+        "what a router does that is cut off for longer: available (serves with its fair share, and a replica may get more \
+         requests than it should) | strict (answers 503)",
+    ),
+    optional(
+        "fleet.peer.address",
+        |_| format!("{:?}", super::fleet::DEFAULT_ADDRESS.to_string()),
+        "IP address and port for the other routers",
+    ),
+    optional(
+        "fleet.peer.advertise",
+        |_| "10.0.0.5:7070".to_owned(),
+        "host and port that they reach this one by, its name in the group; default: the address, if it is one",
+    ),
+    optional("fleet.peer.tls", |_| PEER_TLS_EXAMPLE.to_owned(), PEER_TLS),
+    optional(
+        "fleet.peer.secretFile",
+        |_| "fleet-secret".to_owned(),
+        "file with a text that every router of the group, and nobody else, knows",
+    ),
     key("log.level", |s| word(&super::LEVELS, s.log.level), "error | warn | info | debug | trace"),
     key("log.format", |s| word(&super::FORMATS, s.log.format), "json | text; on stderr"),
     key("log.access", |s| s.log.access.to_string(), "one line for each request"),
 ];
 
+const PEER_TLS: &str = "between routers, each shows a certificate, and all are signed by caFile; serverName: the name in \
+                        them, if it is not the host of `advertise`. Needed where others than this machine reach the address";
+const PEER_TLS_EXAMPLE: &str = "{certFile: peer.crt, keyFile: peer.key, caFile: peers-ca.crt, serverName: router}";
 const CERT_FILE: &str = "PEM: the certificate, then its chain; files are watched, a change counts within a second";
 const KEY_FILE: &str = "PEM: its private key, without a passphrase";
 const CERT_FOLDER: &str = "instead of the two: a folder with tls.crt and tls.key, or cert.pem and key.pem";

@@ -1,6 +1,7 @@
 use super::*;
 use crate::control::documents;
 use crate::model::endpoint::{Auth, ScaleSettings, Target};
+use crate::model::fleet::{LeasePlace, Mode};
 use crate::model::tls::{CertificateSource, TlsVersion};
 
 /// Settings from a file with this text, in a folder of its own, and these variables.
@@ -122,9 +123,47 @@ fn each_rule_names_the_key_and_what_would_be_right() {
 }
 
 #[test]
-fn what_this_version_cannot_do_is_refused() {
-    refused("fleet: {mode: strict}", "fleet", "not supported by this version");
-    variable_refused("INFERENCE_ROUTER__FLEET__MODE", "x", "not supported by this version");
+fn a_group_of_routers_says_how_they_reach_each_other_and_who_coordinates() {
+    let fleet = |text: &str, env: &[(&str, &str)]| good(&format!("fleet: {text}"), env).fleet.unwrap();
+    let local = fleet("{peer: {address: \"127.0.0.1:7071\"}, lease: {file: leader}}", &[]);
+    assert_eq!(
+        (local.advertise.as_str(), local.term, local.mode),
+        ("127.0.0.1:7071", Duration::from_secs(5), Mode::Available)
+    );
+    assert!(matches!(&local.lease, LeasePlace::File(file) if file.is_absolute() && file.ends_with("leader")));
+    assert_eq!((local.tls, local.secret_file), (None, None));
+    let tls = "{certFile: a.crt, keyFile: a.key, caFile: ca.crt}";
+    let text = format!("{{peer: {{tls: {tls}, secretFile: s}}, lease: {{file: l}}, leaseSeconds: 2, mode: strict}}");
+    let name = [("INFERENCE_ROUTER__FLEET__PEER__ADVERTISE", "10.0.0.5:7070")];
+    let other = fleet(&text, &name);
+    assert_eq!(
+        (other.advertise.as_str(), other.term, other.mode),
+        ("10.0.0.5:7070", Duration::from_secs(2), Mode::Strict)
+    );
+    assert!(other.tls.is_some_and(|tls| tls.ca_file.ends_with("ca.crt") && tls.server_name.is_none()));
+    let cluster = "endpoints: {kubernetes: {}}\nfleet: {peer: {address: \"127.0.0.1:1\"}, lease: {kubernetes: {}}}";
+    let lease = good(cluster, &[]).fleet.unwrap().lease;
+    assert_eq!(lease, LeasePlace::Kubernetes("inference-router".to_owned()));
+
+    let refuses = |text: &str, path: &str, gist: &str| {
+        let problems = wrong(text, &[]);
+        assert!(problems.iter().any(|(_, at, what)| at == path && what.contains(gist)), "{text}: {problems:?}");
+    };
+    let local = "peer: {address: \"127.0.0.1:1\"}";
+    refuses("fleet: {lease: {file: l}}", "fleet.peer.tls", "certFile");
+    refuses("fleet: {lease: {file: l}}", "fleet.peer.advertise", "is missing");
+    refuses(&format!("fleet: {{{local}}}"), "fleet.lease", "{file: leader}");
+    refuses(&format!("fleet: {{{local}, lease: {{kubernetes: {{}}}}}}"), "fleet.lease.kubernetes", "needs a cluster");
+    refuses(&format!("fleet: {{{local}, lease: {{file: l, kubernetes: {{}}}}}}"), "fleet.lease", "one of them");
+    refuses(
+        &format!("fleet: {{{local}, lease: {{file: l}}, leaseSeconds: 0}}"),
+        "fleet.leaseSeconds",
+        "between 1 and 60",
+    );
+    refuses(&format!("fleet: {{{local}, lease: {{file: l}}, mode: strikt}}"), "fleet.mode", "`strict`");
+    refuses("fleet: {peer: {advertise: router}}", "fleet.peer.advertise", "no host with a port");
+    refuses("fleet: {peer: {tls: {certFile: a, keyFile: b}}}", "fleet.peer.tls.caFile", "is missing");
+    refuses("fleet: {peer: {tls: {certFile: a, keyFile: b, caFile: c}}}", "fleet.peer.secretFile", "is missing");
 }
 
 #[test]
@@ -211,14 +250,13 @@ fn tls_that_cannot_be_meant_is_refused() {
 
 #[test]
 fn all_problems_are_reported_at_once() {
-    let text = "workers: 0\nlimits: {maxHeaders: lots, maxHeaderBytes: 1}\nlgo: {}\nfleet: {}\n";
+    let text = "workers: 0\nlimits: {maxHeaders: lots, maxHeaderBytes: 1}\nlgo: {}\n";
     let problems = wrong(text, &[("INFERENCE_ROUTER__LOG__LEVEL", "loud"), ("INFERENCE_ROUTER__LGO__LEVEL", "info")]);
     let mut paths: Vec<&str> = problems.iter().map(|(_, path, _)| path.as_str()).collect();
     paths.sort_unstable();
     let expected = [
         "INFERENCE_ROUTER__LGO__LEVEL",
         "INFERENCE_ROUTER__LOG__LEVEL",
-        "fleet",
         "lgo",
         "limits.maxHeaderBytes",
         "limits.maxHeaders",

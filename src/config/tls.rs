@@ -79,7 +79,12 @@ fn tls(check: &mut Check, path: &str, raw: &RawTls, folder: &Path) -> ServerTls 
 }
 
 /// One certificate; relative to the settings file's folder, as everything is.
-fn certificate(check: &mut Check, path: &str, raw: &RawCertificate, folder: &Path) -> Option<CertificateSource> {
+pub(super) fn certificate(
+    check: &mut Check,
+    path: &str,
+    raw: &RawCertificate,
+    folder: &Path,
+) -> Option<CertificateSource> {
     let given = [
         ("certFile", &raw.cert_file),
         ("keyFile", &raw.key_file),

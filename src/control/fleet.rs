@@ -3,19 +3,24 @@
 
 use std::collections::BTreeSet;
 use std::future::pending;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep_until;
 
-use crate::model::fleet::{FleetSettings, Mode};
+use super::small_file;
+use crate::model::fleet::{FleetSettings, Mode, PeerTls};
+use crate::model::problem::Problem;
 use crate::policy::fleet::election::Election;
 use crate::policy::fleet::ledger::Ledger;
-use crate::policy::fleet::member::{Kind, Member, Shares, Standing};
+use crate::policy::fleet::member::{Kind, Member, Shares, Standing, Terms};
 use crate::policy::fleet::{MemberId, Settings};
+use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::membership::Membership;
 use crate::state::slots::Slots;
+use crate::state::tls::Acceptor;
 
 mod leader;
 mod peers;
@@ -31,6 +36,8 @@ use registry::Registry;
 pub use store::Store;
 use upstream::Upstream;
 
+/// Of what all routers know, in characters.
+const SHORTEST_SECRET: usize = 16;
 /// Events of connections that may wait.
 const EVENTS: usize = 1024;
 /// How often it is looked which deployments have come to rest.
@@ -43,19 +50,41 @@ pub struct Parts {
     /// Where members connect if this router coordinates.
     pub socket: std::net::TcpListener,
     /// TLS there.
-    pub acceptor: Option<Arc<crate::state::tls::Acceptor>>,
-    /// TLS towards a coordinator.
-    pub connector: Option<crate::state::tls::Connector>,
+    pub acceptor: Option<Arc<Acceptor>>,
     /// What every router of the group knows.
     pub secret: String,
     /// Where it is written who coordinates.
     pub store: Store,
     /// What deployments go by.
     pub membership: Arc<Membership>,
+    /// Of the process.
+    pub lifecycle: Lifecycle,
+}
+
+/// What deployments go by before anything is known of the group.
+pub fn membership(settings: &FleetSettings) -> Arc<Membership> {
+    Membership::new(Terms::new(timing(settings.term), kind(settings.mode), Instant::now()))
+}
+
+/// What every router of the group knows, from its file.
+///
+/// # Errors
+/// It cannot be read, or is too easy to guess.
+pub fn secret(file: &Path) -> Result<String, Problem> {
+    const PATH: &str = "fleet.peer.secretFile";
+    let read = small_file::read(file).map_err(|error| error.to_string());
+    let text = read.and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is no text".to_owned()));
+    let text =
+        text.map_err(|what| Problem::new(PATH, format!("names {}, which cannot be read: {what}", file.display())))?;
+    if text.trim().len() < SHORTEST_SECRET {
+        let what = format!("is shorter than {SHORTEST_SECRET} characters; `openssl rand -hex 32` makes one");
+        return Err(Problem::new(PATH, format!("names {}, which {what}", file.display())));
+    }
+    Ok(text.trim().to_owned())
 }
 
 /// The times of a group whose coordinator may be silent for so long.
-pub fn timing(term: Duration) -> Settings {
+fn timing(term: Duration) -> Settings {
     // Members must have slots to spend until the next coordinator has welcomed them.
     let lease = term * 2;
     let default = Settings::default();
@@ -63,7 +92,7 @@ pub fn timing(term: Duration) -> Settings {
 }
 
 /// What a router does that is cut off.
-pub fn kind(mode: Mode) -> Kind {
+fn kind(mode: Mode) -> Kind {
     match mode {
         Mode::Available => Kind::Available,
         Mode::Strict => Kind::Strict,
@@ -74,6 +103,7 @@ pub fn kind(mode: Mode) -> Kind {
 pub struct Fleet {
     id: MemberId,
     membership: Arc<Membership>,
+    lifecycle: Lifecycle,
     member: Member<Registry>,
     leader: Leader,
     record: RecordKeeper,
@@ -92,7 +122,7 @@ impl Fleet {
     /// # Errors
     /// When the system does not take the socket.
     pub fn new(parts: Parts) -> std::io::Result<Self> {
-        let Parts { settings, socket, acceptor, connector, secret, store, membership } = parts;
+        let Parts { settings, socket, acceptor, secret, store, membership, lifecycle } = parts;
         let (timing, now) = (timing(settings.term), Instant::now());
         let incarnation = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let incarnation = u64::try_from(incarnation).unwrap_or(u64::MAX);
@@ -105,9 +135,15 @@ impl Fleet {
         let standing = member.terms().standing(now);
         Ok(Self {
             membership,
+            lifecycle,
             leader: Leader::new(id.clone(), Ledger::new(timing)),
             record: RecordKeeper::new(Election::new(id.clone(), settings.term, timing), store),
-            upstream: Upstream::new(id.clone(), secret.clone(), connector, sender.clone()),
+            upstream: Upstream::new(
+                id.clone(),
+                secret.clone(),
+                settings.tls.as_ref().map(PeerTls::client),
+                sender.clone(),
+            ),
             door: Some(Door { socket, tls: acceptor, secret, events: sender }),
             id,
             member,
@@ -117,11 +153,17 @@ impl Fleet {
         })
     }
 
-    /// Speaks for the router until `leave`; then gives back what it holds as it becomes free, and its term, and ends.
-    pub async fn run(mut self, leave: oneshot::Receiver<()>) {
+    /// What deployments go by.
+    pub fn membership(&self) -> Arc<Membership> {
+        self.membership.clone()
+    }
+
+    /// Speaks for the router until `leave`; then gives back what it holds, and ends. Its term it gives back before, when the
+    /// router is told to stop, if there is somebody to take it: from then on it is a member like others.
+    pub async fn run(mut self, mut leave: oneshot::Receiver<()>) {
         let door = self.door.take().map(|door| tokio::spawn(door.run()));
-        let membership = self.membership.clone();
-        let (mut leave, mut is_leaving) = (leave, false);
+        let (membership, lifecycle) = (self.membership.clone(), self.lifecycle.clone());
+        let (mut is_stopping, mut is_leaving) = (false, false);
         let mut settled = Instant::now();
         loop {
             let now = Instant::now();
@@ -136,6 +178,12 @@ impl Fleet {
             let wake = self.wake_at(Instant::now());
             tokio::select! {
                 biased;
+                () = lifecycle.reached(Phase::Unready), if !is_stopping => {
+                    is_stopping = true;
+                    if self.record.roster().len() > 1 {
+                        self.record.leave();
+                    }
+                }
                 _ = &mut leave, if !is_leaving => {
                     is_leaving = true;
                     self.member.retire();

@@ -7,9 +7,8 @@ use std::time::SystemTime;
 
 use http::HeaderValue;
 use http::uri::PathAndQuery;
-use tokio::sync::oneshot;
 
-use super::processes::{self, ReplicaKey, ReplicaSpec, Wanted};
+use super::processes::ReplicaKey;
 use super::scale::Scaled;
 use crate::model::endpoint::{self, Target};
 use crate::model::name::Name;
@@ -17,6 +16,7 @@ use crate::policy::access::Access;
 use crate::policy::split::Split;
 use crate::state::bandwidth::Limit;
 use crate::state::comparisons::Compared;
+use crate::state::membership::Membership;
 use crate::state::metrics::Metrics;
 use crate::state::mirror::{Budget, Mirror};
 use crate::state::status::{Pending, Status};
@@ -26,6 +26,7 @@ use crate::state::tokens::Tokens;
 
 mod live;
 mod moves;
+mod processes;
 use live::{Live, Source};
 use moves::Moves;
 
@@ -65,6 +66,8 @@ pub struct Index {
     moves: Moves,
     /// Memory for what comparisons have shown.
     compared: Arc<Budget>,
+    /// Of a router that is one of several.
+    membership: Option<Arc<Membership>>,
     next_replica: u64,
     next_generation: u64,
 }
@@ -74,7 +77,25 @@ impl Index {
     pub fn new(table: Published, metrics: Arc<Metrics>, status: Arc<Status>, tokens: Arc<Tokens>) -> Self {
         let (endpoints, live) = (BTreeMap::new(), HashMap::new());
         let (moves, compared) = (Moves::default(), Compared::memory());
-        Self { table, metrics, status, tokens, endpoints, live, moves, compared, next_replica: 0, next_generation: 0 }
+        let (membership, next_replica, next_generation) = (None, 0, 0);
+        Self {
+            table,
+            metrics,
+            status,
+            tokens,
+            endpoints,
+            live,
+            moves,
+            compared,
+            membership,
+            next_replica,
+            next_generation,
+        }
+    }
+
+    /// Other routers use the same replicas: slots are used as the group allows. To be called before there is an endpoint.
+    pub fn share(&mut self, membership: Arc<Membership>) {
+        self.membership = Some(membership);
     }
 
     /// Makes `desired` the whole truth. Requests in flight keep what they have.
@@ -168,17 +189,6 @@ impl Index {
         })
     }
 
-    /// The local processes that are wanted.
-    pub fn processes(&self) -> Vec<Wanted> {
-        let wanted = self.deployments().filter_map(|(endpoint, deployment, live)| {
-            let Target::Process(process) = &deployment.target else { return None };
-            let (endpoint, process) = (endpoint.clone(), process.clone());
-            let spec = ReplicaSpec { endpoint, deployment: deployment.name.clone(), process };
-            Some(Wanted { spec, count: live.count, busy: live.busy() })
-        });
-        wanted.collect()
-    }
-
     /// The deployments whose number of replicas is decided as they go.
     pub fn scaled(&self) -> Vec<Scaled> {
         self.endpoints.keys().flat_map(|endpoint| self.scaled_of(endpoint)).collect()
@@ -240,50 +250,9 @@ impl Index {
         })
     }
 
-    /// Takes note of a local process.
-    pub fn process(&mut self, event: processes::Event) {
-        let (processes::Event::Pending { key, .. }
-        | processes::Event::Ready { key, .. }
-        | processes::Event::Gone { key, .. }) = &event;
-        let key = key.clone();
-        match event {
-            processes::Event::Pending { key, trouble } => {
-                if let Some(live) = self.live_of(&key) {
-                    live.pending.insert(key, trouble);
-                }
-            }
-            processes::Event::Ready { key, address } => self.process_ready(key, address),
-            processes::Event::Gone { key, drained } => self.process_gone(&key, drained),
-        }
-        if let Some(live) = self.live_of(&key) {
-            let problem = live.pending.values().flatten().next().cloned();
-            let pending = Pending { count: live.pending.len(), problem };
-            self.pending(&key.endpoint, &key.deployment, pending);
-        }
-        self.forget();
-    }
-
     /// Takes note of replicas that do not take requests yet.
     pub fn pending(&self, endpoint: &Name, deployment: &Name, pending: Pending) {
         self.status.set_pending(endpoint.as_str(), deployment.as_str(), pending);
-    }
-
-    fn process_ready(&mut self, key: ReplicaKey, address: SocketAddr) {
-        let id = self.next_replica();
-        if let Some(live) = self.live_of(&key) {
-            live.pending.remove(&key);
-            let address = address.to_string();
-            let at = live.slots.add(id, &address, &address);
-            live.replicas.insert(Source::Process(key), at);
-        }
-    }
-
-    fn process_gone(&mut self, key: &ReplicaKey, drained: Option<oneshot::Sender<()>>) {
-        let Some(live) = self.live_of(key) else { return };
-        live.pending.remove(key);
-        if let Some(at) = live.replicas.remove(&Source::Process(key.clone())) {
-            live.slots.remove(at, drained);
-        }
     }
 
     fn live_of(&mut self, key: &ReplicaKey) -> Option<&mut Live> {
@@ -334,7 +303,7 @@ impl Index {
         let live = self
             .live
             .entry((endpoint.clone(), spec.name.clone()))
-            .or_insert_with(|| Live::new(spec, metrics.deployment(endpoint.as_str(), spec.name.as_str())));
+            .or_insert_with(|| Live::new(endpoint, spec, metrics, self.membership.as_ref()));
         live.slots.set_rules(&spec.requests);
         live.set_scale(spec);
         live.set_addresses(&spec.target, &mut self.next_replica);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::tls::CertificateSource;
+use super::tls::{CertificateSource, ServerTls, UpstreamTls};
 
 /// What a group needs to know of each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,25 @@ pub struct PeerTls {
     pub ca_file: PathBuf,
     /// The name in them; `None`: the host that each is called by.
     pub server_name: Option<String>,
+}
+
+impl PeerTls {
+    /// Towards routers that connect.
+    pub fn server(&self) -> ServerTls {
+        let (certificates, client_ca_file) = (vec![self.certificate.clone()], Some(self.ca_file.clone()));
+        ServerTls { certificates, client_ca_file, ..ServerTls::default() }
+    }
+
+    /// Towards the router that is connected to.
+    pub fn client(&self) -> UpstreamTls {
+        UpstreamTls {
+            ca_file: Some(self.ca_file.clone()),
+            server_name: self.server_name.clone(),
+            skip_verify: false,
+            secret: None,
+            certificate: Some(self.certificate.clone()),
+        }
+    }
 }
 
 /// Where a group has written down who coordinates.

@@ -28,7 +28,7 @@ pub enum Store {
     /// A file. Beside it is another, which is locked while the record is changed.
     File(PathBuf),
     /// An object in the router's own namespace, and for how long it says that a term lasts.
-    Lease(Api<Lease>, String, Duration),
+    Lease(Box<Api<Lease>>, String, Duration),
 }
 
 impl Store {

@@ -8,8 +8,9 @@ use tokio::task::AbortHandle;
 
 use super::peers::{self, Event, Secret};
 use super::wire::Opening;
+use crate::control::certificates::upstream;
+use crate::model::tls::UpstreamTls;
 use crate::policy::fleet::{MemberId, ToCoordinator};
-use crate::state::tls::Connector;
 
 /// Between two attempts: at first, and at most.
 const BACK_OFF: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
@@ -18,7 +19,7 @@ const BACK_OFF: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(
 pub(super) struct Upstream {
     id: MemberId,
     secret: Secret,
-    connector: Option<Connector>,
+    tls: Option<UpstreamTls>,
     events: mpsc::Sender<Event>,
     /// Of the last connection.
     number: u64,
@@ -37,9 +38,9 @@ enum Line {
 }
 
 impl Upstream {
-    pub(super) fn new(id: MemberId, secret: Secret, connector: Option<Connector>, events: mpsc::Sender<Event>) -> Self {
+    pub(super) fn new(id: MemberId, secret: Secret, tls: Option<UpstreamTls>, events: mpsc::Sender<Event>) -> Self {
         let line = Line::Rests(Instant::now());
-        Self { id, secret, connector, events, number: 0, coordinator: None, line, failures: 0 }
+        Self { id, secret, tls, events, number: 0, coordinator: None, line, failures: 0 }
     }
 
     /// The coordinator is this one. Returns whether a session has ended by that: `is_lost` is whether the one there is is
@@ -60,8 +61,13 @@ impl Upstream {
             self.number += 1;
             let opening = Opening { secret: self.secret.text(), member: self.id.clone() };
             let name = coordinator.name.clone();
-            let connection = peers::connect(name, self.connector.clone(), opening, self.number, self.events.clone());
-            self.line = Line::Begins(tokio::spawn(connection).abort_handle());
+            // Each time anew: certificates are replaced while a router runs.
+            let connect = |tls| peers::connect(name, tls, opening, self.number, self.events.clone());
+            let of_none = |_: &str| Err("peers have no Secret".to_owned());
+            match self.tls.as_ref().map(|tls| upstream::connector(tls, of_none)).transpose() {
+                Ok(tls) => self.line = Line::Begins(tokio::spawn(connect(tls)).abort_handle()),
+                Err((field, what)) => drop(self.lost(self.number, Some(format!("fleet.peer.tls.{field} {what}")), now)),
+            }
         }
         was_open && !matches!(self.line, Line::Open(_))
     }

@@ -8,8 +8,10 @@ use tokio::sync::oneshot;
 
 use super::super::processes::ReplicaKey;
 use crate::model::endpoint::{self, ScaleSettings, Target, Workload};
+use crate::model::name::Name;
 use crate::policy::admit::ReplicaId;
-use crate::state::metrics::DeploymentMetrics;
+use crate::state::membership::Membership;
+use crate::state::metrics::{DeploymentMetrics, Metrics};
 use crate::state::scaling::{Rules, Scaling};
 use crate::state::slots::Slots;
 
@@ -42,10 +44,23 @@ pub(super) enum Source {
 
 impl Live {
     /// Nothing is there yet.
-    pub(super) fn new(spec: &endpoint::Deployment, metrics: DeploymentMetrics) -> Self {
+    pub(super) fn new(
+        endpoint: &Name,
+        spec: &endpoint::Deployment,
+        metrics: &Arc<Metrics>,
+        membership: Option<&Arc<Membership>>,
+    ) -> Self {
+        let slots = match (&spec.target, membership) {
+            (Target::Instances(_) | Target::Workload(_), Some(membership)) => {
+                let name = format!("{}/{}", endpoint.key(), spec.name.key());
+                Slots::shared(&spec.requests, membership.clone(), name.into())
+            }
+            // Each router has processes of its own.
+            (Target::Process(_), _) | (_, None) => Slots::new(&spec.requests),
+        };
         Self {
-            slots: Slots::new(&spec.requests),
-            metrics: Arc::new(metrics),
+            slots,
+            metrics: Arc::new(metrics.deployment(endpoint.as_str(), spec.name.as_str())),
             replicas: HashMap::new(),
             pending: BTreeMap::new(),
             count: 0,
