@@ -97,6 +97,29 @@ fn in_small_cases_whatever_the_order_no_replica_gets_more_than_it_may() {
     }
 }
 
+/// Within a tenth, the time between two reports, where nothing stands still; and what comes is not lost nor counted twice.
+#[test]
+fn the_coordinator_knows_what_goes_on_at_all_routers() {
+    let mut world = World::new(1, Scenario::tight(10), false);
+    world.run_until(world::SECOND).unwrap();
+    world.signals();
+    let (mut arrived, mut rejected) = (0.0, 0.0);
+    for second in 2..=11 {
+        let before = world.busy_time;
+        world.run_until(second * world::SECOND).unwrap();
+        let busy = (world.busy_time - before) as f64 / 1e6;
+        let signals = world.signals().unwrap();
+        assert!((signals.busy - busy).abs() < 0.1 * busy, "{signals:?}, but {busy} are busy");
+        assert!((signals.service_seconds - 0.01).abs() < 0.002, "{signals:?}");
+        assert!(signals.queued > 20.0 && !signals.is_cold, "{signals:?}");
+        arrived += signals.arrived_per_second;
+        rejected += signals.rejected_per_second;
+    }
+    println!("arrived {arrived}, rejected {rejected} in 10 s");
+    // Three times 100 a second, of which two times 100 can be served.
+    assert!((2850.0..3150.0).contains(&arrived) && (850.0..1150.0).contains(&rejected), "{arrived}, {rejected}");
+}
+
 /// Three routers, two replicas of one slot each, more requests than they can serve.
 #[test]
 fn in_a_tight_case_replicas_are_busy_and_nobody_starves() {

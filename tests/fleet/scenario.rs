@@ -23,6 +23,8 @@ pub(crate) struct Scenario {
     pub(crate) faulty: Time,
     pub(crate) faults: f64,
     pub(crate) calm: Time,
+    /// Whether routers tell what goes on.
+    pub(crate) loads: bool,
     /// Cut-offs and pauses rather than anything.
     pub(crate) harsh: bool,
 }
@@ -104,6 +106,7 @@ impl Scenario {
             term: Duration::from_millis(*c.pick(&[800, 1500])),
             delay: *c.pick(&[50, MS, 20 * MS]),
             drift: *c.pick(&[0.0, 0.1, 0.1]),
+            loads: seed.is_multiple_of(5),
             faulty: 6 * SECOND,
             faults: *c.pick(&[0.0, 1.0, 3.0, 6.0]),
             calm: 3 * SECOND,
@@ -131,6 +134,7 @@ impl Scenario {
             }],
             delay: 50,
             drift: 0.0,
+            loads: true,
             faulty: 0,
             faults: 0.0,
             calm: 0,

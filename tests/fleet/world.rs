@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use inference_router::policy::fleet::ledger::{Former, Ledger};
 use inference_router::policy::fleet::member::{AllShares, Kind, Member, Right, Standing};
-use inference_router::policy::fleet::{Deployment, Epoch, MemberId, Queue, ReplicaKey, ToCoordinator, ToMember};
+use inference_router::policy::fleet::{Deployment, Epoch, Load, MemberId, Queue, ReplicaKey, ToCoordinator, ToMember};
+use inference_router::policy::scale::Signals;
+use inference_router::policy::scale::tally::Tally;
 
 use crate::chance::Chance;
 use crate::scenario::Scenario;
@@ -52,6 +54,7 @@ pub(crate) struct Router {
     stream: Option<(u64, usize)>,
     pub(crate) queues: Vec<VecDeque<(Time, Instant)>>,
     inbox: Vec<Event>,
+    tallies: Vec<Tally>,
 
     wake_at: Time,
     until: Option<Instant>,
@@ -89,6 +92,8 @@ pub(crate) struct Request {
     incarnation: u64,
     pub(crate) replica: usize,
     right: Right,
+    /// By its router's clock.
+    began: Instant,
     end: Time,
 }
 
@@ -205,6 +210,7 @@ impl World {
             stream: None,
             queues: vec![VecDeque::new(); self.scenario.deployments.len()],
             inbox: Vec::new(),
+            tallies: self.scenario.deployments.iter().map(|_| Tally::new(now)).collect(),
 
             wake_at: Time::MAX,
             until: None,
@@ -363,12 +369,17 @@ impl World {
 
     fn router_event(&mut self, i: usize, event: Event) -> Checked {
         let now = self.local(i);
+        let router = &mut self.routers[i];
+        router.tallies.iter_mut().zip(&router.queues).for_each(|(tally, queue)| tally.pass(now, queue.len()));
         match event {
             Event::Arrive(i, d) if self.traffic => {
                 self.next_arrival(i, d);
                 if self.routers[i].queues[d].len() < 20 {
                     let at = self.now;
                     self.routers[i].queues[d].push_back((at, now));
+                    self.routers[i].tallies[d].came();
+                } else {
+                    self.routers[i].tallies[d].refused();
                 }
             }
             Event::End(id) => {
@@ -376,6 +387,8 @@ impl World {
                     let key = self.replicas[request.replica].key.clone();
                     if request.incarnation == self.routers[i].id.incarnation {
                         self.routers[i].member.finish(&key, request.right);
+                        let d = self.replicas[request.replica].deployment;
+                        self.routers[i].tallies[d].served(now.saturating_duration_since(request.began));
                     }
                 }
             }
@@ -641,7 +654,14 @@ impl World {
             newest: last.1,
         });
         let deployment = self.deployments[d].clone();
-        self.routers[i].member.set_queue(&deployment, queue);
+        let router = &mut self.routers[i];
+        router.member.set_queue(&deployment, queue);
+        if self.scenario.loads {
+            let (_, leased, borrowed) = router.member.count(&deployment);
+            let waiting = queue.map_or(0, |queue| queue.length);
+            let load = Load { busy: leased + borrowed, waiting, sums: router.tallies[d].sums() };
+            router.member.set_load(&deployment, load);
+        }
         Ok(())
     }
 
@@ -663,7 +683,8 @@ impl World {
         self.counter += 1;
         let (id, end) = (self.counter, self.now + service);
         let incarnation = self.routers[i].id.incarnation;
-        self.requests.insert(id, Request { router: i, incarnation, replica: r, right, end });
+        let began = self.local(i);
+        self.requests.insert(id, Request { router: i, incarnation, replica: r, right, began, end });
         self.at(end, Event::End(id));
         self.say(|| format!("r{i} starts {id} on p{r} {right:?} for {service} us"));
         self.served += 1;
@@ -715,6 +736,7 @@ impl World {
             if let Some(request) = self.requests.remove(&id) {
                 self.replicas[request.replica].leased -= 1;
                 self.routers[i].member.finish(key, request.right);
+                self.routers[i].tallies[self.replicas[request.replica].deployment].left();
             }
         }
     }
@@ -972,6 +994,13 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// What the coordinator knows of the load of the first deployment since it was last asked.
+    pub(crate) fn signals(&mut self) -> Option<Signals> {
+        let (leader, _) = self.lease.holder?;
+        let now = self.local(leader);
+        Some(self.routers[leader].ledger.take_signals(&self.deployments[0], now))
     }
 
     /// Whether a slot is idle at a router, or with the coordinator where `i` is not a router.
