@@ -814,6 +814,24 @@ fn of_a_silent_member_the_last_is_taken_until_its_lease_has_expired_and_it_is_kn
 }
 
 #[test]
+fn what_went_on_while_a_member_could_not_be_heard_does_not_come_as_one_interval() {
+    let mut group = Group::new(1, 8);
+    let deployment = key("p").deployment;
+    let mut loads = [Load::default()];
+    load(&mut group, &mut loads, &[0], SECOND);
+    group.ledger.take_signals(&deployment, group.now);
+    group.cut_off.insert(0);
+    for _ in 0..5 {
+        load(&mut group, &mut loads, &[4], SECOND);
+        assert_eq!(group.ledger.take_signals(&deployment, group.now).busy, 0.0);
+    }
+    group.cut_off.clear();
+    group.connect(0);
+    load(&mut group, &mut loads, &[4], SECOND);
+    near(group.ledger.take_signals(&deployment, group.now).busy, 4.0, 0.7);
+}
+
+#[test]
 fn a_new_coordinator_does_not_take_what_went_on_before_for_an_interval() {
     let mut group = Group::new(1, 8);
     let mut loads = [Load::default()];
