@@ -732,25 +732,21 @@ fn load(group: &mut Group, loads: &mut [Load], busy: &[u32], time: Duration) {
     for (load, busy) in loads.iter_mut().zip(busy) {
         (load.busy, load.sums.arrived) = (*busy, load.sums.arrived + f64::from(*busy));
     }
-    let mut left = time;
-    while left > Duration::ZERO {
-        let mut told = 0;
+    for round in 0..time.as_millis() / report.as_millis() {
         for (i, load) in loads.iter_mut().enumerate() {
             load.sums.time += seconds(report);
             load.sums.present += seconds(report) * f64::from(load.busy);
             group.members[i].set_load(&key("p").deployment, *load);
             while let Some(message) = group.members[i].outgoing(group.now) {
                 if let ToCoordinator::Report(report) = &message {
-                    told += report.loads.len();
+                    assert!(report.loads.is_empty() || load.busy > 0 || round < 2, "nothing has changed");
                 }
                 if !group.cut_off.contains(&i) {
                     group.ledger.receive(&id(i), message, group.now);
                 }
             }
         }
-        assert!(told <= 2 * loads.iter().filter(|load| load.busy > 0).count() + 2);
         group.pass(report);
-        left = left.saturating_sub(report);
     }
 }
 
