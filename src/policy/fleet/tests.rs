@@ -919,6 +919,23 @@ fn requests_of_a_fallback_are_counted_but_settle_no_doubt_and_give_no_right_to_t
     assert_eq!(group.slots(), (0, 0, 1), "who has the slot by right has not been heard");
 }
 
+#[test]
+fn what_one_coordinator_did_not_let_a_member_keep_it_does_not_claim_by_right_from_the_next() {
+    let mut group = Group::of(Kind::Available, 2, 1);
+    group.cut_off.insert(1);
+    group.pass(group.settings.lease);
+    assert_eq!(group.start(1), Some(Right::Borrowed));
+    group.cut_off.clear();
+    for epoch in [2, 3] {
+        group.succeed(epoch, Former::Anybody, 1);
+        group.members[1].connected(group.now);
+        let Some(ToCoordinator::Hello(hello)) = group.members[1].outgoing(group.now) else { panic!("it says hello") };
+        assert_eq!(hello.claims, [Claim { replica: key("p"), slots: 0, out: 1 }], "in epoch {epoch}");
+        group.ledger.receive(&id(1), ToCoordinator::Hello(hello), group.now);
+        group.talk();
+    }
+}
+
 // Alone.
 
 #[test]
