@@ -23,7 +23,8 @@ pub mod member;
 pub struct MemberId {
     /// The name that its group knows it by.
     pub name: Arc<str>,
-    /// Distinguishes the processes that had the name one after the other.
+    /// Distinguishes the processes that had the name one after the other: a later one has more, and proves that those before
+    /// have ended. Two that run at the same time must not have the same name.
     pub incarnation: u64,
 }
 
