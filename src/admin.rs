@@ -22,6 +22,7 @@ use crate::model::endpoint::{ScaleSettings, Target};
 use crate::policy::compare::EndpointReport;
 use crate::state::gauges;
 use crate::state::lifecycle::{Lifecycle, Phase};
+use crate::state::membership::Membership;
 use crate::state::metrics::Metrics;
 use crate::state::scaling::{Decision, Scaling};
 use crate::state::status::Status;
@@ -46,6 +47,8 @@ pub struct Admin {
     pub status: Arc<Status>,
     /// What the router's own tokens are signed with.
     pub tokens: Arc<Tokens>,
+    /// How it stands with its group, where it is one of several.
+    pub membership: Option<Arc<Membership>>,
 }
 
 impl Admin {
@@ -69,7 +72,9 @@ impl Admin {
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
+    let has_joined = admin.membership.as_ref().is_none_or(|membership| membership.has_joined());
     let (status, word) = match admin.lifecycle.phase() {
+        Phase::Serving if !has_joined => (StatusCode::SERVICE_UNAVAILABLE, "joining its group"),
         Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
         Phase::Serving => (StatusCode::OK, "ready"),
         Phase::Unready | Phase::Draining | Phase::Forced => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
@@ -115,7 +120,9 @@ async fn endpoints(State(admin): State<Admin>) -> Response {
         }
     });
     let part = |text: &str| stream::once(std::future::ready(text.to_owned()));
-    let whole = part("{\"endpoints\":[").chain(each).chain(part("]}")).map(Ok::<_, Infallible>);
+    let group = admin.membership.as_ref().map(|membership| json!(*membership.group()));
+    let end = group.map_or_else(|| "]}".to_owned(), |group| format!("],\"fleet\":{group}}}"));
+    let whole = part("{\"endpoints\":[").chain(each).chain(part(&end)).map(Ok::<_, Infallible>);
     ([(CONTENT_TYPE, "application/json")], Body::from_stream(whole)).into_response()
 }
 

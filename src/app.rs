@@ -6,10 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use std::time::Instant;
 
 use crate::admin::Admin;
 use crate::config::{SCORING, SCORING_TLS, Settings, Workers};
@@ -19,7 +16,7 @@ use crate::control::files::{Environment, Files, Loaded, Scope};
 use crate::control::fleet::Fleet;
 use crate::control::index::{Desired, Index};
 use crate::control::secrets::NamedSecrets;
-use crate::control::{issuers, signing};
+use crate::control::signing;
 use crate::model::limits::KubernetesSettings;
 use crate::model::problem::Problem;
 use crate::proxy::Shared;
@@ -37,15 +34,12 @@ mod control;
 use control::Control;
 pub use control::GRACE;
 
-mod fleet;
+mod join;
 
 mod listeners;
+mod supervise;
 use listeners::{Gate, bind};
-
-/// How often the data plane's threads are looked after.
-const WATCHDOG: Duration = Duration::from_secs(1);
-/// How long it may take to leave the group of routers.
-const GOOD_BYE: Duration = Duration::from_secs(3);
+use supervise::{Tasks, supervise};
 
 /// Where endpoints come from.
 pub enum Source {
@@ -253,9 +247,10 @@ impl App {
             // Sockets and tasks are of this runtime.
             let _inside = runtime.enter();
             let client = cluster.as_ref().map(|(client, _)| client);
-            let fleet = fleet::join(&self.settings, self.gate, client, &shared.lifecycle)?;
+            let fleet = join::join(&self.settings, self.gate, client, shared)?;
             fleet.inspect(|fleet| index.share(fleet.membership()))
         };
+        let membership = fleet.as_ref().map(Fleet::membership);
         index.apply(self.endpoints);
         if cluster.is_none() {
             // What a cluster has is not known yet.
@@ -269,6 +264,7 @@ impl App {
             lifecycle: self.shared.lifecycle.clone(),
             status: self.status.clone(),
             tokens: self.shared.tokens.clone(),
+            membership: membership.clone(),
         };
         let control = Control {
             index,
@@ -283,17 +279,10 @@ impl App {
             drain_timeout: self.settings.shutdown.drain_timeout,
             tokens: self.settings.tokens.clone(),
             when_ready: self.when_ready,
+            membership,
         };
-        let ended = runtime.block_on(supervise(
-            admin,
-            self.admin,
-            self.certificates,
-            control,
-            fleet,
-            &self.settings,
-            &mut data_plane,
-            stop,
-        ));
+        let tasks = Tasks { admin, listener: self.admin, certificates: self.certificates, control, fleet };
+        let ended = runtime.block_on(supervise(tasks, &self.settings, &mut data_plane, stop));
         // Whatever ended it, the workers end too.
         self.shared.lifecycle.enter(Phase::Forced);
         let joined = data_plane.join();
@@ -303,91 +292,5 @@ impl App {
         }
         joined.map_err(|threads| RunError::Ended(threads.join(", ")))?;
         ended
-    }
-}
-
-/// Runs the control plane's tasks, until `stop` has been followed in order or one of them ends by itself.
-async fn supervise(
-    admin: Admin,
-    listener: TcpListener,
-    certificates: Certificates,
-    control: Control,
-    fleet: Option<Fleet>,
-    settings: &Settings,
-    data_plane: &mut DataPlane,
-    stop: impl Future<Output = ()>,
-) -> Result<(), RunError> {
-    let lifecycle = admin.lifecycle.clone();
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let mut tasks = JoinSet::new();
-    let (tokens, metrics, status) = (admin.tokens.clone(), admin.metrics.clone(), admin.status.clone());
-    let (signed_with, secrets) = (settings.tokens.clone(), control.secrets.clone());
-    tasks.spawn(async move {
-        let issuers = issuers::follow(tokens.clone(), metrics.clone());
-        tokio::join!(issuers, signing::follow(signed_with, secrets, tokens, metrics, status));
-        "the following of keys"
-    });
-    tasks.spawn(async move {
-        let _ = admin.serve(listener).await;
-        "the admin listener"
-    });
-    tasks.spawn(async move {
-        certificates.run().await;
-        "the watch of certificates"
-    });
-    let (leave_fleet, left) = oneshot::channel();
-    let fleet = fleet.map(|fleet| tokio::spawn(fleet.run(left)));
-    let (finish, finished) = oneshot::channel();
-    tasks.spawn(async move {
-        control.run(finished).await;
-        "the control plane"
-    });
-    tokio::select! {
-        () = stop => {}
-        ended = unexpected_end(data_plane, &mut tasks) => return Err(RunError::Ended(ended)),
-    }
-    let outcome = leave(&lifecycle, settings, data_plane).await;
-    lifecycle.enter(Phase::Forced);
-    if let Some(fleet) = fleet {
-        // Others can use what was held at once, rather than when it expires.
-        let _ = leave_fleet.send(());
-        let _ = tokio::time::timeout(GOOD_BYE, fleet).await;
-    }
-    // Models are stopped when nothing is in flight any more. The control plane is the first task to end now.
-    let _ = finish.send(());
-    let _ = tasks.join_next().await;
-    outcome
-}
-
-/// The end, in order, each step with its time.
-async fn leave(lifecycle: &Lifecycle, settings: &Settings, data_plane: &mut DataPlane) -> Result<(), RunError> {
-    let shutdown = &settings.shutdown;
-    tracing::info!(delay = ?shutdown.unready_delay, "stopping: not ready any more, still accepting");
-    lifecycle.enter(Phase::Unready);
-    tokio::time::sleep(shutdown.unready_delay).await;
-    tracing::info!(timeout = ?shutdown.drain_timeout, "draining: accepting nothing new, finishing what is in flight");
-    lifecycle.enter(Phase::Draining);
-    match tokio::time::timeout(shutdown.drain_timeout, data_plane.ended()).await {
-        Ok(()) => Ok(()),
-        Err(_) => {
-            tracing::warn!("the drain timeout is over: cutting what is still in flight");
-            Err(RunError::Forced)
-        }
-    }
-}
-
-/// Returns only when something has ended that should not have, with its name.
-async fn unexpected_end(data_plane: &DataPlane, tasks: &mut JoinSet<&'static str>) -> String {
-    let mut looks = tokio::time::interval(WATCHDOG);
-    loop {
-        tokio::select! {
-            Some(ended) = tasks.join_next() => return ended.map_or_else(|error| error.to_string(), str::to_owned),
-            _ = looks.tick() => {
-                if data_plane.any_ended() {
-                    return "a data-plane thread".to_owned();
-                }
-            }
-        }
     }
 }

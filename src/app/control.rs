@@ -22,6 +22,7 @@ use crate::model::limits::{KubernetesSettings, TokenSettings};
 use crate::model::name::Name;
 use crate::model::problem::Problem;
 use crate::state::lifecycle::{Lifecycle, Phase};
+use crate::state::membership::Membership;
 use crate::state::metrics::Metrics;
 use crate::state::status::{Part, Pending, Status};
 use crate::state::tokens::Tokens;
@@ -47,6 +48,7 @@ pub(super) struct Control {
     pub(super) drain_timeout: Duration,
     pub(super) tokens: TokenSettings,
     pub(super) when_ready: Option<Box<dyn FnOnce() + Send + Sync>>,
+    pub(super) membership: Option<Arc<Membership>>,
 }
 
 impl Control {
@@ -180,8 +182,11 @@ impl Control {
 
     /// Has the cluster be told how things are.
     fn report(&self, cluster: &mut Cluster, scalers: &Scalers) {
-        cluster.report_all(|endpoint, deployment| self.index.counts(endpoint, deployment), SystemTime::now());
-        scalers.scaled().for_each(|scaled| cluster.tell_scaled(scaled));
+        // Of several routers one says how things are.
+        if self.membership.as_ref().is_none_or(|membership| membership.is_in_charge()) {
+            cluster.report_all(|endpoint, deployment| self.index.counts(endpoint, deployment), SystemTime::now());
+            scalers.scaled().for_each(|scaled| cluster.tell_scaled(scaled));
+        }
         self.begin_to_serve(cluster);
     }
 

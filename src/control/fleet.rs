@@ -18,10 +18,11 @@ use crate::policy::fleet::ledger::Ledger;
 use crate::policy::fleet::member::{Kind, Member, Shares, Standing, Terms};
 use crate::policy::fleet::{MemberId, Settings};
 use crate::state::lifecycle::{Lifecycle, Phase};
-use crate::state::membership::Membership;
+use crate::state::membership::{Group, Membership};
 use crate::state::slots::Slots;
 use crate::state::tls::Acceptor;
 
+mod gauges;
 mod leader;
 mod peers;
 mod record;
@@ -29,6 +30,7 @@ mod registry;
 mod store;
 mod upstream;
 mod wire;
+use gauges::Gauges;
 use leader::Leader;
 use peers::{Door, Event, Secret};
 use record::RecordKeeper;
@@ -40,8 +42,10 @@ use upstream::Upstream;
 const SHORTEST_SECRET: usize = 16;
 /// Events of connections that may wait.
 const EVENTS: usize = 1024;
-/// How often it is looked which deployments have come to rest.
+/// How often it is looked which deployments have come to rest, and told how the group is.
 const SETTLE: Duration = Duration::from_secs(1);
+/// How often it is told what goes on here.
+const LOADS: Duration = Duration::from_millis(100);
 
 /// What a router needs to be one of several.
 pub struct Parts {
@@ -59,10 +63,15 @@ pub struct Parts {
     pub membership: Arc<Membership>,
     /// Of the process.
     pub lifecycle: Lifecycle,
+    /// Where the group's figures are.
+    pub registry: prometheus::Registry,
 }
 
 /// What deployments go by before anything is known of the group.
-pub fn membership(settings: &FleetSettings) -> Arc<Membership> {
+///
+/// # Errors
+/// As of [`Membership::new`].
+pub fn membership(settings: &FleetSettings) -> prometheus::Result<Arc<Membership>> {
     Membership::new(Terms::new(timing(settings.term), kind(settings.mode), Instant::now()))
 }
 
@@ -109,11 +118,13 @@ pub struct Fleet {
     record: RecordKeeper,
     upstream: Upstream,
     events: mpsc::Receiver<Event>,
+    said: mpsc::Sender<Event>,
     door: Option<Door>,
     /// What slots were last limited by.
     standing: Standing,
     /// How long this router may coordinate by the word of others after they have given it.
     vouch: Duration,
+    gauges: Gauges,
 }
 
 impl Fleet {
@@ -122,13 +133,15 @@ impl Fleet {
     /// # Errors
     /// When the system does not take the socket.
     pub fn new(parts: Parts) -> std::io::Result<Self> {
-        let Parts { settings, socket, acceptor, secret, store, membership, lifecycle } = parts;
+        let Parts { settings, socket, acceptor, secret, store, membership, lifecycle, registry } = parts;
         let (timing, now) = (timing(settings.term), Instant::now());
         let incarnation = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let incarnation = u64::try_from(incarnation).unwrap_or(u64::MAX);
         let id = MemberId { name: settings.advertise.as_str().into(), incarnation };
         let (sender, events) = mpsc::channel(EVENTS);
         let secret = Secret::new(&secret);
+        registry.register(Box::new(membership.borrowed.clone())).map_err(std::io::Error::other)?;
+        let gauges = Gauges::new(&registry).map_err(std::io::Error::other)?;
         socket.set_nonblocking(true)?;
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let member = Member::new(timing, kind(settings.mode), Registry::default(), now);
@@ -144,12 +157,14 @@ impl Fleet {
                 settings.tls.as_ref().map(PeerTls::client),
                 sender.clone(),
             ),
+            said: sender.clone(),
             door: Some(Door { socket, tls: acceptor, secret, events: sender }),
             id,
             member,
             events,
             standing,
             vouch: timing.vouch,
+            gauges,
         })
     }
 
@@ -164,18 +179,28 @@ impl Fleet {
         let door = self.door.take().map(|door| tokio::spawn(door.run()));
         let (membership, lifecycle) = (self.membership.clone(), self.lifecycle.clone());
         let (mut is_stopping, mut is_leaving) = (false, false);
-        let mut settled = Instant::now();
+        let (mut settled, mut loaded) = (Instant::now(), Instant::now());
+        let mut questions = membership.questions();
         loop {
             let now = Instant::now();
             self.pump(now);
+            if now >= loaded + LOADS {
+                loaded = now;
+                self.tell_loads(now);
+            }
             if now >= settled + SETTLE {
                 settled = now;
+                for member in self.leader.absent(now) {
+                    tokio::spawn(peers::probe(member, self.said.clone()));
+                }
+                self.tell_group(now);
                 self.member.shares().settle();
             }
             if is_leaving && self.member.session().is_none() && self.record.has_left() {
                 break;
             }
-            let wake = self.wake_at(Instant::now());
+            let wake = self.wake_at(Instant::now()).map_or(settled + SETTLE, |at| at.min(settled + SETTLE));
+            let wake = if self.member.shares().is_lively() { wake.min(loaded + LOADS) } else { wake };
             tokio::select! {
                 biased;
                 () = lifecycle.reached(Phase::Unready), if !is_stopping => {
@@ -198,12 +223,13 @@ impl Fleet {
                 }
                 news = membership.news() => news.into_iter().for_each(|slots| self.note(slots)),
                 outcome = self.record.next() => self.record.take(outcome),
-                () = async {
-                    match wake {
-                        Some(at) => sleep_until(at.into()).await,
+                question = async {
+                    match &mut questions {
+                        Some(questions) => questions.recv().await,
                         None => pending().await,
                     }
-                } => {}
+                } => question.into_iter().for_each(|question| self.leader.answer(question)),
+                () = sleep_until(wake.into()) => {}
             }
         }
         door.iter().for_each(tokio::task::JoinHandle::abort);
@@ -222,7 +248,12 @@ impl Fleet {
         match event {
             Event::Came(member, number, to) => self.leader.came(member, number, to, now),
             Event::Said(member, number, message) => self.leader.said(member, number, message, now),
-            Event::Left(member, number) => self.leader.left(&member, number),
+            Event::Left(member, number) => {
+                if self.leader.left(&member, number) {
+                    tokio::spawn(peers::probe(member, self.said.clone()));
+                }
+            }
+            Event::Ended(member) => self.leader.ended(&member, now),
             Event::Connected(number, to) => {
                 if self.upstream.connected(number, to) {
                     self.member.connected(now);
@@ -277,6 +308,7 @@ impl Fleet {
         let terms = self.member.terms();
         self.membership.set_terms(terms);
         let standing = terms.standing(now);
+        self.membership.stands(standing, self.leader.leads(now));
         if standing != self.standing {
             tracing::info!(from = ?self.standing, to = ?standing, "how this router may use slots has changed");
             self.standing = standing;
@@ -329,6 +361,38 @@ impl Fleet {
         if self.member.terms().group() != (size, rank) {
             self.member.set_group(size, rank);
         }
+    }
+
+    /// Has the coordinator know what goes on here.
+    fn tell_loads(&mut self, now: Instant) {
+        for (deployment, load) in self.member.shares().loads(now) {
+            self.member.set_load(&deployment, load);
+        }
+    }
+
+    /// Has people and metrics know how the group is.
+    fn tell_group(&mut self, now: Instant) {
+        let leader = self.record.leader();
+        let standing = match self.standing {
+            Standing::Alone | Standing::Leased => "leased",
+            Standing::Fallback => "fallback",
+            Standing::Nothing => "nothing",
+        };
+        let group = Group {
+            router: self.id.name.to_string(),
+            coordinator: leader.map(|(leader, _)| leader.name.to_string()),
+            epoch: leader.map_or(0, |(_, epoch)| epoch.0),
+            standing,
+            members: self.leader.members(&self.record.roster(), now),
+            present: self.leader.present(now),
+        };
+        let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.gauges.members.set(count(group.members.len() as u64));
+        self.gauges.epoch.set(count(group.epoch));
+        self.gauges.coordinator.set(self.leader.leads(now).into());
+        self.gauges.set_slots(self.leader.slots(now));
+        self.gauges.moves.inc_by(self.leader.take_moves());
+        self.membership.set_group(group);
     }
 
     fn wake_at(&mut self, now: Instant) -> Option<Instant> {

@@ -181,11 +181,12 @@ impl Index {
     pub fn counts(&self, endpoint: &Name, deployment: &Name) -> Option<Counts> {
         let live = self.live.get(&(endpoint.clone(), deployment.clone()))?;
         let now = live.slots.occupancy();
-        let slots = now.busy + now.free;
+        let (busy, waiting) = live.slots.present();
+        let slots = now.ready * live.slots.per_replica() as usize;
         Some(Counts {
             ready: u32::try_from(now.ready).unwrap_or(u32::MAX),
             desired: live.scaling.as_ref().map(|scaling| scaling.desired()).or(live.observed),
-            utilization: (slots > 0).then(|| (now.busy + now.waiting) as f64 / slots as f64),
+            utilization: (slots > 0).then(|| (busy + waiting) as f64 / slots as f64),
         })
     }
 

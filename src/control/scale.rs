@@ -154,14 +154,22 @@ impl<T: Target> Scaler<T> {
             tokio::select! {
                 () = sleep_until(noted + interval) => {
                     noted = Instant::now();
-                    self.signals = self.scaled.slots.take_signals(noted.into_std());
-                    self.history.set_interval(interval);
-                    self.history.note(&self.signals, noted.into_std());
+                    match self.scaled.slots.signals_everywhere(noted.into_std()).await {
+                        Some(signals) => {
+                            self.signals = signals;
+                            self.history.set_interval(interval);
+                            self.history.note(&self.signals, noted.into_std());
+                        }
+                        // Another router decides. Should it be this one later, it has seen nothing of before.
+                        None => self.history = History::new(interval, noted.into_std()),
+                    }
                 }
                 () = self.scaled.scaling.changed() => {}
                 () = self.scaled.slots.asked() => {}
             }
-            self.step().await;
+            if self.scaled.slots.is_in_charge() {
+                self.step().await;
+            }
         }
     }
 
@@ -170,7 +178,7 @@ impl<T: Target> Scaler<T> {
         let now = Instant::now();
         let scaling = self.scaled.scaling.clone();
         let (rules, before) = (scaling.rules(), scaling.desired());
-        let waiting = self.scaled.slots.occupancy().waiting;
+        let (_, waiting) = self.scaled.slots.present();
         let supply = self.target.replicas();
         self.expect(supply, before, now);
         let (wanted, reason) =

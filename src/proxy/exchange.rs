@@ -172,6 +172,12 @@ impl Exchange {
     /// The next frame of the response body.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let Some(running) = &mut self.running else { return Poll::Ready(None) };
+        if running.slot.is_revoked() {
+            // Another router may send the replica a request any moment now.
+            self.ended = Some(Instant::now());
+            self.running = None;
+            return Poll::Ready(Some(Err(BrokenOff)));
+        }
         let piece = match running.poll_piece(cx) {
             Poll::Ready(piece) => piece,
             Poll::Pending => {

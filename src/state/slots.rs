@@ -247,6 +247,11 @@ impl Slots {
         self.lock().admission.occupancy()
     }
 
+    /// Requests that one replica may have in flight.
+    pub fn per_replica(&self) -> u32 {
+        self.lock().admission.rules().per_replica.get()
+    }
+
     /// Requests in flight on a replica.
     pub fn busy_on(&self, id: ReplicaId) -> u32 {
         self.lock().admission.replica(id).0

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::policy::fleet::ledger::{Former, Ledger};
+use crate::policy::fleet::ledger::{Former, Ledger, Slots};
 use crate::policy::fleet::{Deployment, Epoch, MemberId, ToCoordinator, ToMember};
+use crate::state::membership::{GroupMember, Question};
 use crate::state::slots::Lent;
 
 /// What a router does as the coordinator.
@@ -21,6 +22,8 @@ pub(super) struct Leader {
     waiting: Vec<(MemberId, u64, ToCoordinator)>,
     /// What the ledger knows of replicas.
     lent: HashMap<Deployment, Vec<Lent>>,
+    /// Slots granted that nobody has counted yet.
+    moves: u64,
 }
 
 /// A member that has come.
@@ -33,7 +36,7 @@ struct Peer {
 impl Leader {
     pub(super) fn new(id: MemberId, ledger: Ledger) -> Self {
         let (peers, recorded, waiting, lent) = (BTreeMap::new(), BTreeSet::new(), Vec::new(), HashMap::new());
-        Self { id, ledger, is_leading: false, peers, recorded, waiting, lent }
+        Self { id, ledger, is_leading: false, peers, recorded, waiting, lent, moves: 0 }
     }
 
     /// What a deployment has of replicas, whoever coordinates.
@@ -139,13 +142,33 @@ impl Leader {
         }
     }
 
-    /// A member's connection has ended.
-    pub(super) fn left(&mut self, member: &MemberId, number: u64) {
-        let is_it = |peer: &Peer| peer.number == number;
-        if self.peers.get(member).is_some_and(is_it) {
+    /// A connection has ended. Returns whether it was that of a member.
+    pub(super) fn left(&mut self, member: &MemberId, number: u64) -> bool {
+        let is_it = self.peers.get(member).is_some_and(|peer| peer.number == number);
+        if is_it {
             tracing::info!(member = &*member.name, "the connection to a router has ended");
             self.drop_peer(member);
         }
+        is_it
+    }
+
+    /// A member's process has ended.
+    pub(super) fn ended(&mut self, member: &MemberId, now: Instant) {
+        // It may have come back under the same name meanwhile.
+        if self.is_leading && !self.peers.contains_key(member) {
+            tracing::info!(member = &*member.name, "a router has ended");
+            self.ledger.ended(member, now);
+        }
+    }
+
+    /// Who may hold slots and is not here.
+    pub(super) fn absent(&self, now: Instant) -> Vec<MemberId> {
+        if !self.leads(now) {
+            return Vec::new();
+        }
+        let absent =
+            self.roster(now).into_iter().filter(|member| *member != self.id && !self.peers.contains_key(member));
+        absent.collect()
     }
 
     /// This router says something to itself.
@@ -160,6 +183,9 @@ impl Leader {
             return own;
         }
         for (member, message) in self.ledger.outgoing(now) {
+            if let ToMember::Update(update) = &message {
+                self.moves += update.granted.iter().map(|(_, slots)| u64::from(*slots)).sum::<u64>();
+            }
             if member == self.id {
                 own.push(message);
             } else if self.peers.get(&member).is_some_and(|peer| peer.to.try_send(message).is_err()) {
@@ -168,6 +194,51 @@ impl Leader {
             }
         }
         own
+    }
+
+    /// Somebody scales a deployment; only the coordinator answers.
+    pub(super) fn answer(&mut self, question: Question) {
+        let now = Instant::now();
+        if self.leads(now) {
+            let signals = self.ledger.take_signals(&question.deployment, now);
+            // Who asked may be gone.
+            let _ = question.answer.send(signals);
+        }
+    }
+
+    /// Who may hold slots, and what is known of them.
+    pub(super) fn members(&self, recorded: &BTreeSet<MemberId>, now: Instant) -> Vec<GroupMember> {
+        if self.leads(now) {
+            let known = self.ledger.members().map(|(id, slots, waiting)| GroupMember {
+                name: id.name.to_string(),
+                slots: Some(slots),
+                waiting: Some(waiting),
+            });
+            return known.collect();
+        }
+        let named = |id: &MemberId| GroupMember { name: id.name.to_string(), ..GroupMember::default() };
+        recorded.iter().map(named).collect()
+    }
+
+    /// Requests in flight and waiting, everywhere.
+    pub(super) fn present(&self, now: Instant) -> HashMap<Deployment, (u32, u32)> {
+        let all = self.lent.keys().filter(|_| self.leads(now));
+        all.map(|deployment| (deployment.clone(), self.ledger.present(deployment, now))).collect()
+    }
+
+    /// Where the slots of all deployments are.
+    pub(super) fn slots(&self, now: Instant) -> Slots {
+        let all = self.lent.keys().filter(|_| self.leads(now)).map(|deployment| self.ledger.slots(deployment, now));
+        all.fold(Slots::default(), |sum, of| Slots {
+            free: sum.free + of.free,
+            leased: sum.leased + of.leased,
+            quarantined: sum.quarantined + of.quarantined,
+        })
+    }
+
+    /// Slots granted since this was last called.
+    pub(super) fn take_moves(&mut self) -> u64 {
+        std::mem::take(&mut self.moves)
     }
 
     /// Time passes.

@@ -35,6 +35,8 @@ pub(super) enum Event {
     Connected(u64, mpsc::Sender<ToCoordinator>),
     /// The coordinator says something.
     Told(u64, ToMember),
+    /// A member's process has ended: nobody listens any more where it did.
+    Ended(MemberId),
     /// The connection to the coordinator has ended, or there was none; why, if that is known.
     Lost(u64, Option<String>),
 }
@@ -130,6 +132,15 @@ async fn host(stream: Box<dyn Stream>, member: MemberId, number: u64, events: mp
     let said = |message| Event::Said(member.clone(), number, message);
     let _ = exchange(stream, told, &events, said).await;
     let _ = events.send(Event::Left(member, number)).await;
+}
+
+/// Looks whether a member that is not heard of has ended. A process listens from before it holds anything until it ends; so
+/// its machine refuses a connection only after that. Of a machine that does not answer nothing is known.
+pub(super) async fn probe(member: MemberId, events: mpsc::Sender<Event>) {
+    let connected = timeout(PATIENCE, TcpStream::connect(&*member.name)).await;
+    if matches!(connected, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused) {
+        let _ = events.send(Event::Ended(member)).await;
+    }
 }
 
 /// Connects to the coordinator, as connection `number`, and passes on what is said until either side ends.

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use crate::policy::fleet::Deployment;
 use crate::policy::fleet::member::{Share, Shares};
+use crate::policy::fleet::{Deployment, Load};
 use crate::state::slots::Slots;
 
 /// Every share.
@@ -35,9 +35,14 @@ impl Registry {
         self.all.get(deployment).and_then(Weak::upgrade)
     }
 
-    /// Those that do not rest.
-    pub(super) fn lively(&self) -> impl Iterator<Item = (&Deployment, &Arc<Slots>)> {
-        self.restless.iter()
+    /// Whether any does not rest.
+    pub(super) fn is_lively(&self) -> bool {
+        !self.restless.is_empty()
+    }
+
+    /// What goes on in those that do not rest.
+    pub(super) fn loads(&self, now: Instant) -> Vec<(Deployment, Load)> {
+        self.restless.iter().map(|(deployment, slots)| (deployment.clone(), slots.load(now))).collect()
     }
 
     /// Leaves out those that have come to rest.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Admission, Avoid, Presence, ReplicaId};
+use super::{Admission, Avoid, Presence, ReplicaId, Rules};
 use crate::policy::health::Fitness;
 
 /// How many replicas are in which state, how many slots are taken, who waits.
@@ -36,6 +36,11 @@ pub struct Line {
 }
 
 impl<W> Admission<W> {
+    /// What the deployment allows.
+    pub fn rules(&self) -> Rules {
+        self.rules
+    }
+
     /// Who waits, if anybody does.
     pub fn line(&self) -> Option<Line> {
         let (first, last) = (self.queue.front()?, self.queue.back()?);

@@ -8,8 +8,9 @@ use super::{Granted, Handed, Inner, Slots};
 use crate::model::endpoint::RequestSettings;
 use crate::policy::admit::ReplicaId;
 use crate::policy::fleet::member::{Right, Share, Standing};
-use crate::policy::fleet::{Deployment, Queue, ReplicaKey};
+use crate::policy::fleet::{Deployment, Load, Queue, ReplicaKey};
 use crate::policy::health::Fitness;
+use crate::policy::scale::Signals;
 use crate::state::membership::Membership;
 
 /// Of one deployment.
@@ -110,6 +111,9 @@ impl Inner {
     pub(super) fn started(&mut self, id: ReplicaId) -> Option<Right> {
         let leases = self.leases.as_mut()?;
         let right = leases.key(id).cloned().and_then(|key| leases.share.start(&key, leases.standing));
+        if right == Some(Right::Borrowed) {
+            leases.membership.borrowed.inc();
+        }
         debug_assert!(right.is_some(), "more was admitted than is leased");
         right
     }
@@ -190,6 +194,40 @@ impl Slots {
                 entry.replica.revocations.fetch_add(1, Ordering::Relaxed);
             }
         }
+    }
+
+    /// What has gone on here and at all other routers since this was last called; for one caller only. `None`: another
+    /// router knows, and is in charge.
+    pub async fn signals_everywhere(&self, now: Instant) -> Option<Signals> {
+        let shared = self.lock().leases.as_ref().map(|leases| (leases.membership.clone(), leases.deployment.clone()));
+        match shared {
+            None => Some(self.take_signals(now)),
+            Some((membership, deployment)) => membership.signals(&deployment).await,
+        }
+    }
+
+    /// Whether this router decides how many replicas there should be.
+    pub fn is_in_charge(&self) -> bool {
+        self.lock().leases.as_ref().is_none_or(|leases| leases.membership.is_in_charge())
+    }
+
+    /// Requests in flight and waiting, everywhere if that is known here.
+    pub fn present(&self) -> (usize, usize) {
+        let inner = self.lock();
+        let shared = inner.leases.as_ref().filter(|leases| leases.membership.is_in_charge());
+        let everywhere = shared.and_then(|of| of.membership.group().present.get(&of.deployment).copied());
+        let here = inner.admission.occupancy();
+        everywhere.map_or((here.busy, here.waiting), |(busy, waiting)| (busy as usize, waiting as usize))
+    }
+
+    /// What goes on here.
+    pub fn load(&self, now: Instant) -> Load {
+        let mut inner = self.lock();
+        inner.pass(now);
+        let seen = inner.admission.occupancy();
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let busy = count(seen.busy + seen.busy_draining);
+        Load { busy, waiting: count(seen.waiting), sums: inner.tally.sums() }
     }
 
     /// What the group has to know of the replicas that there are.

@@ -103,6 +103,15 @@ impl Ledger {
         Signals::of(&rates, service_seconds, waiting as usize, is_cold || was_cold)
     }
 
+    /// Who may hold slots, how many they do, and how many requests wait there.
+    pub fn members(&self) -> impl Iterator<Item = (&MemberId, u32, u32)> {
+        self.seats.iter().map(|(&seat, member)| {
+            let slots = self.pools.values().map(|pool| pool.held_by(seat)).sum();
+            let waiting = member.loads.values().map(|reported| reported.load.waiting).sum();
+            (&member.id, slots, waiting)
+        })
+    }
+
     /// Members that may hold slots and have not been heard for two heartbeats: what is said of them is what they last said.
     pub fn silent(&self, now: Instant) -> impl Iterator<Item = &MemberId> {
         let longest = self.settings.surely(self.settings.heartbeat * SILENT);

@@ -34,7 +34,9 @@ impl Terms {
         match self.kind {
             Kind::Alone => Standing::Alone,
             _ if now < self.valid_until => Standing::Leased,
-            Kind::Available if !self.is_retiring && now >= self.fallback_from.max(self.valid_until) => Standing::Fallback,
+            Kind::Available if !self.is_retiring && now >= self.fallback_from.max(self.valid_until) => {
+                Standing::Fallback
+            }
             _ => Standing::Nothing,
         }
     }

@@ -9,7 +9,7 @@ use super::listeners::Gate;
 use crate::config::Settings;
 use crate::control::fleet::{self, Fleet, Parts, Store};
 use crate::model::fleet::LeasePlace;
-use crate::state::lifecycle::Lifecycle;
+use crate::proxy::Shared;
 
 /// What speaks for the router in its group; `None`: it is alone. To be called inside a tokio runtime.
 ///
@@ -19,7 +19,7 @@ pub(super) fn join(
     settings: &Settings,
     gate: Option<Gate>,
     client: Option<&Client>,
-    lifecycle: &Lifecycle,
+    shared: &Shared,
 ) -> io::Result<Option<Fleet>> {
     let (Some(settings), Some(Gate { socket, acceptor, secret })) = (&settings.fleet, gate) else { return Ok(None) };
     let store = match (&settings.lease, client) {
@@ -29,7 +29,7 @@ pub(super) fn join(
         }
         (LeasePlace::Kubernetes(_), None) => return Err(io::Error::other("a Lease needs a cluster")),
     };
-    let membership = fleet::membership(settings);
-    let (settings, lifecycle) = (settings.clone(), lifecycle.clone());
-    Fleet::new(Parts { settings, socket, acceptor, secret, store, membership, lifecycle }).map(Some)
+    let membership = fleet::membership(settings).map_err(io::Error::other)?;
+    let (settings, lifecycle, registry) = (settings.clone(), shared.lifecycle.clone(), shared.metrics.registry.clone());
+    Fleet::new(Parts { settings, socket, acceptor, secret, store, membership, lifecycle, registry }).map(Some)
 }
