@@ -7,6 +7,8 @@ use std::process::Command;
 
 use inference_router::config;
 use inference_router::control::yaml;
+use inference_router::model::fleet::LeasePlace;
+use inference_router::model::tls::CertificateSource;
 use inference_router::model::validate::{self, Origin};
 use serde_json::{Value, json};
 
@@ -92,7 +94,8 @@ fn rights_are_no_more_than_what_is_asked_for() {
                     rule["verbs"].as_array().unwrap().iter().map(|verb| verb.as_str().unwrap()).collect();
                 let writes = verbs.iter().any(|verb| !["get", "list", "watch"].contains(verb));
                 let resources = rule["resources"].to_string();
-                let may_write = ["onlineendpoints/status", "/scale", "\"pods\"", "\"events\"", "reviews\""];
+                let may_write =
+                    ["onlineendpoints/status", "/scale", "\"pods\"", "\"events\"", "reviews\"", "\"leases\""];
                 assert!(
                     !writes || is_of_people || may_write.iter().any(|of| resources.contains(of)),
                     "{overlay}: {rule}"
@@ -116,6 +119,38 @@ fn three_routers_are_on_three_nodes_and_do_not_leave_together() {
     let affinity = &router["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"];
     assert!(affinity.to_string().contains("kubernetes.io/hostname"), "{affinity}");
     assert_eq!(of(&objects, "PodDisruptionBudget").len(), 1);
+}
+
+#[test]
+fn three_routers_are_one_group_that_may_use_its_lease_and_its_port() {
+    let Some(objects) = built("overlays/ha", &[]) else { return };
+    let pod = &of(&objects, "Deployment")[0]["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let variables = container["env"].as_array().unwrap().iter().filter_map(|it| {
+        let value = it["value"].as_str()?.replace("$(POD_IP)", "10.0.0.5");
+        Some((it["name"].as_str().unwrap().to_owned(), value))
+    });
+    let text = of(&objects, "ConfigMap")[0]["data"]["router.yaml"].as_str().unwrap();
+    let settings = config::parse(text, "settings", Path::new("/"), variables).unwrap();
+    let fleet = settings.fleet.expect("it is one of several");
+    assert_eq!(fleet.advertise, "10.0.0.5:7070");
+    let LeasePlace::Kubernetes(lease) = &fleet.lease else { panic!("{fleet:?}") };
+    let roles = of(&objects, "Role");
+    let role = roles.iter().find(|role| role["metadata"]["name"] == "inference-router-coordination").unwrap();
+    assert_eq!(role["rules"][0]["resourceNames"], json!([lease]));
+    let port = json!(fleet.address.port());
+    assert!(container["ports"].as_array().unwrap().iter().any(|known| known["containerPort"] == port));
+    let policy = of(&objects, "NetworkPolicy")[0]["spec"]["ingress"].as_array().unwrap().clone();
+    assert!(policy.iter().any(|rule| rule["ports"][0]["port"] == port && rule["from"][0]["podSelector"].is_object()));
+    // All of what it reads is mounted from the one Secret.
+    let named = |list: &Value| list.as_array().unwrap().iter().find(|it| it["name"] == "peer").unwrap().clone();
+    let mount = named(&container["volumeMounts"]);
+    let folder = Path::new(mount["mountPath"].as_str().unwrap());
+    let tls = fleet.tls.expect("others can reach it");
+    let CertificateSource::Pair { cert, key } = tls.certificate else { panic!("a certificate and its key") };
+    let files = [cert, key, tls.ca_file, fleet.secret_file.unwrap()];
+    assert!(files.iter().all(|file| file.parent() == Some(folder)), "{files:?}");
+    assert_eq!(named(&pod["volumes"])["secret"]["secretName"], "inference-router-peer");
 }
 
 #[test]

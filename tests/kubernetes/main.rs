@@ -12,6 +12,7 @@ mod support;
 mod changes;
 mod cluster;
 mod endpoints;
+mod fleet;
 mod people;
 mod pods;
 mod router;

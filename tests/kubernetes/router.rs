@@ -136,6 +136,12 @@ impl Router {
         std::time::Duration::from_millis(ticks * 10)
     }
 
+    /// Told to stop, as by the kubelet.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }

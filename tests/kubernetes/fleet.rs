@@ -1,0 +1,113 @@
+//! Several routers in a cluster, which write down in a `Lease` who coordinates.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, KEY};
+use crate::router::{Model, Router, free_port};
+use crate::until;
+
+/// One of a group.
+async fn joined(cluster: &Cluster) -> Router {
+    let peer = json!({"address": format!("127.0.0.1:{}", free_port())});
+    let fleet = json!({"fleet": {"peer": peer, "lease": {"kubernetes": {"name": "routers"}}, "leaseSeconds": 2}});
+    let router = Router::start_with(cluster, fleet).await;
+    until("the router is ready", || async { router.is_ready().await.then_some(()) }).await;
+    router
+}
+
+/// What a router says of its group.
+async fn group(router: &Router) -> Value {
+    let text = router.http.get(format!("{}/api/endpoints", router.admin)).send().await.unwrap().text().await.unwrap();
+    serde_json::from_str::<Value>(&text).unwrap()["fleet"].clone()
+}
+
+async fn coordinates(router: &Router) -> bool {
+    let group = group(router).await;
+    group["coordinator"] == group["router"]
+}
+
+async fn lease(cluster: &Cluster) -> Value {
+    cluster.of("coordination.k8s.io/v1", "Lease", "leases").get("routers").await.unwrap().data["spec"].clone()
+}
+
+#[tokio::test]
+async fn of_two_routers_one_coordinates_and_when_it_leaves_the_other_does_within_a_second() {
+    let cluster = Cluster::start().await;
+    let port = free_port();
+    let _model = Model::start("127.0.21.1", port, &[]).await;
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 1).await;
+    cluster.endpoint("scored", port, json!({})).await;
+    cluster.pod("one", "model").await;
+    cluster.pod_is("one", "127.0.21.1", true).await;
+    let first = joined(&cluster).await;
+    let second = joined(&cluster).await;
+    let both = || async { (group(&first).await["members"].as_array()?.len() == 2).then_some(()) };
+    until("both are members", both).await;
+    let known = || async { (group(&second).await["coordinator"] == group(&first).await["router"]).then_some(()) };
+    until("the second knows the first", known).await;
+    assert!(coordinates(&first).await && !coordinates(&second).await);
+    let written = lease(&cluster).await;
+    let holder = written["holderIdentity"].as_str().unwrap().to_owned();
+    assert!(holder.starts_with(group(&first).await["router"].as_str().unwrap()), "{written}");
+    assert_eq!((&written["leaseTransitions"], &written["leaseDurationSeconds"]), (&json!(1), &json!(2)));
+    first.until_scores("scored", 200).await;
+    second.until_scores("scored", 200).await;
+
+    let told = Instant::now();
+    first.terminate();
+    // The record says it first: what a router shows is looked at once a second.
+    let other = || async {
+        let holder = lease(&cluster).await["holderIdentity"].as_str().unwrap_or_default().to_owned();
+        holder.starts_with(group(&second).await["router"].as_str()?).then_some(())
+    };
+    until("the second coordinates", other).await;
+    assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
+    assert_eq!(lease(&cluster).await["leaseTransitions"], 2);
+    for _ in 0..20 {
+        assert_eq!(second.score("scored", KEY).await.0, 200);
+    }
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn one_scales_by_what_all_routers_see() {
+    let cluster = Cluster::start().await;
+    let port = free_port();
+    let _model = Model::start("127.0.22.1", port, &["--delay-ms", "100"]).await;
+    cluster.secret("keys", KEY).await;
+    cluster.workload("model", 1).await;
+    let settings = json!({
+        "requestSettings": {"maxQueueWaitMs": 60000},
+        "scaleSettings": {"type": "target_utilization", "minInstances": 1, "maxInstances": 4},
+    });
+    cluster.endpoint("scored", port, settings).await;
+    cluster.pod("one", "model").await;
+    cluster.pod_is("one", "127.0.22.1", true).await;
+    let first = joined(&cluster).await;
+    let second = joined(&cluster).await;
+    until("the first coordinates", || async { coordinates(&first).await.then_some(()) }).await;
+    second.until_scores("scored", 200).await;
+    let replicas = async || cluster.deployments().get("model").await.unwrap().data["spec"]["replicas"].as_u64();
+    // All of the load is at the one that does not decide: eight at a time, where one can be served.
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (url, http) = (second.uri("scored", "score"), second.http.clone());
+        asked.spawn(async move {
+            for _ in 0..10 {
+                let body = r#"{"data": [[1,2,3,4,5,6,7,8,9,10]]}"#;
+                assert_eq!(http.post(&url).bearer_auth(KEY).body(body).send().await.unwrap().status(), 200);
+            }
+        });
+    }
+    until("more are asked for", || async { (replicas().await > Some(1)).then_some(()) }).await;
+    asked.join_all().await;
+    let decided = async |router: &Router| {
+        let text = router.http.get(format!("{}/metrics", router.admin)).send().await.unwrap().text().await.unwrap();
+        text.lines().any(|line| line.starts_with("inference_router_autoscaler_decisions_total"))
+    };
+    assert!(decided(&first).await && !decided(&second).await, "only the coordinator decides");
+    cluster.end().await;
+}
