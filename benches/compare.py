@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 
+import fleet
 import https
 import mirror
 from contenders import KEY, PATH, envoy, haproxy, nginx, router, write_endpoint
@@ -47,7 +48,7 @@ class Ports:
 
     def __init__(self, model):
         self.blue, self.green = model
-        self.listen, self.admin = free_port(), free_port()
+        self.listen, self.admin, self.peer = free_port(), free_port(), free_port()
 
 
 class Process:
@@ -388,6 +389,7 @@ def main():
                 stop(contender.process)
             show(https.compare(options, load, run, programs, wanted, scratch, progress))
             show(mirror.compare(options, load, run, costs, progress))
+            show(fleet.compare(options, load, run, costs, progress))
             progress("the router alone")
             own_bars(options, load, run)
         answered = all(figures["ok"] for figures in sum(rounds.values(), []))

@@ -12,12 +12,15 @@ KEY = "bench-key-0123456789abcdef0123456789abcdef"
 PATH = "/api/v1/endpoint/my-endpoint/score"
 
 
-def router(folder, ports, workers=1, endpoints=1, tls=None, mirror=None, comparison=False):
+def router(folder, ports, workers=1, endpoints=1, tls=None, mirror=None, comparison=False, fleet=None):
     (folder / "endpoints").mkdir(parents=True)
     for number in range(endpoints):
         write_endpoint(folder, ports, number, mirror=mirror, comparison=comparison)
     certificate = f", tls: {{certFolder: {tls}}}" if tls else ""
-    (folder / "router.yaml").write_text(f"""\
+    # One of several, who meet where it says.
+    group = f"""fleet: {{peer: {{address: "127.0.0.1:{ports.peer}"}}, lease: {{file: {folder.parent / fleet}}}}}
+""" if fleet else ""
+    (folder / "router.yaml").write_text(group + f"""\
 scoring: {{address: "127.0.0.1:{ports.listen}"{certificate}}}
 admin: {{address: "127.0.0.1:{ports.admin}"}}
 workers: {workers}

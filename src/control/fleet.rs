@@ -293,8 +293,8 @@ impl Fleet {
                 is_quiet = false;
                 if self.leader.leads(now) {
                     self.leader.say(message, now);
-                } else {
-                    self.upstream.say(message);
+                } else if !self.upstream.say(message) {
+                    self.member.disconnected();
                 }
             }
             for message in self.leader.flush(now) {

@@ -114,12 +114,13 @@ impl Upstream {
         true
     }
 
-    /// Says something; where nobody listens the connection is of no use.
-    pub(super) fn say(&mut self, message: ToCoordinator) {
+    /// Says something. Returns whether it is heard; where it is not the connection is of no use any more.
+    pub(super) fn say(&mut self, message: ToCoordinator) -> bool {
         let is_heard = matches!(&self.line, Line::Open(to) if to.try_send(message).is_ok());
-        if !is_heard {
+        if !is_heard && matches!(self.line, Line::Open(_)) {
             self.end();
         }
+        is_heard
     }
 
     /// When to look again, if nothing happens.
