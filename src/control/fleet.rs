@@ -3,27 +3,24 @@
 
 use std::collections::BTreeSet;
 use std::future::pending;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep_until;
 
-use super::small_file;
-use crate::model::fleet::{FleetSettings, Mode, PeerTls};
-use crate::model::problem::Problem;
+use crate::model::fleet::PeerTls;
+use crate::policy::fleet::MemberId;
 use crate::policy::fleet::election::Election;
 use crate::policy::fleet::ledger::Ledger;
-use crate::policy::fleet::member::{Kind, Member, Shares, Standing, Terms};
-use crate::policy::fleet::{MemberId, Settings};
+use crate::policy::fleet::member::{Member, Shares, Standing};
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::membership::{Group, Membership};
 use crate::state::slots::Slots;
-use crate::state::tls::Acceptor;
 
 mod gauges;
 mod leader;
+mod parts;
 mod peers;
 mod record;
 mod registry;
@@ -32,81 +29,20 @@ mod upstream;
 mod wire;
 use gauges::Gauges;
 use leader::Leader;
+pub use parts::{Parts, membership, secret};
+use parts::{kind, timing};
 use peers::{Door, Event, Secret};
 use record::RecordKeeper;
 use registry::Registry;
 pub use store::Store;
 use upstream::Upstream;
 
-/// Of what all routers know, in characters.
-const SHORTEST_SECRET: usize = 16;
 /// Events of connections that may wait.
 const EVENTS: usize = 1024;
 /// How often it is looked which deployments have come to rest, and told how the group is.
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often it is told what goes on here.
 const LOADS: Duration = Duration::from_millis(100);
-
-/// What a router needs to be one of several.
-pub struct Parts {
-    /// As in the settings file.
-    pub settings: FleetSettings,
-    /// Where members connect if this router coordinates.
-    pub socket: std::net::TcpListener,
-    /// TLS there.
-    pub acceptor: Option<Arc<Acceptor>>,
-    /// What every router of the group knows.
-    pub secret: String,
-    /// Where it is written who coordinates.
-    pub store: Store,
-    /// What deployments go by.
-    pub membership: Arc<Membership>,
-    /// Of the process.
-    pub lifecycle: Lifecycle,
-    /// Where the group's figures are.
-    pub registry: prometheus::Registry,
-}
-
-/// What deployments go by before anything is known of the group.
-///
-/// # Errors
-/// As of [`Membership::new`].
-pub fn membership(settings: &FleetSettings) -> prometheus::Result<Arc<Membership>> {
-    Membership::new(Terms::new(timing(settings.term), kind(settings.mode), Instant::now()))
-}
-
-/// What every router of the group knows, from its file.
-///
-/// # Errors
-/// It cannot be read, or is too easy to guess.
-pub fn secret(file: &Path) -> Result<String, Problem> {
-    const PATH: &str = "fleet.peer.secretFile";
-    let read = small_file::read(file).map_err(|error| error.to_string());
-    let text = read.and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is no text".to_owned()));
-    let text =
-        text.map_err(|what| Problem::new(PATH, format!("names {}, which cannot be read: {what}", file.display())))?;
-    if text.trim().len() < SHORTEST_SECRET {
-        let what = format!("is shorter than {SHORTEST_SECRET} characters; `openssl rand -hex 32` makes one");
-        return Err(Problem::new(PATH, format!("names {}, which {what}", file.display())));
-    }
-    Ok(text.trim().to_owned())
-}
-
-/// The times of a group whose coordinator may be silent for so long.
-fn timing(term: Duration) -> Settings {
-    // Members must have slots to spend until the next coordinator has welcomed them.
-    let lease = term * 2;
-    let default = Settings::default();
-    Settings { lease, heartbeat: default.heartbeat.min(lease / 10), vouch: default.vouch.min(term), ..default }
-}
-
-/// What a router does that is cut off.
-fn kind(mode: Mode) -> Kind {
-    match mode {
-        Mode::Available => Kind::Available,
-        Mode::Strict => Kind::Strict,
-    }
-}
 
 /// The one task that speaks for the router.
 pub struct Fleet {
