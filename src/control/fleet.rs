@@ -336,3 +336,6 @@ impl Fleet {
         others.into_iter().flatten().chain(self.member.wake_at(now)).min()
     }
 }
+
+#[cfg(test)]
+mod tests;

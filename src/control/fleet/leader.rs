@@ -265,3 +265,16 @@ impl Leader {
         self.waiting.clear();
     }
 }
+
+/// Without connections.
+#[cfg(test)]
+impl Leader {
+    pub(super) fn hear(&mut self, from: &MemberId, message: ToCoordinator, now: Instant) {
+        self.ledger.receive(from, message, now);
+    }
+
+    pub(super) fn outgoing(&mut self, now: Instant) -> Vec<(MemberId, ToMember)> {
+        self.ledger.audit().unwrap();
+        self.ledger.outgoing(now)
+    }
+}

@@ -1,0 +1,120 @@
+//! Ledger, members and the slots of real deployments together, with tasks that take and give back slots meanwhile.
+
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+
+use super::*;
+use crate::model::endpoint::RequestSettings;
+use crate::policy::admit::Avoid;
+use crate::policy::fleet::ledger::Former;
+use crate::policy::fleet::member::{Kind, Terms};
+use crate::policy::fleet::{Epoch, Settings};
+use crate::state::slots::Acquired;
+
+const CAP: u32 = 2;
+const REPLICAS: u32 = 3;
+
+/// A router without connections: what it would send is handed over.
+struct Router {
+    id: MemberId,
+    member: Member<Registry>,
+    membership: Arc<Membership>,
+    slots: Arc<Slots>,
+}
+
+impl Router {
+    fn new(name: &str) -> Self {
+        let (settings, now) = (Settings::default(), Instant::now());
+        let membership = Membership::new(Terms::new(settings, Kind::Strict, now)).unwrap();
+        let requests = RequestSettings {
+            timeout: Duration::from_secs(5),
+            stream_idle_timeout: Duration::from_secs(5),
+            max_concurrent_per_instance: NonZeroU32::new(CAP).unwrap(),
+            max_queue_wait: Duration::from_secs(5),
+            max_queue_length: 100,
+        };
+        let slots = Slots::shared(&requests, membership.clone(), "one/blue".into());
+        for number in 0..REPLICAS {
+            let address = format!("127.0.0.1:{number}");
+            slots.add(number.into(), &address, &address);
+        }
+        let id = MemberId { name: name.into(), incarnation: 1 };
+        let mut member = Member::new(settings, Kind::Strict, Registry::default(), now);
+        member.shares().note(&"one/blue".into(), slots.clone());
+        member.connected(now);
+        Self { id, member, membership, slots }
+    }
+
+    /// Everything that is to be said, both ways.
+    fn pump(&mut self, leader: &mut Leader, now: Instant) {
+        assert!(self.member.tick(now).is_empty(), "nothing is overdue");
+        while let Some(message) = self.member.outgoing(now) {
+            leader.hear(&self.id, message, now);
+        }
+        self.membership.set_terms(self.member.terms());
+    }
+}
+
+/// Ends when nobody takes slots any more.
+async fn coordinate(mut routers: Vec<Router>, is_over: Arc<AtomicBool>) {
+    let now = Instant::now();
+    let mut leader = Leader::new(routers[0].id.clone(), Ledger::new(Settings::default()));
+    leader.lead((Epoch(1), Former::Only(BTreeSet::new())), now + Duration::from_secs(60), now, now);
+    leader.lend(&"one/blue".into(), routers[0].slots.lent(), now);
+    while !is_over.load(Ordering::Relaxed) {
+        let now = Instant::now();
+        leader.tick(now);
+        for router in &mut routers {
+            router.pump(&mut leader, now);
+        }
+        for (to, message) in leader.outgoing(now) {
+            let router = routers.iter_mut().find(|router| router.id == to).unwrap();
+            router.member.receive(message, now);
+            router.membership.set_terms(router.member.terms());
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn slots_that_three_routers_share_are_never_in_use_twice_and_all_of_them_are_used() {
+    let routers: Vec<Router> = ["a", "b", "c"].into_iter().map(Router::new).collect();
+    let busy: Arc<[AtomicU32; REPLICAS as usize]> = Arc::default();
+    let (is_over, served) = (Arc::new(AtomicBool::new(false)), Arc::new([const { AtomicU32::new(0) }; 3]));
+    let mut clients = tokio::task::JoinSet::new();
+    for (number, router) in routers.iter().enumerate() {
+        for _ in 0..6 {
+            let (slots, busy, served) = (router.slots.clone(), busy.clone(), served.clone());
+            clients.spawn(async move {
+                let end = Instant::now() + Duration::from_secs(2);
+                while Instant::now() < end {
+                    let now = Instant::now();
+                    let slot = match slots.acquire(now, now + Duration::from_secs(5), Avoid::default()).unwrap() {
+                        Acquired::Slot(slot) => slot,
+                        Acquired::Waiting(waiting) => waiting.slot().await.expect("capacity for all in time"),
+                    };
+                    let replica = &busy[slot.replica().id as usize];
+                    assert!(replica.fetch_add(1, Ordering::SeqCst) < CAP, "more than its cap");
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    replica.fetch_sub(1, Ordering::SeqCst);
+                    drop(slot);
+                    served[number].fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    }
+    let over = is_over.clone();
+    let all = async move {
+        let ended: Vec<_> = clients.join_all().await;
+        over.store(true, Ordering::Relaxed);
+        ended.len()
+    };
+    let (ended, ()) = tokio::join!(all, tokio::spawn(coordinate(routers, is_over)).map(|ended| ended.unwrap()));
+    assert_eq!(ended, 18);
+    let served = served.each_ref().map(|count| count.load(Ordering::Relaxed));
+    // On an idle machine they are 3,000.
+    assert!(served.iter().sum::<u32>() > 300 && served.iter().all(|count| *count > 50), "{served:?}");
+}
