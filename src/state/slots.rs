@@ -61,7 +61,7 @@ struct Inner {
     /// When the first replica is expected.
     expected: Option<Instant>,
     /// Where other routers use the same replicas.
-    leases: Option<Leases>,
+    leases: Option<Box<Leases>>,
 }
 
 #[derive(Debug)]
@@ -121,7 +121,7 @@ impl Slots {
             tally: Tally::new(Instant::now()),
             cold_start_timeout: None,
             expected: None,
-            leases,
+            leases: leases.map(Box::new),
         };
         Arc::new(Self { inner: Mutex::new(inner), asked: Notify::new() })
     }
