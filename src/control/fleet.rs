@@ -130,7 +130,10 @@ impl Fleet {
                     tokio::spawn(peers::probe(member, self.said.clone()));
                 }
                 self.tell_group(now);
-                self.member.shares().settle();
+                for deployment in self.member.shares().settle() {
+                    self.leader.lend(&deployment, Vec::new(), now);
+                    self.member.forget_load(&deployment);
+                }
             }
             if is_leaving && self.member.session().is_none() && self.record.has_left() {
                 break;

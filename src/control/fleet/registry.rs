@@ -24,7 +24,6 @@ impl Registry {
     pub(super) fn note(&mut self, deployment: &Deployment, slots: Arc<Slots>) {
         let known = self.all.get(deployment).is_some_and(|known| known.as_ptr() == Arc::as_ptr(&slots));
         if !known {
-            self.all.retain(|_, slots| slots.strong_count() > 0);
             self.all.insert(deployment.clone(), Arc::downgrade(&slots));
         }
         self.restless.insert(deployment.clone(), slots);
@@ -45,11 +44,12 @@ impl Registry {
         self.restless.iter().map(|(deployment, slots)| (deployment.clone(), slots.load(now))).collect()
     }
 
-    /// Leaves out those that have come to rest.
-    pub(super) fn settle(&mut self) {
+    /// Leaves out those that have come to rest. Returns deployments that are gone.
+    pub(super) fn settle(&mut self) -> Vec<Deployment> {
         let now = Instant::now();
         self.restless.retain(|_, slots| slots.look(now, |_, share| !share.is_at_rest()).unwrap_or(false));
         self.strays.retain(|_, share| !share.is_at_rest());
+        self.all.extract_if(|_, slots| slots.strong_count() == 0).map(|(deployment, _)| deployment).collect()
     }
 }
 
