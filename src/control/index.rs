@@ -273,7 +273,7 @@ impl Index {
             Arc::new(self.build_deployment(&name, spec, tls))
         });
         let deployments: Vec<_> = deployments.collect();
-        let limit = Limit::kept(before.and_then(|before| before.limit.as_deref()), wanted.spec.bandwidth);
+        let limit = Limit::kept(before.and_then(|before| before.limit.as_ref()), wanted.spec.bandwidth);
         let mirror = wanted.spec.mirror.clone().map(|settings| {
             let before = before.and_then(|before| before.mirror.as_deref());
             let to = deployments[settings.to].clone();

@@ -40,7 +40,7 @@ pub(super) struct Passing {
 
 impl Body {
     pub(super) fn model(exchange: Exchange, record: Record) -> Self {
-        let limit = record.endpoint.as_ref().and_then(|endpoint| endpoint.limit.clone());
+        let limit = record.endpoint.as_ref().and_then(|endpoint| endpoint.limit().cloned());
         let throttle = limit.map(|limit| Box::new(Throttle::new(limit)));
         let owes_trailers = record.takes_trailers && !exchange.is_end_stream();
         Self::Model(Box::new(Passing { exchange, record, rest: None, throttle, owes_trailers, broken: false }))
@@ -52,10 +52,12 @@ impl Passing {
         if let Some(rest) = self.rest.take() {
             return Poll::Ready(Some(Ok(self.piece(rest))));
         }
-        if let Some(throttle) = &mut self.throttle
-            && let Some(frame) = ready!(throttle.poll(cx))
-        {
-            return Poll::Ready(Some(Ok(self.give(frame))));
+        if let Some(throttle) = &mut self.throttle {
+            let held = throttle.poll(cx);
+            self.record.answer_delayed = throttle.delayed();
+            if let Some(frame) = ready!(held) {
+                return Poll::Ready(Some(Ok(self.give(frame))));
+            }
         }
         let Self { exchange, record, broken, .. } = self;
         if *broken {
@@ -73,7 +75,7 @@ impl Passing {
                 let Some(throttle) = self.throttle.as_mut().filter(|_| frame.is_data()) else {
                     return Poll::Ready(Some(Ok(self.give(frame))));
                 };
-                record.answer_delayed += throttle.hold(frame);
+                throttle.hold(frame);
                 self.poll_frame(cx)
             }
             Poll::Ready(Some(Err(BrokenOff))) => {
@@ -142,8 +144,9 @@ impl Passing {
 /// What was still to wait does not count.
 impl Drop for Passing {
     fn drop(&mut self) {
-        let rest = self.throttle.as_ref().map(|throttle| throttle.rest()).unwrap_or_default();
-        self.record.answer_delayed = self.record.answer_delayed.saturating_sub(rest);
+        if let Some(throttle) = &self.throttle {
+            self.record.answer_delayed = throttle.waited();
+        }
     }
 }
 

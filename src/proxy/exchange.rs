@@ -234,7 +234,9 @@ impl Exchange {
 /// Nobody waits for the response any more.
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let Some(running) = self.running.take() else { return };
+        let Some(mut running) = self.running.take() else { return };
+        // What its body had still to wait is no time that the replica gets.
+        running.request.body_mut().give_up();
         let forced = tokio::runtime::Handle::try_current().is_err();
         if running.connection.ended() || forced {
             return;
@@ -352,7 +354,6 @@ impl Running {
         self.connection.half_close();
         // Its client must not wait for somebody to read the rest of a body.
         self.is_sent = true;
-        self.request.body_mut().give_up();
         if let Stage::Head = self.stage {
             let Ok(head) = std::future::poll_fn(|cx| self.poll_head(cx)).await else { return };
             self.stage = Stage::Body { receiving: head.body, keeps_alive: false };

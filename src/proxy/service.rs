@@ -114,7 +114,7 @@ async fn score(
         // Rare beside the other case: kept out of every request's future.
         return Box::pin(auth::issue(tokens, endpoint, authorization)).await.map(Answer::Own);
     }
-    record.takes_trailers = endpoint.limit.is_some() && headers::takes_trailers(&head);
+    record.takes_trailers = endpoint.limit().is_some() && headers::takes_trailers(&head);
     record.proof = Some(auth::prove(tokens, endpoint, authorization).await?);
     let named = if notable.deployment { head.headers.get(headers::MODEL_DEPLOYMENT) } else { None };
     let deployment = choose(client, endpoint, named)?.clone();
@@ -138,7 +138,7 @@ async fn score(
         head.headers.remove(AUTHORIZATION);
     }
     let Some(mut upload) = upload.take() else { return Err(Refusal::BodyCutShort) };
-    if let Some(limit) = record.endpoint.as_ref().and_then(|endpoint| endpoint.limit.as_ref()) {
+    if let Some(limit) = record.endpoint.as_ref().and_then(|endpoint| endpoint.limit()) {
         upload.keep_to(limit.clone());
     }
     if !notable.expect {

@@ -203,10 +203,14 @@ impl Upload {
     /// The next frame after the first part. Pending, for good, when something is wrong.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
         let Some(source) = &mut self.source else { return Poll::Pending };
-        if let Some(throttle) = &mut self.throttle
-            && let Some(frame) = ready!(throttle.poll(cx))
-        {
-            return Poll::Ready(Some(self.pass(frame)));
+        if let Some(throttle) = &mut self.throttle {
+            let held = throttle.poll(cx);
+            let delayed = throttle.delayed();
+            self.progress.delayed.set(delayed);
+            self.tee.iter().for_each(|tee| tee.delay(delayed));
+            if let Some(frame) = ready!(held) {
+                return Poll::Ready(Some(self.pass(frame)));
+            }
         }
         if let Source::Live(tee, _) = source {
             self.progress.delayed.set(tee.delayed());
@@ -222,9 +226,7 @@ impl Upload {
                 let Some(throttle) = self.throttle.as_mut().filter(|_| frame.is_data()) else {
                     return Poll::Ready(Some(self.pass(frame)));
                 };
-                let delayed = self.progress.delayed() + throttle.hold(frame);
-                self.progress.delayed.set(delayed);
-                self.tee.iter().for_each(|tee| tee.delay(delayed));
+                throttle.hold(frame);
                 self.poll_next(cx)
             }
             Poll::Ready(Some(Err(_))) => self.fail(Refusal::BodyCutShort),
@@ -261,7 +263,7 @@ impl Upload {
     /// What was still to wait does not count.
     fn end_wait(&mut self) {
         if let Some(throttle) = self.throttle.take() {
-            self.progress.delayed.set(self.progress.delayed().saturating_sub(throttle.rest()));
+            self.progress.delayed.set(throttle.waited());
         }
     }
 

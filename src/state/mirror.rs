@@ -21,7 +21,7 @@ pub struct Mirror {
     pub share: Arc<Mutex<Share>>,
     /// What comparing answers has shown, if they are compared.
     pub compared: Option<Arc<Compared>>,
-    /// How many bytes a second the endpoint has, copies included.
+    /// How many bytes a second the endpoint has, copies included; once it has had a limit.
     pub limit: Option<Arc<Limit>>,
 }
 

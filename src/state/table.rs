@@ -53,7 +53,7 @@ pub struct Endpoint {
     pub deployments: Vec<Arc<Deployment>>,
     /// Where copies of live requests go.
     pub mirror: Option<Arc<Mirror>>,
-    /// How many bytes a second.
+    /// How many bytes a second; once it has had a limit. Of what comes now, see [`Endpoint::limit`].
     pub limit: Option<Arc<Limit>>,
     /// Counters of what fails before a deployment is chosen.
     pub metrics: EndpointMetrics,
@@ -136,6 +136,11 @@ fn part_of(key: &str) -> usize {
 }
 
 impl Endpoint {
+    /// How many bytes a second what comes now has; `None`: as many as it likes.
+    pub fn limit(&self) -> Option<&Arc<Limit>> {
+        self.limit.as_ref().filter(|_| self.spec.bandwidth.is_some())
+    }
+
     /// Whether TLS towards its replicas is made from the same as this.
     pub fn has_tls(&self, tls: &[(Name, Connector)]) -> bool {
         let now = self.deployments.iter().filter_map(|of| Some((&of.spec.name, of.tls.as_ref()?)));

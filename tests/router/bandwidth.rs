@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 
-use crate::harness::{Answer, Model, Router, call, document, full, score, send, soon};
+use crate::harness::{Answer, Model, Router, call, document, full, replace, score, send, soon};
 use crate::http::http2;
 
 const MEGABYTE: usize = 1_000_000;
@@ -283,4 +283,58 @@ async fn a_client_that_leaves_after_a_long_upload_frees_no_busy_replica() {
     assert_eq!(router.metric(busy).await, Some(1.0), "the model is still at it");
     at_model.answer("done");
     soon("its slot is free", async { while router.metric(busy).await != Some(0.0) {} }).await;
+}
+
+/// Another document, and the router has read it.
+async fn reload(router: &Router, document: &str) {
+    let reloads = "inference_router_config_reloads_total{result=\"ok\"}";
+    let before = router.metric(reloads).await.unwrap_or_default();
+    replace(&router.file("0.yaml"), document);
+    soon("a reload", async { while router.metric(reloads).await.unwrap_or_default() <= before {} }).await;
+}
+
+/// The limit of [`limited`], or another one, or none.
+fn at(model: &Model, limit: Option<usize>) -> String {
+    let line = limit.map_or(String::new(), |limit| format!("bandwidthLimitBytesPerSecond: {limit}\n  "));
+    limited(model, "").replace(&format!("bandwidthLimitBytesPerSecond: {MEGABYTE}\n  "), &line)
+}
+
+#[tokio::test]
+async fn a_changed_limit_counts_for_who_waits_and_for_who_comes() {
+    let model = model().await;
+    for higher in [Some(1_000 * MEGABYTE), None] {
+        let router = Router::start(&[&at(&model, Some(MEGABYTE / 10))]);
+        // Half a minute's worth each.
+        let (upload, download) = (score(vec![b'x'; 3 * MEGABYTE]), large(3));
+        let waiting = [upload, download].map(|request| tokio::spawn(call(router.scoring, request)));
+        let mut last = tokio::spawn(call(router.scoring, large(3)));
+        let early = tokio::time::timeout(Duration::from_millis(500), &mut last).await;
+        assert!(early.is_err(), "it waits: {early:?}");
+        let changed = Instant::now();
+        reload(&router, &at(&model, higher)).await;
+        timed(call(router.scoring, large(1))).await;
+        for answer in waiting.into_iter().chain([last]) {
+            assert_eq!(soon("an answer", answer).await.unwrap().status, 200);
+        }
+        assert!(changed.elapsed() < Duration::from_secs(8), "{:?}", changed.elapsed());
+        // And lower again: more than a second's worth waits for longer than anything else here takes.
+        reload(&router, &at(&model, Some(MEGABYTE / 10))).await;
+        let mut slow = tokio::spawn(call(router.scoring, large(2)));
+        let early = tokio::time::timeout(Duration::from_secs(3), &mut slow).await;
+        assert!(early.is_err(), "{higher:?}: {early:?}");
+        slow.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_lower_limit_counts_for_who_waits() {
+    let model = model().await;
+    let router = Router::start(&[&at(&model, Some(2 * MEGABYTE))]);
+    // Three seconds' worth, of which one comes at once.
+    let mut answer = tokio::spawn(call(router.scoring, large(6)));
+    reload(&router, &at(&model, Some(MEGABYTE / 10))).await;
+    let early = tokio::time::timeout(Duration::from_secs(4), &mut answer).await;
+    assert!(early.is_err(), "{early:?}");
+    reload(&router, &at(&model, Some(100 * MEGABYTE))).await;
+    assert_eq!(soon("an answer", answer).await.unwrap().body.len(), 6 * MEGABYTE);
 }
