@@ -1,6 +1,6 @@
 //! A client as its requests know it, what is known of its pace, and the socket under its connection.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,7 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::headers::Origin;
 use super::talk::Talk;
+use super::tcp::Tcp;
 use super::tls::Socket;
+use super::upload::Progress;
 use super::upstream;
 use super::worker::Worker;
 use crate::model::limits::Limits;
@@ -43,6 +45,8 @@ pub(super) struct Pace {
     blocked_since: Cell<Option<Instant>>,
     /// Whether the last request's body was not read to its end.
     unread: Cell<bool>,
+    /// The body of the request that is being answered, in HTTP/1.
+    body: RefCell<Option<Rc<Progress>>>,
     /// Heads of HTTP/2 are not told apart from its other frames.
     multiplexed: bool,
     /// Bytes of answers' bodies.
@@ -69,13 +73,17 @@ impl Pace {
             head_since: Cell::new(None),
             blocked_since: Cell::new(None),
             unread: Cell::new(false),
+            body: RefCell::default(),
             multiplexed,
             answered: Cell::new(0),
         })
     }
 
-    /// A request's head is complete. Returns when it began.
-    pub(super) fn begin(&self) -> Instant {
+    /// A request's head is complete, and its `body` begins. Returns when it began.
+    pub(super) fn begin(&self, body: &Rc<Progress>) -> Instant {
+        if !self.multiplexed {
+            self.body.replace(Some(body.clone()));
+        }
         self.in_flight.set(self.in_flight.get() + 1);
         self.served.set(true);
         self.unread.set(false);
@@ -85,8 +93,14 @@ impl Pace {
     /// A request has been answered, or given up; `unread`: before its body had come to its end.
     pub(super) fn end(&self, now: Instant, unread: bool) {
         self.unread.set(unread);
+        self.body.take();
         self.in_flight.set(self.in_flight.get() - 1);
         self.idle_since.set(now);
+    }
+
+    /// Whether a request is being answered whose body has not been read to its end, in HTTP/1.
+    pub(super) fn has_unread_body(&self) -> bool {
+        self.body.borrow().as_ref().is_some_and(|body| body.ended().is_none())
     }
 
     /// Whether no request is being answered.
@@ -160,6 +174,11 @@ impl ClientIo {
         }
         let talk = pace.multiplexed.then(Talk::default);
         Self { stream, preface, pace, worker, outgoing: Bytes::new(), talk }
+    }
+
+    /// The socket under it all.
+    pub(super) fn tcp(&self) -> &Tcp {
+        self.stream.tcp()
     }
 
     /// The socket itself, when HTTP is done with it.

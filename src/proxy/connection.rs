@@ -26,6 +26,7 @@ use super::client_io::{Client, ClientIo, Impatience, Pace};
 use super::headers::Origin;
 use super::service;
 use super::stream;
+use super::tcp::Tcp;
 use super::timer::LazyTimer;
 use super::tls::{self, Agreed, LINGER, Socket};
 use super::wakes::Holdable;
@@ -52,7 +53,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAdd
     let accepted = Instant::now();
     let _registered = poll_fn(|cx| Poll::Ready(worker.register(cx.waker().clone()))).await;
     let mut stream = match &acceptor {
-        None => Socket::Plain(stream),
+        None => Socket::Plain(Tcp::new(stream)),
         // Large, and soon over.
         Some(acceptor) => match Box::pin(tls::accept(&worker, stream, acceptor, accepted.into())).await {
             Some(stream) => stream,
@@ -129,8 +130,16 @@ async fn serve_http1(client: &Rc<Client>, io: ClientIo) {
     }
     let for_service = client.clone();
     let handle = service_fn(move |request| service::handle(for_service.clone(), request));
+    let mut left = pin!(io.tcp().clone().closed());
     let mut connection = builder.serve_connection(TokioIo::new(io), handle);
-    let impatience = drive(client, &mut connection, |connection, cx| Pin::new(connection).poll(cx)).await;
+    let impatience = drive(client, &mut connection, |connection, cx| {
+        if let Poll::Ready(ended) = Pin::new(connection).poll(cx) {
+            return Poll::Ready(ended);
+        }
+        // The library sees the client leave where it reads. A body that waits to be read hides the end behind it.
+        if client.pace.has_unread_body() { left.as_mut().poll(cx).map(Ok) } else { Poll::Pending }
+    });
+    let impatience = impatience.await;
     let stream = connection.into_parts().io.into_inner().into_stream();
     close(client, stream, impatience).await;
 }
@@ -223,7 +232,7 @@ async fn drive<C: Graceful, E>(
 /// Ends an HTTP/1 connection so that the client can tell how.
 async fn close(client: &Client, mut stream: Socket, impatience: Option<Impatience>) {
     if impatience == Some(Impatience::Blocked) || client.reset_at_end.get() {
-        let _ = SockRef::from(stream.tcp()).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(&**stream.tcp()).set_linger(Some(Duration::ZERO));
         return;
     }
     let last_words = async {

@@ -20,6 +20,7 @@ mod respond;
 mod service;
 mod stream;
 mod talk;
+mod tcp;
 mod throttle;
 mod timer;
 mod tls;

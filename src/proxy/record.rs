@@ -79,7 +79,7 @@ impl Record {
             })
         });
         Self {
-            start: client.pace.begin(),
+            start: client.pace.begin(&upload),
             client: client.clone(),
             request_id: client.worker.with_rng(request_id::fresh),
             client_request_id: if notable.client_request_id { headers::client_request_id(&head.headers) } else { None },

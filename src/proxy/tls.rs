@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
+use super::tcp::Tcp;
 use super::worker::Worker;
 use crate::model::refusal::Refusal;
 use crate::state::tls::{Acceptor, Connector};
@@ -28,20 +29,20 @@ const H2: &[u8] = b"h2";
 
 /// A socket, with TLS on it or without.
 pub(super) enum Socket {
-    Plain(TcpStream),
+    Plain(Tcp),
     Tls(Box<TlsStream<Wire>>),
 }
 
 /// The socket under TLS.
 pub(super) struct Wire {
-    tcp: TcpStream,
+    tcp: Tcp,
     /// Whether anything was written since [`Socket::forget_writes`]: TLS may fail after some of a piece has gone.
     has_written: bool,
 }
 
 impl Wire {
     fn new(tcp: TcpStream) -> Self {
-        Self { tcp, has_written: false }
+        Self { tcp: Tcp::new(tcp), has_written: false }
     }
 }
 
@@ -122,14 +123,14 @@ pub(super) fn nothing_came(tcp: &TcpStream) -> bool {
 
 /// Says the last, and reads until the other side has closed too: a close with unread bytes resets the connection, and
 /// what was said is lost.
-async fn last_words(tcp: &mut TcpStream, words: &[u8]) -> io::Result<()> {
+async fn last_words(tcp: &mut (impl AsyncRead + AsyncWrite + Unpin), words: &[u8]) -> io::Result<()> {
     tcp.write_all(words).await?;
     tcp.shutdown().await?;
     read_rest(tcp).await
 }
 
 /// Reads what nobody wants, to its end.
-pub(super) async fn read_rest(tcp: &mut TcpStream) -> io::Result<()> {
+pub(super) async fn read_rest(tcp: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
     let mut unread = BytesMut::with_capacity(UNREAD_BUFFER);
     while tcp.read_buf(&mut unread).await? > 0 {
         unread.clear();
@@ -169,7 +170,7 @@ pub(super) fn is_denial(error: &io::Error) -> bool {
 
 impl Socket {
     /// The socket itself.
-    pub(super) fn tcp(&self) -> &TcpStream {
+    pub(super) fn tcp(&self) -> &Tcp {
         match self {
             Self::Plain(tcp) => tcp,
             Self::Tls(tls) => &tls.get_ref().0.tcp,
@@ -177,7 +178,7 @@ impl Socket {
     }
 
     /// The socket itself; what TLS had still to say is not said.
-    pub(super) fn tcp_mut(&mut self) -> &mut TcpStream {
+    pub(super) fn tcp_mut(&mut self) -> &mut Tcp {
         match self {
             Self::Plain(tcp) => tcp,
             Self::Tls(tls) => &mut tls.get_mut().0.tcp,
@@ -213,7 +214,7 @@ impl Socket {
             let _ = Pin::new(tls).poll_shutdown(&mut Context::from_waker(Waker::noop()));
         }
         // Fails only when the connection is gone already.
-        let _ = SockRef::from(self.tcp()).shutdown(Shutdown::Write);
+        let _ = SockRef::from(&**self.tcp()).shutdown(Shutdown::Write);
     }
 
     /// From here on [`Socket::has_written`] counts.

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::codec::{self, Sending};
+use super::tcp::Tcp;
 use super::timer::LazyTimer;
 use super::tls::{self, Socket};
 use crate::state::tls::Connector;
@@ -79,7 +80,7 @@ impl Connection {
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await??;
         stream.set_nodelay(true)?;
         let stream = match connector {
-            None => Socket::Plain(stream),
+            None => Socket::Plain(Tcp::new(stream)),
             Some(connector) => {
                 // Rare beside the other case, and large.
                 let handshake = Box::pin(tls::connect(connector, address, stream));

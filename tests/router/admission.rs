@@ -10,12 +10,13 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use inference_router::config::{Settings, Workers};
 use serde_json::Value;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::harness::{Asked, KEY, Model, Router, call, endpoint, full, score, send, soon};
+use crate::harness::{Asked, KEY, Model, Router, call, endpoint, full, posted, score, send, soon};
 use crate::peers::{
     ANSWER, Arrived, Refusing, blue, busy_and_queued, client, done, end, idle, next, read_eof, read_message, request,
     scoring, streaming, total, wire,
@@ -293,6 +294,36 @@ async fn a_waiting_request_whose_client_left_is_dropped() {
         assert_eq!(done(last).await.status, 200);
         idle(&router).await;
         assert!(arrivals.try_recv().is_err(), "the model saw a request whose client had left");
+        end(router).await;
+    }
+}
+
+#[tokio::test]
+async fn a_waiting_request_whose_client_left_is_dropped_although_its_body_is_unread() {
+    // More than is read before there is a slot. What the system takes no more of hides an end, but no reset.
+    for (length, resets) in [(100_000, false), (300_000, true)] {
+        let (model, mut arrivals) = Model::manual().await;
+        let router = Router::start(&[&endpoint(&[model.address], ONE)]);
+        let first = scoring(&router, "first");
+        let asked = next(&mut arrivals).await;
+        let mut leaving = TcpStream::connect(router.scoring).await.unwrap();
+        leaving.write_all(&posted(length)).await.unwrap();
+        busy_and_queued(&router, 1, 1).await;
+        if resets {
+            SockRef::from(&leaving).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(leaving);
+        busy_and_queued(&router, 1, 0).await;
+        // One that stays is served, and all of its body comes.
+        let mut staying = TcpStream::connect(router.scoring).await.unwrap();
+        staying.write_all(&posted(length)).await.unwrap();
+        busy_and_queued(&router, 1, 1).await;
+        asked.answer("ok");
+        let mut asked = next(&mut arrivals).await;
+        assert_eq!(body_of(&mut asked).await.len(), length);
+        asked.answer("ok");
+        assert_eq!(done(first).await.status, 200);
+        idle(&router).await;
         end(router).await;
     }
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
+use tokio::net::TcpStream;
 
-use crate::harness::{Answer, Model, Router, call, document, full, replace, score, send, soon};
+use crate::harness::{Answer, Model, Router, call, document, full, posted, replace, score, send, soon};
 use crate::http::http2;
 
 const MEGABYTE: usize = 1_000_000;
@@ -337,4 +338,22 @@ async fn a_lower_limit_counts_for_who_waits() {
     assert!(early.is_err(), "{early:?}");
     reload(&router, &at(&model, Some(100 * MEGABYTE))).await;
     assert_eq!(soon("an answer", answer).await.unwrap().body.len(), 6 * MEGABYTE);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_body_is_held_back_is_missed() {
+    let model = model().await;
+    let router = Router::start(&[&at(&model, Some(65_536))]);
+    // A minute's worth and more, all of which is before the last of who comes next.
+    let crowd: Vec<_> = (0..80).map(|_| tokio::spawn(call(router.scoring, score(vec![b'x'; 60_000])))).collect();
+    let connections = "inference_router_connections{listener=\"scoring\"}";
+    soon("the crowd", async { while router.metric(connections).await.unwrap_or_default() < 80.0 {} }).await;
+    let mut leaving = TcpStream::connect(router.scoring).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut leaving, &posted(80_000)).await.unwrap();
+    soon("one more", async { while router.metric(connections).await.unwrap_or_default() < 81.0 {} }).await;
+    drop(leaving);
+    let left =
+        "inference_router_requests_total{code=\"499\",deployment=\"blue\",endpoint=\"my-endpoint\",model_code=\"\"}";
+    soon("the client has left", async { while router.metric(left).await != Some(1.0) {} }).await;
+    leave(crowd).await;
 }

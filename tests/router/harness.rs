@@ -206,6 +206,14 @@ impl Answer {
     }
 }
 
+/// The head of a request with a body of so many bytes, and the body.
+pub fn posted(length: usize) -> Vec<u8> {
+    let head = "POST /api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nhost: router\r\nauthorization: Bearer ";
+    let mut request = format!("{head}{KEY}\r\ncontent-length: {length}\r\n\r\n").into_bytes();
+    request.resize(request.len() + length, b'x');
+    request
+}
+
 /// Sends a request over a connection of its own (HTTP/1.1, origin form, `host` added) and reads the whole response.
 pub async fn call(address: SocketAddr, request: Request<Full<Bytes>>) -> Answer {
     try_call(address, request).await.unwrap()

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{Authority, Tls, VERSIONS, connect, http1, http2, shown};
-use crate::harness::{KEY, Model, endpoint, full, raw, score, soon};
+use crate::harness::{KEY, Model, call, endpoint, full, posted, raw, score, soon};
 
 #[tokio::test]
 async fn both_versions_of_tls_carry_both_versions_of_http() {
@@ -229,4 +229,25 @@ async fn connections_and_certificates_are_in_the_metrics() {
     tls.metric_is("inference_router_tls_handshakes_total{listener=\"scoring_tls\",result=\"full\"}", 1.0).await;
     drop(stream);
     tls.metric_is("inference_router_connections{listener=\"scoring_tls\"}", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_waiting_request_whose_client_left_is_dropped_although_its_body_is_unread() {
+    let (model, mut arrivals) = Model::manual().await;
+    let tls = Tls::start(&[&endpoint(
+        &[model.address],
+        "{maxConcurrentRequestsPerInstance: 1, maxQueueWaitMs: 60000, requestTimeoutMs: 60000}",
+    )]);
+    let first = tokio::spawn(call(tls.router.scoring, score("first")));
+    let asked = soon("a request", arrivals.recv()).await.unwrap();
+    let config = Arc::new(tls.authority.client_of(&VERSIONS, None));
+    let mut leaving = tls.connect(&config).await.unwrap();
+    leaving.write_all(&posted(100_000)).await.unwrap();
+    leaving.flush().await.unwrap();
+    let queued = "inference_router_queue_length{deployment=\"blue\",endpoint=\"my-endpoint\"}";
+    tls.metric_is(queued, 1.0).await;
+    drop(leaving);
+    tls.metric_is(queued, 0.0).await;
+    asked.answer("ok");
+    assert_eq!(first.await.unwrap().status, 200);
 }
