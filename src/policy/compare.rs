@@ -228,10 +228,11 @@ fn in_order(items: &[Value]) -> Vec<&Value> {
     in_order.into_iter().map(|(_, _, item)| item).collect()
 }
 
-/// Names in an answer can be as long as the answer, and places are kept.
+/// Names in an answer can be as long as the answer, and places are kept. What is cut off is told in a way that
+/// `ignorePaths` refuses: it would match nothing.
 fn shortened(place: String) -> String {
     match place.char_indices().nth(LONGEST_PLACE) {
-        Some((end, _)) => format!("{}…", &place[..end]),
+        Some((end, _)) => format!("{}[…]", &place[..end]),
         None => place,
     }
 }
