@@ -1,0 +1,56 @@
+//! What is between routers: passes connections on while it is open, and none when it is shut.
+
+use std::net::SocketAddr;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub struct Gate {
+    pub address: SocketAddr,
+    /// Where connections go; `None`: it is shut.
+    to: watch::Sender<Option<SocketAddr>>,
+    task: JoinHandle<()>,
+}
+
+impl Gate {
+    /// One that is shut.
+    pub async fn shut_from_the_start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (to, seen) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            while let Ok((from, _)) = listener.accept().await {
+                let mut seen = seen.clone();
+                // One that comes while it is shut is closed at once.
+                let Some(to) = *seen.borrow_and_update() else { continue };
+                tokio::spawn(async move {
+                    let pass = async {
+                        let (mut from, mut to) = (from, TcpStream::connect(to).await?);
+                        from.set_nodelay(true)?;
+                        to.set_nodelay(true)?;
+                        copy_bidirectional(&mut from, &mut to).await
+                    };
+                    tokio::select! { _ = pass => {}, _ = seen.changed() => {} }
+                });
+            }
+        });
+        Self { address, to, task }
+    }
+
+    pub fn open(&self, to: SocketAddr) {
+        self.to.send_replace(Some(to));
+    }
+
+    /// Closes what has passed, too.
+    pub fn shut(&self) {
+        self.to.send_replace(None);
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

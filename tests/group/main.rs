@@ -1,0 +1,48 @@
+//! Several routers as one: real processes of the program, models that count what they have at once, and clients of every
+//! router. Whatever happens to routers, no replica gets more than its cap.
+//!
+//! The tests take turns (see [`group`]): what is measured is not to be the others' work.
+
+#![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
+#![allow(unreachable_pub, reason = "a test is no library: nobody is outside")]
+
+#[path = "../support/authority.rs"]
+mod authority;
+mod board;
+mod cut;
+mod deaths;
+mod gate;
+mod group;
+mod joining;
+mod load;
+#[path = "../faults/message.rs"]
+#[allow(dead_code, reason = "each test target uses a part of it")]
+mod message;
+mod pauses;
+mod restarts;
+mod router;
+mod sharing;
+mod strangers;
+
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything in a test: only a broken router takes it.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often a condition that is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+/// `leaseSeconds` of every group here: the shortest there is.
+const TERM: Duration = Duration::from_secs(1);
+/// What a member has of its coordinator.
+const LEASE: Duration = Duration::from_secs(2);
+/// `requestTimeoutMs` of every group here.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Waits until `condition` holds, and returns how long that took.
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
+    let started = Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < PATIENCE, "timed out: {what}");
+        tokio::time::sleep(LOOK).await;
+    }
+    started.elapsed()
+}

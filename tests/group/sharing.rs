@@ -1,0 +1,42 @@
+//! Routers that all work.
+
+use std::time::{Duration, Instant};
+
+use crate::group::{Group, Plan};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_all_routers_want_are_busy_never_above_their_cap_and_shared() {
+    let group = Group::start(Plan { replicas: 2, ..Plan::default() }).await;
+    let load = group.load(3);
+    load.go_on_for(10, &[0, 1, 2]).await;
+    let (before, began) = (group.board.counts(), Instant::now());
+    load.go_on_for(100, &[0, 1, 2]).await;
+    let (after, took) = (group.board.counts(), began.elapsed());
+    let tally = load.stop().await;
+    let busy = (after.worked - before.worked).as_secs_f64() / (took.as_secs_f64() * 2.0);
+    let shares: Vec<u64> = (0..3).map(|router| after.begun[router] - before.begun[router]).collect();
+    println!("  busy {:.1} %, shares {shares:?}, the slowest took {:?}", busy * 100.0, tally.slowest());
+    group.never_above_the_cap();
+    tally.none_failed_but_of(None);
+    assert!(busy >= 0.85, "busy {busy}");
+    let fair = shares.iter().sum::<u64>() / 3;
+    assert!(shares.iter().all(|share| *share * 10 >= fair * 7), "shares {shares:?}");
+    assert!(group.sum("fleet_fallback_total").await == 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_slots_suffice_they_stay_where_they_are_used() {
+    let group = Group::start(Plan { cap: 2, takes: Duration::from_millis(5), ..Plan::default() }).await;
+    let load = group.load(2);
+    load.go_on_for(50, &[0, 1, 2]).await;
+    let moves = group.sum("fleet_slot_moves_total").await;
+    let before: u64 = load.tally.ok().iter().sum();
+    load.go_on_for(400, &[0, 1, 2]).await;
+    let requests = load.tally.ok().iter().sum::<u64>() - before;
+    let tally = load.stop().await;
+    let moves = group.sum("fleet_slot_moves_total").await - moves;
+    println!("  {moves} moves of slots for {requests} requests, the slowest took {:?}", tally.slowest());
+    group.never_above_the_cap();
+    tally.none_failed_but_of(None);
+    assert!(moves * 20.0 < requests as f64, "{moves} moves for {requests} requests");
+}
