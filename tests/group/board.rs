@@ -27,7 +27,7 @@ pub struct Counts {
     /// The most that ever was.
     pub highest: Vec<u32>,
     /// In work for clients of each router.
-    by_router: [u32; ROUTERS],
+    pub by_router: [u32; ROUTERS],
     /// Begun for clients of each router.
     pub begun: [u64; ROUTERS],
     /// Time in work, of all replicas.

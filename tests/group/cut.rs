@@ -1,14 +1,17 @@
 //! A router that does not reach the coordinator.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::gate::Gate;
 use crate::group::{Group, Peer, Plan};
 use crate::{LEASE, TERM, until};
 
+/// How long a request may wait for a slot; a router that has none answers 503 after that.
+const WAITS: Duration = Duration::from_millis(500);
+
 /// The one that coordinates, behind a gate, and another.
-async fn two(mode: &'static str) -> (Group, Gate) {
-    let mut group = Group::empty(Plan { mode, ..Plan::default() }).await;
+async fn two(plan: Plan) -> (Group, Gate) {
+    let mut group = Group::empty(plan).await;
     let gate = Gate::shut_from_the_start().await;
     group.add(&Peer::at(gate.address));
     group.routers[0].until_ready().await;
@@ -25,7 +28,7 @@ async fn until_standing(group: &Group, standing: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_strict_router_that_is_cut_off_answers_503_until_it_is_back() {
-    let (group, gate) = two("strict").await;
+    let (group, gate) = two(Plan { waits: WAITS, ..Plan::default() }).await;
     let load = group.load(4);
     load.go_on_for(20, &[0, 1]).await;
     let cut = Instant::now();
@@ -48,13 +51,13 @@ async fn a_strict_router_that_is_cut_off_answers_503_until_it_is_back() {
     let failures = tally.failures(1);
     assert!(failures.iter().all(|what| what.starts_with("503 ")), "{failures:#?}");
     // By its own clock the lease began with a beat that was sent before the cut.
-    assert!(refused < LEASE + TERM, "{refused:?}");
+    assert!(refused < LEASE + WAITS + TERM, "{refused:?}");
     assert!(group.sum("fleet_fallback_total").await == 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_available_router_that_is_cut_off_serves_and_counts_what_it_borrows() {
-    let (group, gate) = two("available").await;
+    let (group, gate) = two(Plan { mode: "available", ..Plan::default() }).await;
     let load = group.load(4);
     load.go_on_for(20, &[0, 1]).await;
     let cut = Instant::now();

@@ -28,6 +28,8 @@ async fn one_is_killed(killed: usize) {
     let epoch = group.routers[1].epoch().await;
     let load = group.load(4);
     load.go_on_for(20, &[0, 1, 2]).await;
+    let at_work = || std::future::ready(group.board.counts().by_router[killed] > 0);
+    until("a request in flight there", at_work).await;
     group.routers[killed].kill();
     let back = group.until_all_slots_are_used(Some(killed)).await;
     load.go_on_for(20, &survivors).await;

@@ -23,13 +23,22 @@ pub struct Plan {
     /// How long a request takes.
     pub takes: Duration,
     pub mode: &'static str,
+    /// `maxQueueWaitMs`.
+    pub waits: Duration,
     /// Of `shutdown`.
     pub unready_delay: &'static str,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { replicas: 4, cap: 1, takes: Duration::from_millis(20), mode: "strict", unready_delay: "0s" }
+        Self {
+            replicas: 4,
+            cap: 1,
+            takes: Duration::from_millis(20),
+            mode: "strict",
+            waits: Duration::from_secs(15),
+            unready_delay: "0s",
+        }
     }
 }
 
@@ -74,9 +83,10 @@ impl Group {
         let document = format!(
             "apiVersion: inference-router.dev/v1alpha1\nkind: OnlineEndpoint\nmetadata: {{name: my-endpoint}}\nspec:\n  \
              authMode: none\n  traffic: {{blue: 100}}\n  deployments:\n  - name: blue\n    instances: [{}]\n    \
-             requestSettings: {{maxConcurrentRequestsPerInstance: {}, maxQueueWaitMs: 15000, requestTimeoutMs: 1000}}\n",
+             requestSettings: {{maxConcurrentRequestsPerInstance: {}, maxQueueWaitMs: {}, requestTimeoutMs: 1000}}\n",
             instances.join(", "),
-            plan.cap
+            plan.cap,
+            plan.waits.as_millis()
         );
         std::fs::create_dir(folder.path().join("endpoints")).unwrap();
         std::fs::write(folder.path().join("endpoints/my-endpoint.yaml"), document).unwrap();
