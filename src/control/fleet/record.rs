@@ -14,6 +14,8 @@ use crate::policy::fleet::{Epoch, MemberId};
 const LOOK: Duration = Duration::from_secs(1);
 /// After something went wrong.
 const AGAIN: Duration = Duration::from_millis(250);
+/// For who is to be followed, of a router that has given its term back: what it holds is in doubt until it has told.
+const SUCCESSOR: Duration = Duration::from_millis(50);
 
 /// How reading or writing has ended.
 pub(super) enum Outcome {
@@ -89,12 +91,14 @@ impl RecordKeeper {
                 self.well();
                 self.is_stale = false;
                 self.election.observed(found, now);
+                self.look_for_successor(now);
             }
             Outcome::Written(record, sent, Ok(Some(version))) => {
                 self.well();
                 if let Some(won) = self.election.written(record, version, sent) {
                     self.won = Some(won);
                 }
+                self.look_for_successor(now);
             }
             // Somebody was faster: who?
             Outcome::Written(_, _, Ok(None)) => {
@@ -165,6 +169,12 @@ impl RecordKeeper {
         let look = self.look_at;
         let write = self.election.wake_at().map(|at| at.max(self.write_at)).filter(|_| !self.is_stale);
         write.into_iter().chain(self.has_to_look().then_some(look)).min()
+    }
+
+    fn look_for_successor(&mut self, now: Instant) {
+        if self.is_leaving && self.election.leader().is_none() {
+            self.look_at = now + SUCCESSOR;
+        }
     }
 
     /// Whoever coordinates finds out when writing.
