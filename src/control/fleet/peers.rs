@@ -181,8 +181,13 @@ async fn call(address: &str, tls: Option<Connector>, opening: &Opening) -> io::R
     mouth.say(opening).await?;
     mouth.flush().await?;
     let refused = || io::Error::new(io::ErrorKind::PermissionDenied, "is not let in: is the secret the same there?");
-    Ear::new(&mut stream).hear::<()>().await?.ok_or_else(refused)?;
-    Ok(stream)
+    match Ear::new(&mut stream).hear::<()>().await {
+        Ok(Some(())) => Ok(stream),
+        Ok(None) => Err(refused()),
+        // With TLS, where the end comes without a word.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(refused()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Until either side ends, or nobody has anything to say any more.
