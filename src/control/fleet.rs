@@ -115,7 +115,7 @@ impl Fleet {
         let door = self.door.take().map(|door| tokio::spawn(door.run()));
         let (membership, lifecycle) = (self.membership.clone(), self.lifecycle.clone());
         let (mut is_stopping, mut is_leaving) = (false, false);
-        let (mut settled, mut loaded) = (Instant::now(), Instant::now());
+        let (mut settled, mut loaded, mut led) = (Instant::now(), Instant::now(), false);
         let mut questions = membership.questions();
         loop {
             let now = Instant::now();
@@ -124,8 +124,8 @@ impl Fleet {
                 loaded = now;
                 self.tell_loads(now);
             }
-            if now >= settled + SETTLE {
-                settled = now;
+            if now >= settled + SETTLE || self.leader.leads(now) != led {
+                (settled, led) = (now, self.leader.leads(now));
                 for member in self.leader.absent(now) {
                     tokio::spawn(peers::probe(member, self.said.clone()));
                 }
