@@ -86,7 +86,7 @@ impl Fleet {
             membership,
             lifecycle,
             leader: Leader::new(id.clone(), Ledger::new(timing)),
-            record: RecordKeeper::new(Election::new(id.clone(), settings.term, timing), store),
+            record: RecordKeeper::new(Election::new(id.clone(), settings.term, timing), store, settings.term),
             upstream: Upstream::new(
                 id.clone(),
                 secret.clone(),

@@ -10,7 +10,7 @@ use crate::policy::fleet::election::{Election, Record};
 use crate::policy::fleet::ledger::Former;
 use crate::policy::fleet::{Epoch, MemberId};
 
-/// Between two looks at a record that somebody else keeps.
+/// Between two looks at a record that somebody else keeps, at most.
 const LOOK: Duration = Duration::from_secs(1);
 /// After something went wrong.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -30,6 +30,8 @@ pub(super) struct RecordKeeper {
     store: Store,
     doing: Option<Pin<Box<dyn Future<Output = Outcome> + Send>>>,
     look_at: Instant,
+    /// Between two looks.
+    look: Duration,
     /// Nothing is written before.
     write_at: Instant,
     won: Option<(Epoch, Former)>,
@@ -40,13 +42,15 @@ pub(super) struct RecordKeeper {
 }
 
 impl RecordKeeper {
-    pub(super) fn new(election: Election, store: Store) -> Self {
+    /// A term lasts for `term`: the end of one is to be seen while leases of its coordinator still last.
+    pub(super) fn new(election: Election, store: Store, term: Duration) -> Self {
         let (look_at, write_at) = (Instant::now(), Instant::now());
         Self {
             election,
             store,
             doing: None,
             look_at,
+            look: LOOK.min(term / 4),
             write_at,
             won: None,
             trouble: None,
@@ -85,7 +89,7 @@ impl RecordKeeper {
     pub(super) fn take(&mut self, outcome: Outcome) {
         let now = Instant::now();
         self.doing = None;
-        self.look_at = now + LOOK;
+        self.look_at = now + self.look;
         match outcome {
             Outcome::Read(Ok(found)) => {
                 self.well();
