@@ -6,8 +6,9 @@ use crate::gate::Gate;
 use crate::group::{Group, Peer, Plan};
 use crate::{LEASE, TERM, until};
 
-/// How long a request may wait for a slot; a router that has none answers 503 after that.
-const WAITS: Duration = Duration::from_millis(500);
+/// How long a request may wait for a slot; a router that has none answers 503 after that. Longer than what the other held is
+/// in quarantine: this costs the one that coordinates no request.
+const WAITS: Duration = Duration::from_secs(5);
 
 /// The one that coordinates, behind a gate, and another.
 async fn two(plan: Plan) -> (Group, Gate) {

@@ -1,6 +1,9 @@
 //! Routers that are killed.
 
+use std::time::Instant;
+
 use crate::group::{Group, Plan};
+use crate::load::REFUSED;
 use crate::{LEASE, TERM, TIMEOUT, until};
 
 /// After that all slots are in use again, whatever was known of the dead: the term, leases and requests are over, with what
@@ -31,6 +34,7 @@ async fn one_is_killed(killed: usize) {
     let at_work = || std::future::ready(group.board.counts().by_router[killed] > 0);
     until("a request in flight there", at_work).await;
     group.routers[killed].kill();
+    let dead = Instant::now();
     let back = group.until_all_slots_are_used(Some(killed)).await;
     load.go_on_for(20, &survivors).await;
     until("one coordinator", || async {
@@ -43,7 +47,8 @@ async fn one_is_killed(killed: usize) {
     println!("  all slots in use after {back:?}, {failures} requests cut, the slowest took {:?}", tally.slowest());
     group.never_above_the_cap();
     tally.none_failed_but_of(Some(killed));
-    assert!(failures <= 4, "one of each client: {:?}", tally.failures(killed));
+    let later = tally.failures_since(killed, dead);
+    assert!(later.iter().all(|what| what == REFUSED), "only those in flight are cut: {later:?}");
     assert!(back < back_within(), "{back:?}");
     let now = group.routers[1].epoch().await;
     assert!(if killed == 0 { now > epoch } else { now == epoch }, "epoch {now} after {epoch}");

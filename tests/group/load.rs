@@ -142,6 +142,13 @@ impl Tally {
         failures.iter().filter(|(of, ..)| *of == router).map(|(_, _, what)| what.clone()).collect()
     }
 
+    /// The same, of requests that were begun after this.
+    pub fn failures_since(&self, router: usize, since: Instant) -> Vec<String> {
+        let failures = self.failures.lock().unwrap();
+        let found = failures.iter().filter(|(of, asked, _)| *of == router && *asked > since);
+        found.map(|(_, _, what)| what.clone()).collect()
+    }
+
     /// Checks that no request to another router than this has failed.
     pub fn none_failed_but_of(&self, router: Option<usize>) {
         let failures = self.failures.lock().unwrap();
