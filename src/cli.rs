@@ -203,6 +203,23 @@ fn build(settings: Settings, source: Source) -> Result<App, ExitCode> {
 
 /// Runs an app until SIGTERM or SIGINT; a second one ends the process where it stands.
 fn run(app: App) -> ExitCode {
+    run_until(app, terminated())
+}
+
+/// SIGTERM or SIGINT has come; from then on a second one ends the process where it stands.
+async fn terminated() {
+    if let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        tokio::spawn(async move {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            tracing::warn!("a second signal: ending at once");
+            std::process::exit(FAILED.into());
+        });
+    }
+}
+
+/// Runs an app until `stop`.
+fn run_until(app: App, stop: impl Future<Output = ()>) -> ExitCode {
     let listeners = [
         ("scoring", app.scoring_address()),
         ("scoring (TLS)", app.scoring_tls_address()),
@@ -213,16 +230,6 @@ fn run(app: App) -> ExitCode {
             tracing::info!(%address, "{what} listener");
         }
     }
-    let stop = async {
-        if let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            tokio::spawn(async move {
-                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-                tracing::warn!("a second signal: ending at once");
-                std::process::exit(FAILED.into());
-            });
-        }
-    };
     match app.run(stop) {
         Ok(()) => ExitCode::from(DONE),
         Err(error) => fail(&error),
@@ -294,17 +301,21 @@ fn is_settings(file: &Path) -> bool {
 }
 
 impl ModelServer {
-    fn run(self) -> ExitCode {
-        start_log(&Log { level: LogLevel::Info, format: LogFormat::Text, access: false });
-        let options = model_server::Options {
+    fn options(&self) -> model_server::Options {
+        model_server::Options {
             address: SocketAddr::from((self.host, self.port)),
             concurrency: self.concurrency.get(),
             delay: Duration::from_millis(self.delay_ms),
             fail_rate: self.fail_rate,
             shift: self.shift,
             stream: self.stream,
-            name: self.name,
-        };
+            name: self.name.clone(),
+        }
+    }
+
+    fn run(self) -> ExitCode {
+        start_log(&Log { level: LogLevel::Info, format: LogFormat::Text, access: false });
+        let options = self.options();
         let served = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
             runtime.block_on(async {
                 let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

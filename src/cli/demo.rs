@@ -1,13 +1,14 @@
 //! `inference-router demo`: the main job on one machine, without a file.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU8;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{BAD_CONFIGURATION, build, report, run, start_log};
+use super::{BAD_CONFIGURATION, build, fail, report, run, start_log};
 use crate::app::{App, Source};
 use crate::config::{Log, LogFormat, LogLevel, Settings};
 use crate::control::documents;
@@ -15,6 +16,8 @@ use crate::control::index::Desired;
 use crate::model::endpoint::{Auth, Endpoint, KeySource};
 use crate::model::limits::Shutdown;
 use crate::policy::access::{Access, KeyDigest};
+
+mod group;
 
 /// The quickstart's endpoint: the demo and the files that the README walks through are one thing.
 const DOCUMENT: &str = include_str!("../../config/quickstart/my-endpoint.yaml");
@@ -29,6 +32,9 @@ pub(super) struct Options {
     /// Port for health, metrics and status; 0 takes a free one.
     #[arg(long, default_value_t = 9090)]
     admin_port: u16,
+    /// So many routers as one; the others take free ports. With more than one, nothing scales.
+    #[arg(long, default_value_t = NonZeroU8::MIN)]
+    routers: NonZeroU8,
 }
 
 impl Options {
@@ -49,10 +55,11 @@ impl Options {
             ..Settings::default()
         };
         start_log(&settings.log);
+        if self.routers > NonZeroU8::MIN {
+            return several(&settings, endpoint, &key, self.routers).unwrap_or_else(|error| fail(&error));
+        }
         let name = endpoint.name.to_string();
-        let access = Access::Keys(vec![KeyDigest::of(&key)]);
-        let desired = Desired { spec: Arc::new(endpoint), access, tls: Vec::new() };
-        match build(settings, Source::Fixed(vec![desired])) {
+        match build(settings, Source::Fixed(vec![desired(endpoint, &key)])) {
             Ok(mut app) => {
                 introduce(&mut app, &name, &key);
                 run(app)
@@ -60,6 +67,41 @@ impl Options {
             Err(code) => code,
         }
     }
+}
+
+fn desired(endpoint: Endpoint, key: &str) -> Desired {
+    let access = Access::Keys(vec![KeyDigest::of(key)]);
+    Desired { spec: Arc::new(endpoint), access, tls: Vec::new() }
+}
+
+/// So many routers in front of the same models.
+fn several(settings: &Settings, mut endpoint: Endpoint, key: &str, count: NonZeroU8) -> std::io::Result<ExitCode> {
+    let (folder, _models) = (tempfile::tempdir()?, group::models(&mut endpoint)?);
+    let mut apps = Vec::new();
+    for number in 0..count.get() {
+        let mut own = Settings { fleet: Some(group::member(folder.path())?), ..settings.clone() };
+        if number > 0 {
+            own.scoring.set_port(0);
+            own.admin.set_port(0);
+        }
+        match build(own, Source::Fixed(vec![desired(endpoint.clone(), key)])) {
+            Ok(app) => apps.push(app),
+            Err(code) => return Ok(code),
+        }
+    }
+    let mut text = format!("\nThe demo runs: {count} routers as one, in front of the same models. Try each:\n\n");
+    for app in &apps {
+        let (scoring, admin, name) = (app.scoring_address()?, app.admin_address()?, &endpoint.name);
+        text.push_str(&format!(
+            "curl -s http://{scoring}/api/v1/endpoint/{name}/score -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{REQUEST}'\n\
+             # who coordinates, who is there: `fleet`\n\
+             curl -s http://{admin}/api/endpoints\n\n"
+        ));
+    }
+    text.push_str("Ctrl-C stops everything.\n");
+    let mut first = apps.remove(0);
+    first.when_ready(move || println!("{text}"));
+    Ok(group::run(first, apps))
 }
 
 /// The primary key, which the document holds as it is.

@@ -179,8 +179,8 @@ fn descendants(root: u32) -> Vec<Process> {
 }
 
 /// A demo that is ready, and the requests it says to try.
-fn demo() -> (Program, Vec<String>) {
-    let demo = Program::start(&mut command(&["demo", "--port", "0", "--admin-port", "0"]));
+fn demo(more: &[&str]) -> (Program, Vec<String>) {
+    let demo = Program::start(command(&["demo", "--port", "0", "--admin-port", "0"]).args(more));
     demo.prints("The demo runs");
     let mut requests = Vec::new();
     loop {
@@ -249,7 +249,7 @@ fn authority(request: &str) -> SocketAddr {
 
 #[tokio::test]
 async fn the_demo_prints_requests_that_work_and_leaves_nothing_behind() {
-    let (demo, requests) = demo();
+    let (demo, requests) = demo(&[]);
     assert_eq!(requests.len(), 6, "{requests:#?}");
     assert_eq!(try_out(&requests[0]).await, PREDICTIONS);
     let green = try_out(&requests[1]).await;
@@ -276,8 +276,37 @@ async fn the_demo_prints_requests_that_work_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn a_demo_of_three_routers_is_one_group_in_front_of_the_same_models() {
+    let (demo, requests) = demo(&["--routers", "3"]);
+    let (scores, states): (Vec<&String>, Vec<&String>) = requests.iter().partition(|request| request.contains("-d '"));
+    assert_eq!((scores.len(), states.len()), (3, 3), "{requests:#?}");
+    for score in &scores {
+        assert_eq!(try_out(score).await, PREDICTIONS);
+    }
+    let mut seen = Vec::new();
+    for state in &states {
+        seen.push(models(authority(state)).await);
+        let group = || async {
+            let status = call(authority(state), Request::get("/api/endpoints").body(Full::default()).unwrap()).await;
+            status.json()["fleet"]["members"].as_array().map_or(0, Vec::len)
+        };
+        soon("three members", async {
+            while group().await != 3 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    assert!(seen[0].len() == 7 && seen.iter().all(|models| *models == seen[0]), "{seen:?}");
+    demo.signal(Signal::INT);
+    let ended = demo.ended();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(seen[0].iter().all(is_refused));
+}
+
+#[tokio::test]
 async fn no_model_outlives_a_demo_that_is_killed() {
-    let (demo, requests) = demo();
+    let (demo, requests) = demo(&[]);
     let models = models(authority(&requests[4])).await;
     let processes = descendants(demo.child.id());
     assert_eq!((models.len(), processes.len()), (4, 8));
