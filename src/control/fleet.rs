@@ -41,6 +41,8 @@ use upstream::Upstream;
 const EVENTS: usize = 1024;
 /// How often it is looked which deployments have come to rest, and told how the group is.
 const SETTLE: Duration = Duration::from_secs(1);
+/// The task looks around more often than this, if the process runs.
+const ASLEEP: Duration = Duration::from_millis(1_500);
 /// How often it is told what goes on here.
 const LOADS: Duration = Duration::from_millis(100);
 
@@ -116,9 +118,14 @@ impl Fleet {
         let (membership, lifecycle) = (self.membership.clone(), self.lifecycle.clone());
         let (mut is_stopping, mut is_leaving) = (false, false);
         let (mut settled, mut loaded, mut led) = (Instant::now(), Instant::now(), false);
-        let mut questions = membership.questions();
+        let (mut questions, mut looked) = (membership.questions(), Instant::now());
         loop {
-            let now = Instant::now();
+            let before = std::mem::replace(&mut looked, Instant::now());
+            let now = looked;
+            if now > before + ASLEEP {
+                self.member.woken(now);
+                self.membership.set_terms(self.member.terms());
+            }
             self.pump(now);
             if now >= loaded + LOADS {
                 loaded = now;

@@ -273,6 +273,12 @@ impl<S: Shares> Member<S> {
         first
     }
 
+    /// The router was asleep for a time, and does not know what happened meanwhile: before it serves by its fair share it
+    /// waits whether it hears of its coordinator.
+    pub fn woken(&mut self, now: Instant) {
+        self.terms.fallback_from = self.terms.fallback_from.max(now + self.terms.settings.lease / 2);
+    }
+
     /// What is to be sent, if anything.
     pub fn outgoing(&mut self, now: Instant) -> Option<ToCoordinator> {
         match self.phase {

@@ -873,6 +873,18 @@ fn cut_off_for_longer_than_its_lease_a_router_serves_its_fair_share_or_nothing()
 }
 
 #[test]
+fn a_router_that_was_asleep_borrows_nothing_before_it_could_have_heard_of_its_coordinator() {
+    let mut group = Group::of(Kind::Available, 2, 4);
+    (0..2).for_each(|i| _ = group.cut_off.insert(i));
+    group.pass(group.settings.lease);
+    let (now, half) = (group.now, group.settings.lease / 2);
+    group.members[1].woken(now);
+    assert_eq!(group.members[1].standing(now + half - MILLISECOND), Standing::Nothing);
+    assert_eq!(group.start(1), None);
+    assert_eq!(group.members[1].standing(now + half), Standing::Fallback);
+}
+
+#[test]
 fn fair_shares_are_on_different_replicas_at_different_routers() {
     let mut group = Group::of(Kind::Available, 2, 1);
     for i in 0..2 {

@@ -72,12 +72,15 @@ fn terms_of(settings: &RequestSettings) -> (u32, Duration) {
 impl Inner {
     /// Time passes: what may not be used any more is not.
     pub(super) fn expire(&mut self, now: Instant) {
-        if let Some(leases) = &mut self.leases {
-            let standing = leases.membership.terms().standing(now);
-            if standing != leases.standing {
-                leases.standing = standing;
-                self.limit_all(|may, might| may < might);
-            }
+        let Some(leases) = &mut self.leases else { return };
+        let standing = match leases.membership.terms().standing(now) {
+            // Only the control plane knows whether the router was cut off, or asleep.
+            Standing::Fallback if leases.standing != Standing::Fallback => Standing::Nothing,
+            other => other,
+        };
+        if standing != leases.standing {
+            leases.standing = standing;
+            self.limit_all(|may, might| may < might);
         }
     }
 
@@ -175,6 +178,7 @@ impl Slots {
         let mut inner = self.lock();
         inner.pass(now);
         let leases = inner.leases.as_mut()?;
+        leases.standing = leases.membership.terms().standing(now);
         leases.is_told = false;
         let seen = with(&leases.deployment, &mut leases.share);
         let grants = inner.limit_all(|may, might| may != might);
