@@ -15,7 +15,7 @@ use crate::policy::fleet::election::Election;
 use crate::policy::fleet::ledger::Ledger;
 use crate::policy::fleet::member::{Member, Shares, Standing};
 use crate::state::lifecycle::{Lifecycle, Phase};
-use crate::state::membership::{Group, Membership};
+use crate::state::membership::{Group, GroupMember, Membership};
 use crate::state::slots::Slots;
 
 mod gauges;
@@ -36,6 +36,7 @@ use record::RecordKeeper;
 use registry::Registry;
 pub use store::Store;
 use upstream::Upstream;
+use wire::Down;
 
 /// Events of connections that may wait.
 const EVENTS: usize = 1024;
@@ -58,6 +59,8 @@ pub struct Fleet {
     events: mpsc::Receiver<Event>,
     said: mpsc::Sender<Event>,
     door: Option<Door>,
+    /// What the coordinator has said of the group.
+    members: Vec<GroupMember>,
     /// What slots were last limited by.
     standing: Standing,
     /// How long this router may coordinate by the word of others after they have given it.
@@ -100,6 +103,7 @@ impl Fleet {
             id,
             member,
             events,
+            members: Vec::new(),
             standing,
             vouch: timing.vouch,
             gauges,
@@ -208,12 +212,16 @@ impl Fleet {
             Event::Told(number, message) => {
                 if self.upstream.is_current(number) {
                     self.upstream.is_well();
-                    self.member.receive(message, now);
+                    match message {
+                        Down::Member(message) => self.member.receive(message, now),
+                        Down::Group(members) => self.members = members,
+                    }
                 }
             }
             Event::Lost(number, why) => {
                 if self.upstream.lost(number, why, now) {
                     self.member.disconnected();
+                    self.members.clear();
                     // Perhaps it has gone, and somebody else is there by now.
                     self.record.look();
                 }
@@ -324,12 +332,15 @@ impl Fleet {
             Standing::Fallback => "fallback",
             Standing::Nothing => "nothing",
         };
+        let named = |id: &MemberId| GroupMember { name: id.name.to_string(), ..GroupMember::default() };
+        let known = self.leader.tell_members(now).unwrap_or_else(|| self.members.clone());
+        let members = if known.is_empty() { self.record.roster().iter().map(named).collect() } else { known };
         let group = Group {
             router: self.id.name.to_string(),
             coordinator: leader.map(|(leader, _)| leader.name.to_string()),
             epoch: leader.map_or(0, |(_, epoch)| epoch.0),
             standing,
-            members: self.leader.members(&self.record.roster(), now),
+            members,
             present: self.leader.present(now),
         };
         let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);

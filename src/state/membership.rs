@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use prometheus::IntCounter;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::slots::Slots;
@@ -63,15 +63,15 @@ pub struct Group {
 }
 
 /// One of the group.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct GroupMember {
     /// As the others call it.
     pub name: String,
-    /// Slots that it holds; only the coordinator knows.
+    /// Slots that it holds, if the coordinator has said so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
-    /// Requests that wait there; only the coordinator knows.
+    /// Requests that wait there, if the coordinator has said so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<u32>,
 }

@@ -2,6 +2,7 @@
 
 use crate::gate::Gate;
 use crate::group::{Group, Peer, Plan};
+use crate::until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_router_is_ready_when_it_has_joined_and_each_shows_the_group() {
@@ -36,6 +37,12 @@ async fn a_router_is_ready_when_it_has_joined_and_each_shows_the_group() {
         (&first["router"], &second["router"]),
         (&expected_name(&gate.address), &expected_name(&group.routers[1].peer))
     );
+    // What each holds and has waiting is known everywhere, a second later at the latest.
+    until("figures of all members", async || {
+        let second = group.routers[1].fleet().await;
+        second["members"].as_array().unwrap().iter().all(|member| member["slots"].is_u64() && member["waiting"].is_u64())
+    })
+    .await;
     let load = group.load(4);
     load.go_on_for(10, &[0, 1]).await;
     load.stop().await.none_failed_but_of(None);

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::wire::Down;
+
 use crate::policy::fleet::ledger::{Former, Ledger, Slots};
 use crate::policy::fleet::{Deployment, Epoch, MemberId, ToCoordinator, ToMember};
 use crate::state::membership::{GroupMember, Question};
@@ -30,7 +32,7 @@ pub(super) struct Leader {
 struct Peer {
     number: u64,
     session: Option<u64>,
-    to: mpsc::Sender<ToMember>,
+    to: mpsc::Sender<Down>,
 }
 
 impl Leader {
@@ -118,7 +120,7 @@ impl Leader {
     }
 
     /// A member has come in. Whoever comes while somebody else coordinates is sent away.
-    pub(super) fn came(&mut self, member: MemberId, number: u64, to: mpsc::Sender<ToMember>, now: Instant) {
+    pub(super) fn came(&mut self, member: MemberId, number: u64, to: mpsc::Sender<Down>, now: Instant) {
         if self.leads(now) && member != self.id {
             tracing::info!(member = &*member.name, "a router has joined");
             let before = self.peers.insert(member.clone(), Peer { number, session: None, to });
@@ -188,7 +190,7 @@ impl Leader {
             }
             if member == self.id {
                 own.push(message);
-            } else if self.peers.get(&member).is_some_and(|peer| peer.to.try_send(message).is_err()) {
+            } else if self.peers.get(&member).is_some_and(|peer| peer.to.try_send(Down::Member(message)).is_err()) {
                 // Gone, or so slow that a new session is sooner of use.
                 self.drop_peer(&member);
             }
@@ -206,18 +208,22 @@ impl Leader {
         }
     }
 
-    /// Who may hold slots, and what is known of them.
-    pub(super) fn members(&self, recorded: &BTreeSet<MemberId>, now: Instant) -> Vec<GroupMember> {
-        if self.leads(now) {
-            let known = self.ledger.members().map(|(id, slots, waiting)| GroupMember {
-                name: id.name.to_string(),
-                slots: Some(slots),
-                waiting: Some(waiting),
-            });
-            return known.collect();
+    /// Who may hold slots, and what is known of them; has the others know it too. `None`: another router knows.
+    pub(super) fn tell_members(&self, now: Instant) -> Option<Vec<GroupMember>> {
+        if !self.leads(now) {
+            return None;
         }
-        let named = |id: &MemberId| GroupMember { name: id.name.to_string(), ..GroupMember::default() };
-        recorded.iter().map(named).collect()
+        let known = self.ledger.members().map(|(id, slots, waiting)| GroupMember {
+            name: id.name.to_string(),
+            slots: Some(slots),
+            waiting: Some(waiting),
+        });
+        let known: Vec<GroupMember> = known.collect();
+        for peer in self.peers.values() {
+            // Who takes too little of what matters is found out by that.
+            let _ = peer.to.try_send(Down::Group(known.clone()));
+        }
+        Some(known)
     }
 
     /// Requests in flight and waiting, everywhere.

@@ -11,8 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::wire::{Ear, Mouth, Opening};
-use crate::policy::fleet::{MemberId, ToCoordinator, ToMember};
+use super::wire::{Down, Ear, Mouth, Opening};
+use crate::policy::fleet::{MemberId, ToCoordinator};
 use crate::state::tls::{Acceptor, Connector};
 
 /// How long it may take to say who one is, or to be let in.
@@ -26,7 +26,7 @@ const STRANGERS: usize = 64;
 #[derive(Debug)]
 pub(super) enum Event {
     /// A member has come in; it is told what is sent here, and the connection ends with this.
-    Came(MemberId, u64, mpsc::Sender<ToMember>),
+    Came(MemberId, u64, mpsc::Sender<Down>),
     /// A member says something.
     Said(MemberId, u64, ToCoordinator),
     /// A member's connection has ended.
@@ -34,7 +34,7 @@ pub(super) enum Event {
     /// The connection to the coordinator is there; it is told what is sent here, and the connection ends with this.
     Connected(u64, mpsc::Sender<ToCoordinator>),
     /// The coordinator says something.
-    Told(u64, ToMember),
+    Told(u64, Down),
     /// A member's process has ended: nobody listens any more where it did.
     Ended(MemberId),
     /// The connection to the coordinator has ended, or there was none; why, if that is known.

@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::policy::fleet::MemberId;
+use crate::policy::fleet::{MemberId, ToMember};
+use crate::state::membership::GroupMember;
 
 /// The longest value, in bytes: all that a router holds of a hundred thousand replicas.
 const LONGEST: u32 = 32 << 20;
@@ -24,6 +25,16 @@ pub(super) struct Opening {
     pub(super) secret: String,
     /// Who it is.
     pub(super) member: MemberId,
+}
+
+/// What a coordinator says on a connection.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Down {
+    /// Of the protocol.
+    Member(ToMember),
+    /// How the group is, for people; once a second.
+    Group(Vec<GroupMember>),
 }
 
 /// One side's ear.
