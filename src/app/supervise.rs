@@ -1,6 +1,6 @@
 //! The control plane's tasks, from their start to the end in order.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ pub(super) async fn supervise(
         "the watch of certificates"
     });
     let (leave_fleet, left) = oneshot::channel();
-    let fleet = fleet.map(|fleet| tokio::spawn(fleet.run(left)));
+    let mut fleet = fleet.map(|fleet| tokio::spawn(fleet.run(left)));
     let (finish, finished) = oneshot::channel();
     tasks.spawn(async move {
         control.run(finished).await;
@@ -68,6 +68,12 @@ pub(super) async fn supervise(
     tokio::select! {
         () = stop => {}
         ended = unexpected_end(data_plane, &mut tasks) => return Err(RunError::Ended(ended)),
+        _ = async {
+            match &mut fleet {
+                Some(fleet) => fleet.await,
+                None => pending().await,
+            }
+        } => return Err(RunError::Ended("what speaks for the router in its group".to_owned())),
     }
     let outcome = leave(&lifecycle, settings, data_plane).await;
     lifecycle.enter(Phase::Forced);

@@ -10,10 +10,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep_until;
 
 use crate::model::fleet::PeerTls;
-use crate::policy::fleet::MemberId;
-use crate::policy::fleet::election::Election;
+use crate::policy::fleet::election::{self, Election};
 use crate::policy::fleet::ledger::Ledger;
 use crate::policy::fleet::member::{Member, Shares, Standing};
+use crate::policy::fleet::{MemberId, ToMember};
 use crate::state::lifecycle::{Lifecycle, Phase};
 use crate::state::membership::{Group, GroupMember, Membership};
 use crate::state::slots::Slots;
@@ -42,6 +42,8 @@ use wire::Down;
 const EVENTS: usize = 1024;
 /// How often it is looked which deployments have come to rest, and told how the group is.
 const SETTLE: Duration = Duration::from_secs(1);
+/// Exchanges between this router and itself, at a time.
+const ROUNDS: usize = 8;
 /// The task looks around more often than this, if the process runs.
 const ASLEEP: Duration = Duration::from_millis(1_500);
 /// How often it is told what goes on here.
@@ -59,12 +61,16 @@ pub struct Fleet {
     events: mpsc::Receiver<Event>,
     said: mpsc::Sender<Event>,
     door: Option<Door>,
+    /// When this task was last awake.
+    looked: Instant,
     /// What the coordinator has said of the group.
     members: Vec<GroupMember>,
     /// What slots were last limited by.
     standing: Standing,
     /// How long this router may coordinate by the word of others after they have given it.
     vouch: Duration,
+    /// For how long after its term, at most.
+    alone: Duration,
     gauges: Gauges,
 }
 
@@ -103,9 +109,11 @@ impl Fleet {
             id,
             member,
             events,
+            looked: now,
             members: Vec::new(),
             standing,
             vouch: timing.vouch,
+            alone: election::STRANGER.div_f64(timing.surely(Duration::from_secs(1)).as_secs_f64()),
             gauges,
         })
     }
@@ -122,14 +130,9 @@ impl Fleet {
         let (membership, lifecycle) = (self.membership.clone(), self.lifecycle.clone());
         let (mut is_stopping, mut is_leaving) = (false, false);
         let (mut settled, mut loaded, mut led) = (Instant::now(), Instant::now(), false);
-        let (mut questions, mut looked) = (membership.questions(), Instant::now());
+        let mut questions = membership.questions();
         loop {
-            let before = std::mem::replace(&mut looked, Instant::now());
-            let now = looked;
-            if now > before + ASLEEP {
-                self.member.woken(now);
-                self.membership.set_terms(self.member.terms());
-            }
+            let now = self.awake();
             self.pump(now);
             if now >= loaded + LOADS {
                 loaded = now;
@@ -141,6 +144,8 @@ impl Fleet {
                     tokio::spawn(peers::probe(member, self.said.clone()));
                 }
                 self.tell_group(now);
+                // Of those that come to rest, that nothing goes on there any more.
+                self.tell_loads(now);
                 for deployment in self.member.shares().settle() {
                     self.leader.lend(&deployment, Vec::new(), now);
                     self.member.forget_load(&deployment);
@@ -155,7 +160,7 @@ impl Fleet {
                 biased;
                 () = lifecycle.reached(Phase::Unready), if !is_stopping => {
                     is_stopping = true;
-                    if self.record.roster().len() > 1 {
+                    if !self.leader.leads(now) || self.leader.has_company() {
                         self.record.leave();
                     }
                 }
@@ -166,12 +171,17 @@ impl Fleet {
                     self.record.leave();
                 }
                 Some(event) = self.events.recv() => {
+                    self.awake();
                     self.take(event);
-                    while let Ok(event) = self.events.try_recv() {
+                    // No more than that: the lease has to be looked after too.
+                    for event in std::iter::from_fn(|| self.events.try_recv().ok()).take(EVENTS).collect::<Vec<_>>() {
                         self.take(event);
                     }
                 }
-                news = membership.news() => news.into_iter().for_each(|slots| self.note(slots)),
+                news = membership.news() => {
+                    self.awake();
+                    news.into_iter().for_each(|slots| self.note(slots));
+                }
                 outcome = self.record.next() => self.record.take(outcome),
                 question = async {
                     match &mut questions {
@@ -183,6 +193,16 @@ impl Fleet {
             }
         }
         door.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    /// What time it is. Whether the process stood still has to be known before anything else is done.
+    fn awake(&mut self) -> Instant {
+        let now = Instant::now();
+        if now > std::mem::replace(&mut self.looked, now) + ASLEEP {
+            self.member.woken(now);
+            self.membership.set_terms(self.member.terms());
+        }
+        now
     }
 
     /// A deployment has something to say.
@@ -211,7 +231,9 @@ impl Fleet {
             }
             Event::Told(number, message) => {
                 if self.upstream.is_current(number) {
-                    self.upstream.is_well();
+                    if !matches!(message, Down::Member(ToMember::Refused { .. })) {
+                        self.upstream.is_well();
+                    }
                     match message {
                         Down::Member(message) => self.member.receive(message, now),
                         Down::Group(members) => self.members = members,
@@ -239,7 +261,8 @@ impl Fleet {
             }
         }
         self.leader.tick(now);
-        loop {
+        // What workers do meanwhile may go on for ever: the rest is for the next time, which is now.
+        for _ in 0..ROUNDS {
             let mut is_quiet = true;
             while let Some(message) = self.member.outgoing(now) {
                 // Nothing may be started on what is given back by it.
@@ -274,6 +297,12 @@ impl Fleet {
 
     /// Makes sessions what the record says of who coordinates.
     fn follow(&mut self, now: Instant) {
+        self.follow_record(now);
+        // Before anything is said: what ends meanwhile must not be given back in a session that is over.
+        self.membership.set_terms(self.member.terms());
+    }
+
+    fn follow_record(&mut self, now: Instant) {
         if let Some(won) = self.record.take_won() {
             // First of all: nobody may vouch for the coordinator of before any more.
             self.upstream.end();
@@ -284,7 +313,9 @@ impl Fleet {
         match self.record.until() {
             Some(until) => {
                 let vouched = self.record.trouble().and_then(|_| self.leader.vouched(self.vouch, now));
-                self.leader.extend(until.max(vouched.unwrap_or(until)));
+                // Not for longer than somebody waits who is none of those that vouch.
+                let vouched = vouched.map_or(until, |vouched| vouched.min(until + self.alone));
+                self.leader.extend(until.max(vouched));
             }
             None => {
                 if self.leader.resign() {
@@ -299,6 +330,7 @@ impl Fleet {
         }
         self.leader.admit(self.record.roster(), now);
         if self.leader.leads(now) {
+            self.upstream.follow(None, false, now);
             if self.member.session().is_none() {
                 self.member.connected(now);
             }

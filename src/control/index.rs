@@ -300,11 +300,14 @@ impl Index {
     }
 
     fn build_deployment(&mut self, endpoint: &Name, spec: &endpoint::Deployment, tls: Option<Connector>) -> Deployment {
+        let key = (endpoint.clone(), spec.name.clone());
+        let is_shared = live::is_shared(spec, self.membership.as_ref());
+        if self.live.get(&key).is_some_and(|live| live.is_shared != is_shared) {
+            // Whose replicas they are has changed: nothing of before is of use.
+            self.live.remove(&key).into_iter().for_each(|mut live| live.end());
+        }
         let metrics = &self.metrics;
-        let live = self
-            .live
-            .entry((endpoint.clone(), spec.name.clone()))
-            .or_insert_with(|| Live::new(endpoint, spec, metrics, self.membership.as_ref()));
+        let live = self.live.entry(key).or_insert_with(|| Live::new(endpoint, spec, metrics, self.membership.as_ref()));
         live.slots.set_rules(&spec.requests);
         live.set_scale(spec);
         live.set_addresses(&spec.target, &mut self.next_replica);
@@ -339,6 +342,8 @@ impl Index {
             let now = live.slots.occupancy();
             let stays = processes || !live.pending.is_empty() || now.busy + now.busy_draining + now.waiting > 0;
             if !stays {
+                // What is held of them goes back to the group.
+                live.end();
                 self.status.set_pending(endpoint.as_str(), deployment.as_str(), Pending::default());
             }
             stays

@@ -25,6 +25,9 @@ pub(super) async fn attempt(
     let host = deployment.host.as_ref().unwrap_or(&slot.replica().host).clone();
     request.headers_mut().insert(HOST, host);
     loop {
+        if slot.is_expired() {
+            return Err(NoHead::NotSent(slot, request));
+        }
         let warm = worker.pool.take(slot.replica(), deployment.tls.as_ref());
         let was_warm = warm.is_some();
         let connection = match warm {
@@ -52,7 +55,9 @@ pub(super) async fn attempt(
                 (slot, request) = (back, unsent);
             }
             Err(NoHead::NotSent(slot, unsent)) => {
-                slot.failed(Instant::now());
+                if !slot.is_expired() {
+                    slot.failed(Instant::now());
+                }
                 return Err(NoHead::NotSent(slot, unsent));
             }
             other => return other,

@@ -270,7 +270,7 @@ impl Running {
     /// Moves what there is to move, up to the response head.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Closed>> {
         let begins = self.connection.has_sent_nothing();
-        if begins && self.connection.poll_unusable(cx).is_ready() {
+        if begins && (self.slot.is_expired() || self.connection.poll_unusable(cx).is_ready()) {
             return Poll::Ready(Err(Closed));
         }
         let _ = self.poll_send(cx);
@@ -359,7 +359,7 @@ impl Running {
             self.stage = Stage::Body { receiving: head.body, keeps_alive: false };
         }
         while let Ok(piece) = std::future::poll_fn(|cx| self.poll_receive(cx)).await {
-            if piece == Piece::End {
+            if piece == Piece::End || self.slot.is_revoked() {
                 return;
             }
         }

@@ -217,7 +217,9 @@ async fn forward(
             }
             Err(NoHead::Refused(refusal)) => return Err(refusal),
             Err(NoHead::NotSent(slot, unsent)) => {
-                avoid.add(slot.id());
+                if !slot.is_expired() {
+                    avoid.add(slot.id());
+                }
                 if retry == RETRIES || !deployment.slots.any_ready_but(avoid) {
                     break;
                 }

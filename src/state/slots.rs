@@ -48,6 +48,7 @@ pub struct Slots {
     inner: Mutex<Inner>,
     /// Told when a request waits where there is no replica.
     asked: Notify,
+    membership: Option<Arc<Membership>>,
 }
 
 #[derive(Debug)]
@@ -115,6 +116,7 @@ impl Slots {
 
     fn with(settings: &RequestSettings, leases: Option<Leases>) -> Arc<Self> {
         let admission = if leases.is_some() { Admission::shared } else { Admission::new };
+        let membership = leases.as_ref().map(Leases::membership);
         let inner = Inner {
             admission: admission(rules(settings)),
             replicas: Vec::new(),
@@ -123,7 +125,7 @@ impl Slots {
             expected: None,
             leases: leases.map(Box::new),
         };
-        Arc::new(Self { inner: Mutex::new(inner), asked: Notify::new() })
+        Arc::new(Self { inner: Mutex::new(inner), asked: Notify::new(), membership })
     }
 
     /// How long a request that finds no replica may wait for the first; `None`: as long as any other.

@@ -40,7 +40,11 @@ async fn a_router_is_ready_when_it_has_joined_and_each_shows_the_group() {
     // What each holds and has waiting is known everywhere, a second later at the latest.
     until("figures of all members", async || {
         let second = group.routers[1].fleet().await;
-        second["members"].as_array().unwrap().iter().all(|member| member["slots"].is_u64() && member["waiting"].is_u64())
+        second["members"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|member| member["slots"].is_u64() && member["waiting"].is_u64())
     })
     .await;
     let load = group.load(4);

@@ -87,6 +87,11 @@ impl Leader {
         std::mem::take(&mut self.is_leading)
     }
 
+    /// Whether any member is here.
+    pub(super) fn has_company(&self) -> bool {
+        !self.peers.is_empty()
+    }
+
     /// Whether a member has heard of a later term.
     pub(super) fn superseded(&self) -> bool {
         self.is_leading && self.ledger.superseded().is_some()
@@ -123,6 +128,7 @@ impl Leader {
     pub(super) fn came(&mut self, member: MemberId, number: u64, to: mpsc::Sender<Down>, now: Instant) {
         if self.leads(now) && member != self.id {
             tracing::info!(member = &*member.name, "a router has joined");
+            self.waiting.retain(|(other, ..)| *other != member);
             let before = self.peers.insert(member.clone(), Peer { number, session: None, to });
             if let Some(session) = before.and_then(|before| before.session) {
                 self.ledger.disconnected(&member, session);
@@ -260,6 +266,7 @@ impl Leader {
     }
 
     fn drop_peer(&mut self, member: &MemberId) {
+        self.waiting.retain(|(other, ..)| other != member);
         if let Some(session) = self.peers.remove(member).and_then(|peer| peer.session) {
             self.ledger.disconnected(member, session);
         }

@@ -90,6 +90,8 @@ impl Door {
                 drop(place);
                 match met.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                     Ok((stream, member)) => host(stream, member, number, events).await,
+                    // Somebody who looks whether anybody is there.
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
                     Err(error) => {
                         tracing::warn!(?from, %error, "somebody who is no router of this group was not let in")
                     }

@@ -68,6 +68,10 @@ impl RecordKeeper {
         let may_write = now >= self.write_at && !self.is_stale;
         let proposal = self.election.proposal(roster, now).filter(|_| may_write);
         if let Some(proposal) = proposal {
+            if proposal.record.holder.is_none() {
+                // Once it is sent another may have the term, whether that is answered or not.
+                self.election.resign();
+            }
             self.doing = Some(Box::pin(async move {
                 let (record, sent) = (proposal.record.clone(), Instant::now());
                 Outcome::Written(record, sent, store.write(proposal).await)
@@ -162,7 +166,8 @@ impl RecordKeeper {
 
     /// Whether the term was given back, if there was one; who cannot reach the record leaves it at that.
     pub(super) fn has_left(&self) -> bool {
-        self.is_leaving && (self.election.until().is_none() || self.trouble.is_some())
+        let is_over = self.election.until().is_none() && self.doing.is_none();
+        self.is_leaving && (is_over || self.trouble.is_some())
     }
 
     /// When to look again, if nothing happens.

@@ -17,6 +17,8 @@ pub(super) struct Registry {
     restless: BTreeMap<Deployment, Arc<Slots>>,
     /// Of deployments that are not known here, or not any more: what is granted of them goes back.
     strays: BTreeMap<Deployment, Share>,
+    /// Of deployments that were made again, what they were before, until nothing is left of that.
+    former: Vec<(Deployment, Arc<Slots>)>,
 }
 
 impl Registry {
@@ -26,7 +28,11 @@ impl Registry {
         if !known {
             self.all.insert(deployment.clone(), Arc::downgrade(&slots));
         }
-        self.restless.insert(deployment.clone(), slots);
+        if let Some(before) = self.restless.insert(deployment.clone(), slots.clone())
+            && !Arc::ptr_eq(&before, &slots)
+        {
+            self.former.push((deployment.clone(), before));
+        }
     }
 
     /// The slots of a deployment, if it is known.
@@ -44,11 +50,20 @@ impl Registry {
         self.restless.iter().map(|(deployment, slots)| (deployment.clone(), slots.load(now))).collect()
     }
 
+    /// What is not behind the lock of a deployment that is known by its name.
+    fn others(&mut self, now: Instant, mut with: impl FnMut(&Deployment, &mut Share)) {
+        for (_, slots) in &self.former {
+            slots.look(now, &mut with);
+        }
+        self.strays.iter_mut().for_each(|(deployment, share)| with(deployment, share));
+    }
+
     /// Leaves out those that have come to rest. Returns deployments that are gone.
     pub(super) fn settle(&mut self) -> Vec<Deployment> {
         let now = Instant::now();
         self.restless.retain(|_, slots| slots.look(now, |_, share| !share.is_at_rest()).unwrap_or(false));
         self.strays.retain(|_, share| !share.is_at_rest());
+        self.former.retain(|(_, slots)| slots.look(now, |_, share| !share.is_at_rest()).unwrap_or(false));
         self.all.extract_if(|_, slots| slots.strong_count() == 0).map(|(deployment, _)| deployment).collect()
     }
 }
@@ -59,7 +74,7 @@ impl Shares for Registry {
         for slots in self.all.values().filter_map(Weak::upgrade) {
             slots.look(now, &mut with);
         }
-        self.strays.iter_mut().for_each(|(deployment, share)| with(deployment, share));
+        self.others(now, with);
     }
 
     fn restless(&mut self, mut with: impl FnMut(&Deployment, &mut Share)) {
@@ -67,7 +82,7 @@ impl Shares for Registry {
         for slots in self.restless.values() {
             slots.look(now, &mut with);
         }
-        self.strays.iter_mut().for_each(|(deployment, share)| with(deployment, share));
+        self.others(now, with);
     }
 
     fn of(&mut self, deployment: &Deployment, with: impl FnOnce(&mut Share)) {

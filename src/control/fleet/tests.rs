@@ -27,7 +27,11 @@ struct Router {
 
 impl Router {
     fn new(name: &str) -> Self {
-        let (settings, now) = (Settings::default(), Instant::now());
+        Self::with(name, Settings::default())
+    }
+
+    fn with(name: &str, settings: Settings) -> Self {
+        let now = Instant::now();
         let membership = Membership::new(Terms::new(settings, Kind::Strict, now)).unwrap();
         let requests = RequestSettings {
             timeout: Duration::from_secs(5),
@@ -117,4 +121,51 @@ async fn slots_that_three_routers_share_are_never_in_use_twice_and_all_of_them_a
     let served = served.each_ref().map(|count| count.load(Ordering::Relaxed));
     // On an idle machine they are 3,000.
     assert!(served.iter().sum::<u32>() > 300 && served.iter().all(|count| *count > 50), "{served:?}");
+}
+
+#[tokio::test]
+async fn who_waits_when_a_lease_is_renewed_late_is_served_when_the_control_plane_looks_and_not_lost() {
+    let settings = Settings::default();
+    let (mut router, now) = (Router::with("a", settings), Instant::now());
+    let mut leader = Leader::new(router.id.clone(), Ledger::new(settings));
+    leader.lead((Epoch(1), Former::Only(BTreeSet::new())), now + Duration::from_secs(60), now, now);
+    leader.lend(&"one/blue".into(), router.slots.lent(), now);
+    let acquire = || {
+        let now = Instant::now();
+        match router.slots.acquire(now, now + Duration::from_secs(20), Avoid::default()).unwrap() {
+            Acquired::Waiting(waiting) => waiting,
+            Acquired::Slot(_) => panic!("nothing is held that is not in use"),
+        }
+    };
+    // As many as there are slots, and one more.
+    let mut waiting: Vec<_> = (0..=CAP * REPLICAS).map(|_| acquire()).collect();
+    for _ in 0..3 {
+        let now = Instant::now();
+        router.pump(&mut leader, now);
+        leader.outgoing(now).into_iter().for_each(|(_, message)| router.member.receive(message, now));
+    }
+    let last = waiting.pop().unwrap();
+    let mut served = Vec::new();
+    for waiting in waiting {
+        served.push(waiting.slot().await.unwrap());
+    }
+    let on_one = served[0].id();
+    let (both, others): (Vec<_>, Vec<_>) = served.into_iter().partition(|slot| slot.id() == on_one);
+    let [first, second] = <[_; 2]>::try_from(both).unwrap();
+    // The lease is over, and it is seen that it is.
+    router.membership.set_terms(Terms::new(settings, Kind::Strict, Instant::now()));
+    let another = {
+        let now = Instant::now();
+        router.slots.acquire(now, now + Duration::from_secs(20), Avoid::default()).unwrap()
+    };
+    drop(first);
+    // It is valid again, and nobody has looked yet.
+    router.membership.set_terms(router.member.terms());
+    drop(second);
+    router.member.shares().restless(|_, _| {});
+    last.slot().await.expect("nobody is lost");
+    let Acquired::Waiting(another) = another else { panic!("there was no lease") };
+    another.slot().await.expect("nobody is lost");
+    drop(others);
+    assert_eq!((router.slots.occupancy().busy, router.slots.occupancy().waiting), (0, 0));
 }

@@ -19,6 +19,8 @@ use crate::state::slots::Slots;
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) slots: Arc<Slots>,
+    /// Whether other routers use its replicas too.
+    pub(super) is_shared: bool,
     pub(super) metrics: Arc<DeploymentMetrics>,
     pub(super) replicas: HashMap<Source, ReplicaId>,
     /// Processes that are not ready yet, with what happened to each that is started again.
@@ -42,7 +44,18 @@ pub(super) enum Source {
     Pod(Arc<str>),
 }
 
+/// Whether a deployment's replicas are other routers' too: each has processes of its own.
+pub(super) fn is_shared(spec: &endpoint::Deployment, membership: Option<&Arc<Membership>>) -> bool {
+    membership.is_some() && !matches!(spec.target, Target::Process(_))
+}
+
 impl Live {
+    /// It takes no more requests; what is in flight finishes.
+    pub(super) fn end(&mut self) {
+        self.replicas.drain().for_each(|(_, at)| self.slots.remove(at, None));
+        self.slots.abandon();
+    }
+
     /// Nothing is there yet.
     pub(super) fn new(
         endpoint: &Name,
@@ -50,16 +63,16 @@ impl Live {
         metrics: &Arc<Metrics>,
         membership: Option<&Arc<Membership>>,
     ) -> Self {
-        let slots = match (&spec.target, membership) {
-            (Target::Instances(_) | Target::Workload(_), Some(membership)) => {
+        let slots = match membership.filter(|_| is_shared(spec, membership)) {
+            Some(membership) => {
                 let name = format!("{}/{}", endpoint.key(), spec.name.key());
                 Slots::shared(&spec.requests, membership.clone(), name.into())
             }
-            // Each router has processes of its own.
-            (Target::Process(_), _) | (_, None) => Slots::new(&spec.requests),
+            None => Slots::new(&spec.requests),
         };
         Self {
             slots,
+            is_shared: is_shared(spec, membership),
             metrics: Arc::new(metrics.deployment(endpoint.as_str(), spec.name.as_str())),
             replicas: HashMap::new(),
             pending: BTreeMap::new(),

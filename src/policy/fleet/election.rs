@@ -14,6 +14,9 @@ use super::{Epoch, MemberId, Settings};
 
 /// A term is renewed so often in its length.
 const RENEWALS: u32 = 3;
+/// How much longer somebody waits of whom the last coordinator may not know: for so long a coordinator that cannot reach the
+/// store may go by the word of all that it knows ([`Ledger::vouched`](super::ledger::Ledger::vouched)).
+pub const STRANGER: Duration = Duration::from_secs(60);
 
 /// What a group's routers write down together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +50,8 @@ pub struct Election {
     seen: Option<Seen>,
     /// Until when this router coordinates, if it does.
     until: Option<Instant>,
+    /// The highest epoch that was ever read: a record can be lost.
+    highest: Epoch,
     is_leaving: bool,
 }
 
@@ -61,7 +66,7 @@ struct Seen {
 impl Election {
     /// Of a router that has just started. A term lasts for `term`, unless it is renewed.
     pub fn new(id: MemberId, term: Duration, settings: Settings) -> Self {
-        Self { id, term, settings, seen: None, until: None, is_leaving: false }
+        Self { id, term, settings, seen: None, until: None, highest: Epoch::default(), is_leaving: false }
     }
 
     /// The record was read: there is none, or this version of it.
@@ -76,6 +81,7 @@ impl Election {
         if record.holder.as_ref() != Some(&self.id) {
             self.until = None;
         }
+        self.highest = self.highest.max(record.epoch);
         self.seen = Some(Seen { record, version, since: now });
     }
 
@@ -87,7 +93,7 @@ impl Election {
             let holder = (!self.is_leaving).then(|| self.id.clone());
             (is_due || self.is_leaving).then(|| Record { holder, epoch: seen.record.epoch, roster: roster.clone() })
         } else {
-            let epoch = Epoch(seen.record.epoch.0 + 1);
+            let epoch = Epoch(self.highest.0 + 1);
             let mut roster = seen.record.roster.clone();
             roster.extend(seen.record.holder.clone());
             roster.insert(self.id.clone());
@@ -101,6 +107,8 @@ impl Election {
     /// before.
     pub fn written(&mut self, record: Record, version: String, sent: Instant) -> Option<(Epoch, Former)> {
         let was_leading = self.until.is_some();
+        let was_lost = self.highest > Epoch::default();
+        self.highest = self.highest.max(record.epoch);
         let before = self.seen.replace(Seen { record: record.clone(), version: Some(version), since: sent });
         if record.holder.as_ref() != Some(&self.id) {
             self.until = None;
@@ -112,7 +120,13 @@ impl Election {
             roster.extend(seen.record.holder);
             roster
         });
-        (!was_leading).then(|| (record.epoch, Former::Only(former.unwrap_or_default())))
+        let former = match former {
+            Some(roster) => Former::Only(roster),
+            // Who was in it nobody knows.
+            None if was_lost => Former::Anybody,
+            None => Former::Only(BTreeSet::new()),
+        };
+        (!was_leading).then_some((record.epoch, former))
     }
 
     /// Somebody else coordinates, in a term that is later than this router's own.
@@ -150,15 +164,16 @@ impl Election {
         }
     }
 
-    /// When the term of whoever holds it is surely over, unless it is renewed. Somebody of whom no coordinator has ever
-    /// heard waits for longer: a coordinator that cannot reach the store may go by the word of all others.
+    /// When the term of whoever holds it is surely over, unless it is renewed. A name is one process's at a time: an earlier
+    /// one of this router's has ended.
     fn vacant_at(&self) -> Option<Instant> {
         let seen = self.seen.as_ref()?;
-        if seen.record.holder.as_ref().is_none_or(|holder| *holder == self.id) {
+        if seen.record.holder.as_ref().is_none_or(|holder| holder.name == self.id.name) {
             return Some(seen.since);
         }
-        let stranger = !seen.record.roster.contains(&self.id);
-        Some(seen.since + self.settings.surely(self.term) + if stranger { self.settings.lease } else { Duration::ZERO })
+        let is_known = seen.record.roster.iter().any(|member| member.name == self.id.name);
+        let more = if is_known { Duration::ZERO } else { STRANGER };
+        Some(seen.since + self.settings.surely(self.term) + more)
     }
 }
 
@@ -220,7 +235,7 @@ mod tests {
         let later = now + Settings::default().surely(TERM);
         assert_eq!(three.proposal(&roster(&[]), later), None);
         assert_eq!(win(&mut two, "2", later), Some((Epoch(8), Former::Only(roster(&["one", "two"])))));
-        assert!(three.proposal(&roster(&[]), later + Settings::default().lease).is_some());
+        assert!(three.proposal(&roster(&[]), later + STRANGER).is_some());
         // It sees the new term first, and waits again.
         three.observed(Some((two.seen.as_ref().unwrap().record.clone(), "2".to_owned())), later);
         assert_eq!(three.proposal(&roster(&[]), later + TERM), None);
@@ -252,10 +267,22 @@ mod tests {
         let other = Record { holder: Some(id("two")), epoch: Epoch(2), roster: roster(&["one", "two"]) };
         one.observed(Some((other, "3".to_owned())), now + TERM * 5);
         assert_eq!((one.until(), one.leader()), (None, Some((&id("two"), Epoch(2)))));
-        // A name is not a process: who was restarted begins a term of its own, at once.
+        // Who was restarted begins a term of its own, at once.
         let mut again = Election::new(MemberId { incarnation: 2, ..id("two") }, TERM, Settings::default());
         let before = Record { holder: Some(id("two")), epoch: Epoch(2), roster: roster(&["two"]) };
         again.observed(Some((before, "3".to_owned())), now);
-        assert_eq!(again.proposal(&roster(&[]), now), None, "the process of before may still be there");
+        let proposal = again.proposal(&roster(&[]), now).expect("the process of before has ended");
+        assert_eq!(proposal.record.epoch, Epoch(3));
+        assert!(proposal.record.roster.contains(&id("two")), "but its requests have not");
+    }
+
+    #[test]
+    fn a_record_that_is_lost_is_begun_again_in_a_later_term_and_anybody_may_hold_slots() {
+        let (mut one, now) = (election("one"), Instant::now());
+        one.observed(None, now);
+        win(&mut one, "1", now);
+        one.observed(None, now + TERM / 2);
+        assert_eq!(one.until(), None);
+        assert_eq!(win(&mut one, "1", now + TERM / 2), Some((Epoch(2), Former::Anybody)));
     }
 }

@@ -261,7 +261,8 @@ impl<S: Shares> Member<S> {
         cut_off.into_iter().chain(lost).filter(|time| *time > now).for_each(&mut at);
         self.shares.restless(|_, share| {
             if share.busy().next().is_some() {
-                at(terms.abort_at(share.hold_time()));
+                // Those that are overdue are told of at every tick.
+                Some(terms.abort_at(share.hold_time())).filter(|time| *time > now).into_iter().for_each(&mut at);
             }
             if terms.is_open {
                 share.wake_at(&terms.settings).into_iter().for_each(&mut at);

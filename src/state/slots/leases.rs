@@ -19,7 +19,7 @@ pub(super) struct Leases {
     membership: Arc<Membership>,
     deployment: Deployment,
     share: Share,
-    /// By [`ReplicaId::index`], as long as requests are in flight.
+    /// By [`ReplicaId::index`].
     keys: Vec<Option<ReplicaKey>>,
     /// What limits were last set by.
     standing: Standing,
@@ -27,6 +27,8 @@ pub(super) struct Leases {
     hold: Duration,
     /// Of the queue, as the share knows it.
     waiting: u32,
+    /// Whether what the group has to know of replicas is another than when it was last looked at.
+    is_changed: bool,
     /// Whether the control plane has been told that there is something to look at.
     is_told: bool,
 }
@@ -47,7 +49,22 @@ impl Leases {
         let standing = membership.terms().standing(Instant::now());
         let (cap, hold) = terms_of(settings);
         let share = Share::default();
-        Self { membership, deployment, share, keys: Vec::new(), standing, cap, hold, waiting: 0, is_told: false }
+        Self {
+            membership,
+            deployment,
+            share,
+            keys: Vec::new(),
+            standing,
+            cap,
+            hold,
+            waiting: 0,
+            is_changed: false,
+            is_told: false,
+        }
+    }
+
+    pub(super) fn membership(&self) -> Arc<Membership> {
+        self.membership.clone()
     }
 
     /// What all routers call the replica at `id`.
@@ -106,6 +123,7 @@ impl Inner {
         let cap = if fitness.is_some() { leases.cap } else { 0 };
         let is_fit = !matches!(fitness, Some(Fitness::Aside(_)));
         leases.share.set_replica(key, cap, is_fit, leases.hold, &leases.membership.terms());
+        leases.is_changed = true;
         let grants = self.limit_all(|may, might| may != might);
         self.slots(slots, grants, Instant::now())
     }
@@ -127,8 +145,10 @@ impl Inner {
         let (Some(right), Some(key)) = (right, leases.keys.get(id.index()).and_then(Option::as_ref)) else { return };
         leases.share.finish(key, right, &leases.membership.terms());
         let allowed = leases.share.allowed(key, leases.standing);
-        // It is never more than before, so nobody gets a slot by that.
-        drop(self.admission.set_leased(id, allowed));
+        // More than before is for who looks next: here nobody would be given what is granted by it.
+        if allowed < self.admission.leased(id) {
+            drop(self.admission.set_leased(id, allowed));
+        }
     }
 
     /// After every change: has the share know of the queue, and the control plane look where that is due.
@@ -155,7 +175,7 @@ impl Inner {
         }
         let Some(leases) = &mut self.leases else { return false };
         let is_longer = length > std::mem::replace(&mut leases.waiting, length);
-        is_longer || leases.share.has_news() || leases.share.needs_window()
+        is_longer || leases.is_changed || leases.share.has_news() || leases.share.needs_window()
     }
 
     /// Sets limits by what the share allows, as far as `when` says of what is allowed and what was. Returns who gets slots.
@@ -179,7 +199,7 @@ impl Slots {
         inner.pass(now);
         let leases = inner.leases.as_mut()?;
         leases.standing = leases.membership.terms().standing(now);
-        leases.is_told = false;
+        (leases.is_told, leases.is_changed) = (false, false);
         let seen = with(&leases.deployment, &mut leases.share);
         let grants = inner.limit_all(|may, might| may != might);
         let handed = inner.slots(self, grants, now);

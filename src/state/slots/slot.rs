@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{Replica, Slots};
 use crate::policy::admit::ReplicaId;
-use crate::policy::fleet::member::Right;
+use crate::policy::fleet::member::{Right, Standing};
 
 /// The right to have one request in flight on one replica; ends when dropped.
 #[derive(Debug)]
@@ -30,6 +30,13 @@ impl Slot {
     /// The replica's place in the deployment, to avoid it the next time.
     pub fn id(&self) -> ReplicaId {
         self.id
+    }
+
+    /// Whether nothing may be sent any more by the right that the slot was taken by: the process may have stood still since.
+    pub fn is_expired(&self) -> bool {
+        let (Some(right), Some(membership)) = (self.right, &self.slots.membership) else { return false };
+        let standing = membership.terms().standing(Instant::now());
+        standing != if right == Right::Leased { Standing::Leased } else { Standing::Fallback }
     }
 
     /// Whether the lease that the request began by is over for so long that its slot is about to be another router's.
