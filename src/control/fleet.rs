@@ -91,7 +91,7 @@ impl Fleet {
         let gauges = Gauges::new(&registry).map_err(std::io::Error::other)?;
         socket.set_nonblocking(true)?;
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        let member = Member::new(timing, kind(settings.mode), Registry::default(), now);
+        let member = Member::new(timing, kind(settings.mode), Registry::new(now), now);
         let standing = member.terms().standing(now);
         Ok(Self {
             membership,
@@ -202,12 +202,13 @@ impl Fleet {
             self.member.woken(now);
             self.membership.set_terms(self.member.terms());
         }
+        self.member.shares().set_now(now);
         now
     }
 
     /// A deployment has something to say.
     fn note(&mut self, slots: Arc<Slots>) {
-        let now = Instant::now();
+        let now = self.looked;
         let Some(deployment) = slots.look(now, |deployment, _| deployment.clone()) else { return };
         self.leader.lend(&deployment, slots.lent(), now);
         self.member.shares().note(&deployment, slots);

@@ -9,8 +9,11 @@ use crate::policy::fleet::{Deployment, Load};
 use crate::state::slots::Slots;
 
 /// Every share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Registry {
+    /// What time it is for whoever looks. Not by the clock: the process may stand still while it is at it, and what is to be
+    /// done then is decided before anything is looked at.
+    now: Instant,
     /// A deployment that is gone is nobody's any more.
     all: HashMap<Deployment, Weak<Slots>>,
     /// Those that are looked at: of ten thousand deployments most rest.
@@ -22,6 +25,17 @@ pub(super) struct Registry {
 }
 
 impl Registry {
+    /// Of nothing.
+    pub(super) fn new(now: Instant) -> Self {
+        let (all, restless, strays, former) = (HashMap::new(), BTreeMap::new(), BTreeMap::new(), Vec::new());
+        Self { now, all, restless, strays, former }
+    }
+
+    /// It is so late now.
+    pub(super) fn set_now(&mut self, now: Instant) {
+        self.now = now;
+    }
+
     /// A deployment has something to say.
     pub(super) fn note(&mut self, deployment: &Deployment, slots: Arc<Slots>) {
         let known = self.all.get(deployment).is_some_and(|known| known.as_ptr() == Arc::as_ptr(&slots));
@@ -60,7 +74,7 @@ impl Registry {
 
     /// Leaves out those that have come to rest. Returns deployments that are gone.
     pub(super) fn settle(&mut self) -> Vec<Deployment> {
-        let now = Instant::now();
+        let now = self.now;
         self.restless.retain(|_, slots| slots.look(now, |_, share| !share.is_at_rest()).unwrap_or(false));
         self.strays.retain(|_, share| !share.is_at_rest());
         self.former.retain(|(_, slots)| slots.look(now, |_, share| !share.is_at_rest()).unwrap_or(false));
@@ -70,7 +84,7 @@ impl Registry {
 
 impl Shares for Registry {
     fn each(&mut self, mut with: impl FnMut(&Deployment, &mut Share)) {
-        let now = Instant::now();
+        let now = self.now;
         for slots in self.all.values().filter_map(Weak::upgrade) {
             slots.look(now, &mut with);
         }
@@ -78,7 +92,7 @@ impl Shares for Registry {
     }
 
     fn restless(&mut self, mut with: impl FnMut(&Deployment, &mut Share)) {
-        let now = Instant::now();
+        let now = self.now;
         for slots in self.restless.values() {
             slots.look(now, &mut with);
         }
@@ -88,7 +102,7 @@ impl Shares for Registry {
     fn of(&mut self, deployment: &Deployment, with: impl FnOnce(&mut Share)) {
         let mut with = Some(with);
         if let Some(slots) = self.slots(deployment) {
-            slots.look(Instant::now(), |_, share| with.take().into_iter().for_each(|with| with(share)));
+            slots.look(self.now, |_, share| with.take().into_iter().for_each(|with| with(share)));
             self.restless.insert(deployment.clone(), slots);
         }
         if let Some(with) = with {

@@ -46,7 +46,7 @@ impl Router {
             slots.add(number.into(), &address, &address);
         }
         let id = MemberId { name: name.into(), incarnation: 1 };
-        let mut member = Member::new(settings, Kind::Strict, Registry::default(), now);
+        let mut member = Member::new(settings, Kind::Strict, Registry::new(now), now);
         member.shares().note(&"one/blue".into(), slots.clone());
         member.connected(now);
         Self { id, member, membership, slots }
@@ -54,6 +54,7 @@ impl Router {
 
     /// Everything that is to be said, both ways.
     fn pump(&mut self, leader: &mut Leader, now: Instant) {
+        self.member.shares().set_now(now);
         assert!(self.member.tick(now).is_empty(), "nothing is overdue");
         while let Some(message) = self.member.outgoing(now) {
             leader.hear(&self.id, message, now);
