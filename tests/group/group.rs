@@ -1,6 +1,6 @@
 //! Routers that are one, before the same replicas.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
@@ -155,8 +155,13 @@ impl Group {
     }
 
     /// The file that says who coordinates.
-    pub fn record(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("leader")).unwrap_or_default()
+    /// Who coordinates, by the newest file that says so.
+    pub fn holder(&self) -> Option<String> {
+        let files = std::fs::read_dir(self.folder.path()).unwrap().map(|file| file.unwrap().path());
+        let version = |file: &PathBuf| file.to_str()?.rsplit_once("/leader.")?.1.parse::<u64>().ok();
+        let newest = files.filter(|file| version(file).is_some()).max_by_key(version)?;
+        let record: serde_json::Value = serde_json::from_slice(&std::fs::read(newest).ok()?).ok()?;
+        Some(record["holder"]["name"].as_str()?.to_owned())
     }
 
     /// Waits until all slots are in use at once for clients of all routers but this.

@@ -22,14 +22,10 @@ async fn no_request_fails_while_all_routers_are_restarted_one_after_the_other() 
     for turn in 0..3 {
         let coordinator = group.coordinators().await;
         let epoch = group.routers[turn].epoch().await;
-        let holder = |group: &Group| {
-            let record: serde_json::Value = serde_json::from_str(&group.record()).unwrap_or_default();
-            record["record"]["holder"]["name"].as_str().map(str::to_owned)
-        };
-        let before = holder(&group);
+        let before = group.holder();
         group.routers[turn].signal(Signal::TERM);
         if coordinator == [turn] {
-            let other = || std::future::ready(holder(&group).is_some_and(|now| Some(&now) != before.as_ref()));
+            let other = || std::future::ready(group.holder().is_some_and(|now| Some(&now) != before.as_ref()));
             let handed = until("another coordinator", other).await;
             let told = until("another that says so", || async {
                 let found = group.coordinators().await;

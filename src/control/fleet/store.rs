@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, PostParams};
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::control::cluster::words;
@@ -19,13 +18,15 @@ use crate::policy::fleet::{Epoch, MemberId};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The annotation of a `Lease` with the roster, as JSON.
 const ROSTER: &str = "inference-router.dev/roster";
+/// Versions of a file that stay, for who is just reading one.
+const KEPT: u64 = 8;
 /// Between the name and the number of a process in `holderIdentity`.
 const MARK: char = '_';
 
 /// A place for a record.
 #[derive(Debug, Clone)]
 pub enum Store {
-    /// A file. Beside it is another, which is locked while the record is changed.
+    /// Files of this name, each with the number of its version.
     File(PathBuf),
     /// An object in the router's own namespace, and for how long it says that a term lasts.
     Lease(Box<Api<Lease>>, String, Duration),
@@ -41,7 +42,7 @@ impl Store {
             match self {
                 Self::File(path) => {
                     let path = path.clone();
-                    blocking(move || Ok(read_file(&path)?.map(|file| (file.record, file.version.to_string())))).await
+                    blocking(move || read_file(&path)).await
                 }
                 Self::Lease(api, name, _) => {
                     let lease = api.get_opt(name).await.map_err(|error| self.failed(words::of(&error)))?;
@@ -90,43 +91,77 @@ impl Store {
     }
 }
 
-/// What is in a file.
-#[derive(Debug, Serialize, Deserialize)]
-struct InFile {
-    version: u64,
-    record: Record,
-}
-
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
-fn read_file(path: &Path) -> Result<Option<InFile>, String> {
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("{}: {error}", path.display())),
-    };
-    let how = "stop all routers of the group and remove it";
-    let read = serde_json::from_slice(&text);
-    read.map(Some).map_err(|error| format!("{}: is no record of a group of routers: {error}; {how}", path.display()))
+/// The versions there are of a record, each a file of its own beside `path`.
+fn versions(path: &Path) -> std::io::Result<Vec<u64>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder_of(path))? {
+        let entry = entry?.file_name();
+        let version: Option<u64> =
+            entry.to_str().and_then(|entry| entry.strip_prefix(&*name)?.strip_prefix('.')?.parse().ok());
+        found.extend(version);
+    }
+    Ok(found)
 }
 
-/// Under a lock, so that of two who change the same version one sees the other's; and in one step for who only reads.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn newest(path: &Path) -> Result<Option<u64>, String> {
+    let found = versions(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(found.into_iter().max())
+}
+
+fn read_file(path: &Path) -> Result<Option<(Record, String)>, String> {
+    loop {
+        let Some(version) = newest(path)? else { return Ok(None) };
+        let file = beside(path, &version.to_string());
+        let text = match std::fs::read(&file) {
+            Ok(text) => text,
+            // There are so many later ones by now.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(format!("{}: {error}", file.display())),
+        };
+        let how = "stop all routers of the group and remove it";
+        let read = serde_json::from_slice(&text);
+        let what = |error| format!("{}: is no record of a group of routers: {error}; {how}", file.display());
+        return read.map(|record| Some((record, version.to_string()))).map_err(what);
+    }
+}
+
+/// Without a lock, which a process that is stopped would keep from all others: a version is written by whoever is the first
+/// to give its name to a file that is complete.
 fn write_file(path: &Path, proposal: Proposal) -> Result<Option<String>, String> {
     let failed = |what: std::io::Error| format!("{}: {what}", path.display());
-    let lock = File::options().create(true).truncate(false).write(true).open(beside(path, "lock")).map_err(failed)?;
-    lock.lock().map_err(failed)?;
-    let before = read_file(path)?.map(|file| file.version);
+    let before = newest(path)?;
     if before.map(|version| version.to_string()) != proposal.onto {
         return Ok(None);
     }
     let version = before.map_or(1, |version| version + 1);
-    let text = serde_json::to_vec(&InFile { version, record: proposal.record }).map_err(|error| error.to_string())?;
-    let new = beside(path, "new");
-    let mut file = File::create(&new).map_err(failed)?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
-    std::fs::rename(&new, path).map_err(failed)?;
+    let text = serde_json::to_vec(&proposal.record).map_err(|error| error.to_string())?;
+    let folder = folder_of(path);
+    let mut new = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    new.write_all(&text).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
+    let named = beside(path, &version.to_string());
+    match std::fs::hard_link(new.path(), &named) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    }
+    if newest(path)? != Some(version) {
+        // It stood still for so long that the name was free again.
+        let _ = std::fs::remove_file(named);
+        return Ok(None);
+    }
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    for old in versions(path).map_err(failed)?.into_iter().filter(|old| old + KEPT < version) {
+        let _ = std::fs::remove_file(beside(path, &old.to_string()));
+    }
     Ok(Some(version.to_string()))
 }
 
@@ -191,8 +226,24 @@ mod tests {
         assert!(matches!((&one, &other), (Ok(Some(_)), Ok(None)) | (Ok(None), Ok(Some(_)))), "{one:?} {other:?}");
         let winner = if one == Ok(None) { "three" } else { "two" };
         assert_eq!(store.read().await, Ok(Some((record(winner, 2), "2".to_owned()))));
-        std::fs::write(folder.path().join("leader"), "{").unwrap();
+        std::fs::write(folder.path().join("leader.3"), "{").unwrap();
         assert!(store.read().await.is_err_and(|what| what.contains("is no record")));
+    }
+
+    #[tokio::test]
+    async fn who_stood_still_while_it_wrote_changes_nothing_and_keeps_nobody_from_writing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::File(folder.path().join("leader"));
+        let mut version = None;
+        for epoch in 1..=30 {
+            let proposal = Proposal { record: record("one", epoch), onto: version.clone() };
+            version = store.write(proposal).await.unwrap();
+            assert_eq!(version, Some(epoch.to_string()));
+        }
+        assert!(std::fs::read_dir(folder.path()).unwrap().count() <= KEPT as usize + 1, "the old ones go");
+        let late = Proposal { record: record("two", 2), onto: Some("1".to_owned()) };
+        assert_eq!(store.write(late).await, Ok(None));
+        assert_eq!(store.read().await, Ok(Some((record("one", 30), "30".to_owned()))));
     }
 
     #[test]
