@@ -126,7 +126,10 @@ impl Exchange {
         }
         // The wait before there was a replica is none of its time.
         let patience = self.timeout + self.upload.delayed().saturating_sub(self.held_before);
-        ready!(running.connection.timer.poll(cx, self.dispatched + patience));
+        if !running.slot.is_revoked() {
+            let deadline = running.until(self.dispatched + patience, self.timeout);
+            ready!(running.connection.timer.poll(cx, deadline));
+        }
         // A client is to blame only if it was waited for.
         let refusal = if self.upload.ended().is_some() || running.connection.is_behind() {
             Refusal::ModelTimeout(self.timeout)
@@ -173,24 +176,22 @@ impl Exchange {
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let Some(running) = &mut self.running else { return Poll::Ready(None) };
         if running.slot.is_revoked() {
-            // Another router may send the replica a request any moment now.
-            self.ended = Some(Instant::now());
-            self.running = None;
-            return Poll::Ready(Some(Err(BrokenOff)));
+            return self.cut();
         }
         let piece = match running.poll_piece(cx) {
             Poll::Ready(piece) => piece,
             Poll::Pending => {
                 let since = *self.silent_since.get_or_insert_with(Instant::now);
-                ready!(running.connection.timer.poll(cx, since + self.idle_timeout));
-                return Poll::Ready(Some(Err(BrokenOff)));
+                let patient = since + self.idle_timeout;
+                let deadline = running.until(patient, self.timeout);
+                ready!(running.connection.timer.poll(cx, deadline));
+                // Who is only silent keeps the slot while it is seen out.
+                return if deadline < patient { self.cut() } else { Poll::Ready(Some(Err(BrokenOff))) };
             }
         };
         self.silent_since = None;
         if piece.is_err() {
-            self.ended = Some(Instant::now());
-            self.running = None;
-            return Poll::Ready(Some(Err(BrokenOff)));
+            return self.cut();
         }
         if running.is_answered() {
             self.finish();
@@ -203,6 +204,14 @@ impl Exchange {
             }
             _ => None,
         })
+    }
+
+    /// Closes the connection, which may not wait for whoever reads the response: another router may send the replica a
+    /// request any moment now.
+    fn cut(&mut self) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        self.ended = Some(Instant::now());
+        self.running = None;
+        Poll::Ready(Some(Err(BrokenOff)))
     }
 
     /// Whether the response body has ended.
@@ -249,9 +258,10 @@ impl Drop for Exchange {
             Stage::Body { .. } => self.timeout,
         };
         let alive = self.worker.alive();
+        let deadline = running.until(Instant::now() + patience, self.timeout);
         tokio::task::spawn_local(async move {
             // Over time, the slot comes back with the task.
-            let _ = tokio::time::timeout(patience, running.see_out()).await;
+            let _ = tokio::time::timeout_at(deadline.into(), running.see_out()).await;
             drop(alive);
         });
     }
@@ -267,6 +277,11 @@ impl From<Garbage> for Closed {
 }
 
 impl Running {
+    /// `deadline`, or when the slot is about to be another router's, if that is earlier: both may move later meanwhile.
+    fn until(&self, deadline: Instant, hold: Duration) -> Instant {
+        self.slot.abort_at(hold).map_or(deadline, |abort| abort.min(deadline))
+    }
+
     /// Moves what there is to move, up to the response head.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Closed>> {
         let begins = self.connection.has_sent_nothing();

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
@@ -94,8 +94,11 @@ async fn serve(stream: TcpStream, replica: usize, takes: Duration, counts: Arc<M
     stream.set_nodelay(true).unwrap();
     let mut stream = BufReader::new(stream);
     while let Ok(request) = Message::read(&mut stream).await {
-        // Which router's client it is from is its whole body.
-        let router: usize = String::from_utf8_lossy(&request.body).parse().unwrap();
+        // Which router's client it is from, and, if there is more, that it wants a stream.
+        let body = String::from_utf8_lossy(&request.body).into_owned();
+        let mut words = body.split(' ');
+        let router: usize = words.next().unwrap_or_default().parse().unwrap();
+        let is_stream = words.next().is_some();
         {
             let mut counts = counts.lock().unwrap();
             counts.now[replica] += 1;
@@ -105,14 +108,21 @@ async fn serve(stream: TcpStream, replica: usize, takes: Duration, counts: Arc<M
             counts.together = counts.together.max(counts.of_others());
         }
         let began = Instant::now();
-        tokio::time::sleep(takes).await;
+        if is_stream {
+            // Works until it is told that nobody wants more.
+            let piece = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n";
+            stream.get_mut().write_all(piece).await.unwrap();
+            let _ = stream.read(&mut [0]).await;
+        } else {
+            tokio::time::sleep(takes).await;
+        }
         {
             let mut counts = counts.lock().unwrap();
             counts.now[replica] -= 1;
             counts.by_router[router] -= 1;
             counts.worked += began.elapsed();
         }
-        if stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.is_err() {
+        if is_stream || stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.is_err() {
             break;
         }
     }

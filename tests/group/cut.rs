@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use crate::gate::Gate;
 use crate::group::{Group, Peer, Plan};
-use crate::{LEASE, TERM, until};
+use crate::{LEASE, TERM, TIMEOUT, until};
 
 /// How long a request may wait for a slot; a router that has none answers 503 after that. Longer than what the other held is
 /// in quarantine: this costs the one that coordinates no request.
@@ -54,6 +57,32 @@ async fn a_strict_router_that_is_cut_off_answers_503_until_it_is_back() {
     // By its own clock the lease began with a beat that was sent before the cut.
     assert!(refused < LEASE + WAITS + TERM, "{refused:?}");
     assert!(group.sum("fleet_fallback_total").await == 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_says_nothing_is_cut_before_another_router_has_its_slot() {
+    let (group, gate) = two(Plan { waits: WAITS, ..Plan::default() }).await;
+    let mut stream = TcpStream::connect(group.routers[1].scoring).await.unwrap();
+    let head = "POST /api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nhost: router\r\ncontent-length: 8\r\n\r\n";
+    stream.write_all(format!("{head}1 stream").as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"ok\r\n") {
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    let load = group.load(4);
+    load.go_on_for(20, &[0, 1]).await;
+    let cut = Instant::now();
+    gate.shut();
+    let ended = async {
+        while stream.read_buf(&mut answer).await.is_ok_and(|length| length > 0) {}
+        cut.elapsed()
+    };
+    let (ended, back) = tokio::join!(ended, group.until_all_slots_are_used(Some(1)));
+    load.stop().await.none_failed_but_of(Some(1));
+    println!("  cut after {ended:?}, all slots at the other {back:?} after the routers were parted");
+    group.never_above_the_cap();
+    assert!(answer.ends_with(b"\r\n\r\n2\r\nok\r\n"), "its client is not told that it is complete");
+    assert!(ended < LEASE + TIMEOUT + TERM, "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

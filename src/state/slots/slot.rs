@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Replica, Slots};
 use crate::policy::admit::ReplicaId;
@@ -39,9 +39,16 @@ impl Slot {
         standing != if right == Right::Leased { Standing::Leased } else { Standing::Fallback }
     }
 
-    /// Whether the lease that the request began by is over for so long that its slot is about to be another router's.
+    /// Whether the slot was another router's meanwhile, or is about to be: what is in flight must not be any more.
     pub fn is_revoked(&self) -> bool {
         self.right == Some(Right::Leased) && self.replica.revocations.load(Ordering::Relaxed) != self.revocations
+    }
+
+    /// When the slot is about to be another router's, unless the lease that it was taken by is renewed before; `hold` is how
+    /// long a request may last after that. `None`: never.
+    pub fn abort_at(&self, hold: Duration) -> Option<Instant> {
+        let membership = self.slots.membership.as_ref().filter(|_| self.right == Some(Right::Leased))?;
+        Some(membership.terms().abort_at(hold))
     }
 
     /// The replica has answered, or at least accepted.

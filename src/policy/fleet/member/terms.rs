@@ -48,7 +48,7 @@ impl Terms {
 
     /// When requests that are still in flight by the right of a lease have to be aborted, unless it is renewed before;
     /// `hold` is how long one may last after the lease has expired.
-    pub(super) fn abort_at(&self, hold: Duration) -> Instant {
+    pub fn abort_at(&self, hold: Duration) -> Instant {
         self.valid_until + hold
     }
 }
