@@ -170,3 +170,38 @@ async fn who_waits_when_a_lease_is_renewed_late_is_served_when_the_control_plane
     drop(others);
     assert_eq!((router.slots.occupancy().busy, router.slots.occupancy().waiting), (0, 0));
 }
+
+#[tokio::test]
+async fn what_was_granted_before_the_router_stood_still_is_not_sent_after_it_though_it_has_a_lease_again() {
+    let settings = Settings::default();
+    let (mut router, now) = (Router::with("a", settings), Instant::now());
+    let mut leader = Leader::new(router.id.clone(), Ledger::new(settings));
+    leader.lead((Epoch(1), Former::Only(BTreeSet::new())), now + Duration::from_secs(600), now, now);
+    leader.lend(&"one/blue".into(), router.slots.lent(), now);
+    let mut talk = |router: &mut Router, now: Instant| {
+        for _ in 0..3 {
+            router.pump(&mut leader, now);
+            leader.outgoing(now).into_iter().for_each(|(_, message)| router.member.receive(message, now));
+        }
+        router.membership.set_terms(router.member.terms());
+    };
+    let acquired = router.slots.acquire(now, now + Duration::from_secs(5), Avoid::default()).unwrap();
+    let Acquired::Waiting(waiting) = acquired else { panic!("there is no lease yet") };
+    talk(&mut router, now);
+    let slot = waiting.slot().await.unwrap();
+    assert!(!slot.is_expired());
+    // Lease and `hold` are over.
+    let later = now + Duration::from_secs(100);
+    router.member.shares().set_now(later);
+    let overdue = router.member.tick(later);
+    assert_eq!(overdue.len(), 1);
+    router.slots.revoke(&overdue[0]);
+    router.member.connected(later);
+    while let Some(message) = router.member.outgoing(later) {
+        leader.hear(&router.id, message, later);
+    }
+    leader.outgoing(later).into_iter().for_each(|(_, message)| router.member.receive(message, later));
+    router.membership.set_terms(router.member.terms());
+    assert_eq!(router.membership.terms().standing(Instant::now()), Standing::Leased);
+    assert!(slot.is_expired(), "it was given to somebody else meanwhile, for all that is known");
+}

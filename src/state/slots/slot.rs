@@ -32,8 +32,12 @@ impl Slot {
         self.id
     }
 
-    /// Whether nothing may be sent any more by the right that the slot was taken by: the process may have stood still since.
+    /// Whether nothing may be sent any more by the right that the slot was taken by: the process may have stood still since,
+    /// and may have other leases by now.
     pub fn is_expired(&self) -> bool {
+        if self.is_revoked() {
+            return true;
+        }
         let (Some(right), Some(membership)) = (self.right, &self.slots.membership) else { return false };
         let standing = membership.terms().standing(Instant::now());
         standing != if right == Right::Leased { Standing::Leased } else { Standing::Fallback }
