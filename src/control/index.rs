@@ -143,17 +143,15 @@ impl Index {
     /// A pod of a deployment takes requests at `address`, or takes none any more.
     pub fn pod(&mut self, endpoint: &Name, deployment: &Name, uid: &Arc<str>, address: Option<SocketAddr>) {
         let user = (endpoint.clone(), deployment.clone());
+        let id = self.next_replica();
+        let Some(live) = self.live.get_mut(&user) else { return self.moves.give_up(uid, &user) };
+        if let Some((before, drained)) = live.leave_pod(uid, address) {
+            self.moves.left(uid, (user.clone(), before), drained);
+        }
         match address {
-            Some(address) if !self.moves.may_have(uid, &user, address) => return,
+            Some(address) if self.moves.may_have(uid, &user, address) => live.add_pod(uid, address, id),
             Some(_) => {}
             None => self.moves.give_up(uid, &user),
-        }
-        let id = self.next_replica();
-        if let Some(live) = self.live.get_mut(&user)
-            && let Some(drained) = live.set_pod(uid, address, id)
-            && address.is_none()
-        {
-            self.moves.left(uid, user, drained);
         }
     }
 

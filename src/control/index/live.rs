@@ -83,33 +83,26 @@ impl Live {
         }
     }
 
-    /// A pod takes requests at `address`, or takes none any more. `id` is unique over the life of the process. Returns what
-    /// ends when nothing is in flight any more where it has taken requests so far.
-    pub(super) fn set_pod(
+    /// A pod takes requests at `address`. `id` is unique over the life of the process.
+    pub(super) fn add_pod(&mut self, uid: &Arc<str>, address: SocketAddr, id: u64) {
+        let slots = &self.slots;
+        self.replicas.entry(Source::Pod(uid.clone())).or_insert_with(|| slots.add(id, uid, &address.to_string()));
+    }
+
+    /// A pod takes requests at `address` only, or none any more. Returns where it has taken some, if that was elsewhere, and
+    /// what ends when nothing is in flight there any more.
+    pub(super) fn leave_pod(
         &mut self,
         uid: &Arc<str>,
         address: Option<SocketAddr>,
-        id: u64,
-    ) -> Option<oneshot::Receiver<()>> {
+    ) -> Option<(String, oneshot::Receiver<()>)> {
         let source = Source::Pod(uid.clone());
-        let address = address.map(|address| address.to_string());
-        let known = self.replicas.get(&source).copied();
-        if let (Some(at), Some(address)) = (known, &address)
-            && self.slots.is_at(at, address)
-        {
-            return None;
-        }
-        let left = known.map(|at| {
-            let (drained, left) = oneshot::channel();
-            self.slots.remove(at, Some(drained));
-            self.replicas.remove(&source);
-            left
-        });
-        if let Some(address) = address {
-            let at = self.slots.add(id, uid, &address);
-            self.replicas.insert(source, at);
-        }
-        left
+        let at = *self.replicas.get(&source)?;
+        let before = self.slots.address(at).filter(|before| address.is_none_or(|now| now.to_string() != *before))?;
+        let (drained, left) = oneshot::channel();
+        self.slots.remove(at, Some(drained));
+        self.replicas.remove(&source);
+        Some((before, left))
     }
 
     /// How many processes there should be, or what decides it. Who scales goes on from what there was.

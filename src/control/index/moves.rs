@@ -1,5 +1,5 @@
-//! Pods that go from one deployment to another: only when nothing is in flight on them any more, since the slots of the one
-//! know nothing of what the other has sent.
+//! Pods that go from one deployment to another, or to another address: only when nothing is in flight on them any more, since
+//! the slots of the one know nothing of what the other has sent.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -16,22 +16,25 @@ use crate::model::name::Name;
 /// An endpoint's deployment.
 pub(super) type User = (Name, Name);
 
+/// Where it uses a pod: `host:port`.
+pub(super) type Place = (User, String);
+
 /// Pods on their way.
 #[derive(Debug, Default)]
 pub(super) struct Moves {
-    /// By uid: who has let go of a pod, and what ends when nothing of that is in flight any more.
-    leaving: HashMap<Arc<str>, (User, oneshot::Receiver<()>)>,
+    /// By uid: who has let go of a pod, where it took requests, and what ends when nothing is in flight there any more.
+    leaving: HashMap<Arc<str>, (Place, oneshot::Receiver<()>)>,
     /// Who waits for one of these, and where it will take requests.
     waiting: HashMap<Arc<str>, (User, SocketAddr)>,
 }
 
 impl Moves {
     /// A pod is let go of.
-    pub(super) fn left(&mut self, uid: &Arc<str>, user: User, drained: oneshot::Receiver<()>) {
+    pub(super) fn left(&mut self, uid: &Arc<str>, place: Place, drained: oneshot::Receiver<()>) {
         // Of most that ever left nobody asks again.
         let is_busy = |drained: &mut oneshot::Receiver<()>| matches!(drained.try_recv(), Err(TryRecvError::Empty));
         self.leaving.retain(|_, (_, drained)| is_busy(drained));
-        self.leaving.insert(uid.clone(), (user, drained));
+        self.leaving.insert(uid.clone(), (place, drained));
     }
 
     /// Whether a pod can be had at once. If not, it is kept in mind who wants it.
@@ -39,7 +42,7 @@ impl Moves {
         self.waiting.remove(uid);
         let Some((of, drained)) = self.leaving.get_mut(uid) else { return true };
         let is_busy = matches!(drained.try_recv(), Err(TryRecvError::Empty));
-        if is_busy && of != user {
+        if is_busy && (&of.0, &of.1) != (user, &address.to_string()) {
             self.waiting.insert(uid.clone(), (user.clone(), address));
             return false;
         }
@@ -90,7 +93,7 @@ mod tests {
         let (mut moves, uid, address) = (Moves::default(), Arc::<str>::from("uid"), "10.0.0.1:80".parse().unwrap());
         assert!(moves.may_have(&uid, &user("blue"), address), "nobody has it");
         let (busy, drained) = oneshot::channel();
-        moves.left(&uid, user("blue"), drained);
+        moves.left(&uid, (user("blue"), "10.0.0.1:80".to_owned()), drained);
         assert!(!moves.may_have(&uid, &user("green"), address));
         let waits = tokio::time::timeout(std::time::Duration::from_millis(10), moves.next()).await;
         assert!(waits.is_err());
@@ -103,9 +106,14 @@ mod tests {
     async fn who_let_go_of_a_pod_can_have_it_back_and_who_gives_up_does_not_get_it() {
         let (mut moves, uid, address) = (Moves::default(), Arc::<str>::from("uid"), "10.0.0.1:80".parse().unwrap());
         let (_busy, drained) = oneshot::channel();
-        moves.left(&uid, user("blue"), drained);
+        moves.left(&uid, (user("blue"), "10.0.0.1:80".to_owned()), drained);
         assert!(!moves.may_have(&uid, &user("green"), address));
         moves.give_up(&uid, &user("green"));
-        assert!(moves.waiting.is_empty() && moves.may_have(&uid, &user("blue"), address));
+        let elsewhere = "10.0.0.1:81".parse().unwrap();
+        assert!(
+            moves.waiting.is_empty() && !moves.may_have(&uid, &user("blue"), elsewhere),
+            "that would be more at once"
+        );
+        assert!(moves.may_have(&uid, &user("blue"), address) && moves.waiting.is_empty());
     }
 }

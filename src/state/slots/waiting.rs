@@ -41,11 +41,11 @@ impl Waiting {
 }
 
 impl Slots {
-    /// Whether a replica is at `address`.
-    pub fn is_at(&self, id: ReplicaId, address: &str) -> bool {
+    /// Where a replica is: `host:port`.
+    pub fn address(&self, id: ReplicaId) -> Option<String> {
         let inner = self.lock();
-        let entry = inner.replicas.get(id.index()).and_then(Option::as_ref);
-        entry.is_some_and(|entry| entry.replica.address == address)
+        let entry = inner.replicas.get(id.index()).and_then(Option::as_ref)?;
+        Some(entry.replica.address.clone())
     }
 
     /// No replica will come any more: without one that takes requests, those who wait are told so at once.
