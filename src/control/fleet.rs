@@ -313,7 +313,8 @@ impl Fleet {
         }
         match self.record.until() {
             Some(until) => {
-                let vouched = self.record.trouble().and_then(|_| self.leader.vouched(self.vouch, now));
+                let others = self.record.perhaps_on_it();
+                let vouched = self.record.trouble().and_then(|_| self.leader.vouched(&others, self.vouch, now));
                 // Not for longer than somebody waits who is none of those that vouch.
                 let vouched = vouched.map_or(until, |vouched| vouched.min(until + self.alone));
                 self.leader.extend(until.max(vouched));
@@ -329,7 +330,7 @@ impl Fleet {
             self.leader.resign();
             self.member.disconnected();
         }
-        self.leader.admit(self.record.roster(), now);
+        self.leader.admit(self.record.surely_on_it(), now);
         if self.leader.leads(now) {
             self.upstream.follow(None, false, now);
             if self.member.session().is_none() {

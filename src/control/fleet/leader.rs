@@ -72,8 +72,8 @@ impl Leader {
     }
 
     /// Until when it may go on by the word of all others, without the record.
-    pub(super) fn vouched(&self, vouch: Duration, now: Instant) -> Option<Instant> {
-        let others = self.recorded.iter().filter(|member| **member != self.id);
+    pub(super) fn vouched(&self, all: &BTreeSet<MemberId>, vouch: Duration, now: Instant) -> Option<Instant> {
+        let others = all.iter().filter(|member| **member != self.id);
         self.ledger.vouched(others, now).filter(|_| self.is_leading).map(|at| at + vouch)
     }
 

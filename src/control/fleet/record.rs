@@ -29,6 +29,8 @@ pub(super) struct RecordKeeper {
     election: Election,
     store: Store,
     doing: Option<Pin<Box<dyn Future<Output = Outcome> + Send>>>,
+    /// What is being written, or was, if it is not known whether it counts.
+    in_doubt: Vec<BTreeSet<MemberId>>,
     look_at: Instant,
     /// Between two looks.
     look: Duration,
@@ -49,6 +51,7 @@ impl RecordKeeper {
             election,
             store,
             doing: None,
+            in_doubt: Vec::new(),
             look_at,
             look: LOOK.min(term / 4),
             write_at,
@@ -72,6 +75,7 @@ impl RecordKeeper {
                 // Once it is sent another may have the term, whether that is answered or not.
                 self.election.resign();
             }
+            self.doubt(proposal.record.roster.clone());
             self.doing = Some(Box::pin(async move {
                 let (record, sent) = (proposal.record.clone(), Instant::now());
                 Outcome::Written(record, sent, store.write(proposal).await)
@@ -98,11 +102,13 @@ impl RecordKeeper {
             Outcome::Read(Ok(found)) => {
                 self.well();
                 self.is_stale = false;
+                self.in_doubt.clear();
                 self.election.observed(found, now);
                 self.look_for_successor(now);
             }
             Outcome::Written(record, sent, Ok(Some(version))) => {
                 self.well();
+                self.in_doubt.clear();
                 if let Some(won) = self.election.written(record, version, sent) {
                     self.won = Some(won);
                 }
@@ -145,6 +151,22 @@ impl RecordKeeper {
     /// Who may hold slots, as the record says.
     pub(super) fn roster(&self) -> BTreeSet<MemberId> {
         self.election.roster()
+    }
+
+    /// Who may hold slots, whichever record counts: whoever coordinates next knows of them.
+    pub(super) fn surely_on_it(&self) -> BTreeSet<MemberId> {
+        self.in_doubt.iter().fold(self.roster(), |all, roster| &all & roster)
+    }
+
+    /// Who may follow without waiting as long as a stranger, whichever record counts.
+    pub(super) fn perhaps_on_it(&self) -> BTreeSet<MemberId> {
+        self.in_doubt.iter().fold(self.roster(), |all, roster| &all | roster)
+    }
+
+    fn doubt(&mut self, roster: BTreeSet<MemberId>) {
+        if !self.in_doubt.contains(&roster) {
+            self.in_doubt.push(roster);
+        }
     }
 
     /// Whether the record cannot be had.
@@ -203,5 +225,44 @@ impl RecordKeeper {
             tracing::warn!(what, "it cannot be read or written who coordinates; the group goes on as it is");
             self.trouble = Some(what);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::fleet::Settings;
+
+    fn all(names: &[&str]) -> BTreeSet<MemberId> {
+        names.iter().map(|name| MemberId { name: (*name).into(), incarnation: 1 }).collect()
+    }
+
+    #[tokio::test]
+    async fn who_comes_back_while_it_is_struck_off_is_not_on_the_record_until_it_is_written_again() {
+        let (folder, term) = (tempfile::tempdir().unwrap(), Duration::from_secs(5));
+        let election = Election::new(all(&["one"]).pop_first().unwrap(), term, Settings::default());
+        let mut keeper = RecordKeeper::new(election, Store::File(folder.path().join("leader")), term);
+        let both = all(&["one", "two"]);
+        for _ in 0..3 {
+            // Reads, begins its term, and has the other on its roster.
+            keeper.keep(&both, Instant::now());
+            let outcome = keeper.next().await;
+            keeper.take(outcome);
+        }
+        assert_eq!((keeper.surely_on_it(), keeper.perhaps_on_it()), (both.clone(), both.clone()));
+        // It is time to renew the term, and the other has gone.
+        keeper.keep(&all(&["one", "three"]), Instant::now() + term / 2);
+        assert!(keeper.doing.is_some());
+        let everybody = all(&["one", "two", "three"]);
+        let seen = |keeper: &RecordKeeper| (keeper.surely_on_it(), keeper.perhaps_on_it());
+        assert_eq!(seen(&keeper), (all(&["one"]), everybody.clone()));
+        // Whether that counts is not known, and the next says otherwise.
+        let lost = Outcome::Written(Record::default(), Instant::now(), Err("no answer".to_owned()));
+        keeper.take(lost);
+        keeper.keep(&both, Instant::now() + term);
+        assert_eq!(seen(&keeper), (all(&["one"]), everybody));
+        let outcome = keeper.next().await;
+        keeper.take(outcome);
+        assert_eq!(seen(&keeper), (both.clone(), both));
     }
 }
