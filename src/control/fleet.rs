@@ -147,7 +147,7 @@ impl Fleet {
                 // Of those that come to rest, that nothing goes on there any more.
                 self.tell_loads(now);
                 for deployment in self.member.shares().settle() {
-                    self.leader.lend(&deployment, Vec::new(), now);
+                    self.leader.forget(&deployment, now);
                     self.member.forget_load(&deployment);
                 }
             }

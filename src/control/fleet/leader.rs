@@ -55,6 +55,12 @@ impl Leader {
         }
     }
 
+    /// There is no such deployment any more.
+    pub(super) fn forget(&mut self, deployment: &Deployment, now: Instant) {
+        self.lend(deployment, Vec::new(), now);
+        self.ledger.forget(deployment);
+    }
+
     /// A term begins. `heard`: when this router was last told anything by the coordinator of before.
     pub(super) fn lead(&mut self, (epoch, former): (Epoch, Former), until: Instant, heard: Instant, now: Instant) {
         self.dismiss();

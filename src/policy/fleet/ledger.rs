@@ -120,9 +120,7 @@ impl Ledger {
     /// A replica may have `cap` requests in flight; none when it is not to be used any more. `hold` is how long a request
     /// on a replica of the deployment may last after its router has ended or is cut off.
     pub fn set_replica(&mut self, key: &ReplicaKey, cap: u32, hold: Duration, now: Instant) {
-        let doubt = self.term.as_ref().and_then(|term| term.doubt_until(hold, &self.settings));
-        let in_doubt = doubt.is_some_and(|until| now < until);
-        let pool = self.pools.entry(key.deployment.clone()).or_insert_with(|| Pool::new(in_doubt));
+        let pool = self.pool(&key.deployment, hold, now);
         pool.extend_hold(hold);
         pool.set(key, cap);
     }
@@ -136,6 +134,18 @@ impl Ledger {
                 self.samples.remove(&key.deployment);
             }
         }
+    }
+
+    fn pool(&mut self, deployment: &Deployment, hold: Duration, now: Instant) -> &mut Pool {
+        let doubt = self.term.as_ref().and_then(|term| term.doubt_until(hold, &self.settings));
+        let in_doubt = doubt.is_some_and(|until| now < until);
+        self.pools.entry(deployment.clone()).or_insert_with(|| Pool::new(in_doubt))
+    }
+
+    /// There is no such deployment any more. What is in flight there counts to its end, and is forgotten with the next.
+    pub fn forget(&mut self, deployment: &Deployment) {
+        self.samples.remove(deployment);
+        self.pools.retain(|_, pool| !pool.is_unused());
     }
 
     /// The stream with a member is broken.

@@ -602,6 +602,41 @@ fn a_claim_on_a_replica_that_the_coordinator_does_not_know_yet_counts_when_it_do
 }
 
 #[test]
+fn who_asks_before_the_coordinator_knows_of_the_deployment_is_served_when_it_does() {
+    let mut group = Group::new(2, 1);
+    group.ledger = Ledger::new(group.settings);
+    group.lead(2, nobody());
+    group.members.iter_mut().for_each(Member::disconnected);
+    group.connect(0);
+    group.connect(1);
+    group.ask(0, 1, Duration::ZERO);
+    assert_eq!(group.busy(0), 0);
+    // What is of no use to anybody goes; this is.
+    group.ledger.forget(&Arc::from("another"));
+    group.ledger.set_replica(&key("p"), 1, HOLD, group.now);
+    group.talk();
+    assert_eq!(group.busy(0), 1);
+}
+
+#[test]
+fn what_was_known_of_a_deployment_goes_with_it_when_nothing_of_it_is_in_use() {
+    let mut group = Group::new(1, 1);
+    group.ask(0, 1, Duration::ZERO);
+    group.ledger.set_replica(&key("p"), 0, HOLD, group.now);
+    group.ledger.forget(&key("p").deployment);
+    group.ledger.set_replica(&key("p"), 1, HOLD, group.now);
+    assert_eq!(group.ledger.holders(&key("p")), [(id(0), 1)], "it is in use");
+    group.finish(0);
+    group.ledger.set_replica(&key("p"), 0, HOLD, group.now);
+    group.talk();
+    group.ledger.forget(&key("p").deployment);
+    assert_eq!(group.slots(), (0, 0, 0));
+    group.ledger.set_replica(&key("p"), 1, HOLD, group.now);
+    group.ask(0, 1, Duration::ZERO);
+    assert_eq!(group.busy(0), 1);
+}
+
+#[test]
 fn a_coordinator_whose_term_is_over_grants_and_renews_nothing() {
     let mut group = Group::new(1, 1);
     group.ledger.extend(group.now);

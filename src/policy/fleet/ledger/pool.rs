@@ -343,6 +343,11 @@ impl Pool {
         self.entries.is_empty()
     }
 
+    /// Whether there is nothing in it that anybody might miss.
+    pub(super) fn is_unused(&self) -> bool {
+        self.is_empty() && self.demand.is_empty()
+    }
+
     /// What does not add up, if anything.
     pub(super) fn audit(&self) -> Result<(), String> {
         let shelved = self.entries.iter().filter(|(_, entry)| entry.free() > 0);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use super::super::{Demand, Hello, MemberId, Queue, ReplicaKey, Report};
-use super::pool::{Pool, Seat};
+use super::pool::{LONGEST, Pool, Seat};
 use super::term::{Former, Outbox, Term};
 use super::{ANSWERS, Ledger};
 
@@ -85,13 +85,14 @@ impl Ledger {
     }
 
     pub(super) fn want(&mut self, seat: Seat, demand: Vec<Demand>, now: Instant) {
-        let Some(member) = self.seats.get(&seat) else { return };
         for demand in demand {
-            let Some(pool) = self.pools.get_mut(&demand.deployment) else { continue };
+            let Some(member) = self.seats.get(&seat) else { return };
             let ago = |age| now.checked_sub(age).unwrap_or(now);
             let queue = Queue { length: demand.waiting, oldest: ago(demand.oldest), newest: ago(demand.newest) };
             let granted = member.granted.get(&demand.deployment).copied().unwrap_or_default();
             let unknown = granted.saturating_sub(demand.granted).min(u64::from(u32::MAX)) as u32;
+            // Of a deployment that may be known here later: nobody says it again then.
+            let pool = self.pool(&demand.deployment, LONGEST, now);
             pool.want(seat, (queue.length > 0).then_some(queue), unknown);
         }
     }
