@@ -15,7 +15,7 @@ use crate::policy::fleet::ledger::Ledger;
 use crate::policy::fleet::member::{Member, Shares, Standing};
 use crate::policy::fleet::{MemberId, ToMember};
 use crate::state::lifecycle::{Lifecycle, Phase};
-use crate::state::membership::{Group, GroupMember, Membership};
+use crate::state::membership::{Group, GroupMember, Membership, Overview};
 use crate::state::slots::Slots;
 
 mod gauges;
@@ -64,7 +64,7 @@ pub struct Fleet {
     /// When this task was last awake.
     looked: Instant,
     /// What the coordinator has said of the group.
-    members: Vec<GroupMember>,
+    told: Overview,
     /// What slots were last limited by.
     standing: Standing,
     /// How long this router may coordinate by the word of others after they have given it.
@@ -110,7 +110,7 @@ impl Fleet {
             member,
             events,
             looked: now,
-            members: Vec::new(),
+            told: Overview::default(),
             standing,
             vouch: timing.vouch,
             alone: election::STRANGER.div_f64(timing.surely(Duration::from_secs(1)).as_secs_f64()),
@@ -237,14 +237,14 @@ impl Fleet {
                     }
                     match message {
                         Down::Member(message) => self.member.receive(message, now),
-                        Down::Group(members) => self.members = members,
+                        Down::Group(overview) => self.told = overview,
                     }
                 }
             }
             Event::Lost(number, why) => {
                 if self.upstream.lost(number, why, now) {
                     self.member.disconnected();
-                    self.members.clear();
+                    self.told = Overview::default();
                     // Perhaps it has gone, and somebody else is there by now.
                     self.record.look();
                 }
@@ -367,15 +367,17 @@ impl Fleet {
             Standing::Nothing => "nothing",
         };
         let named = |id: &MemberId| GroupMember { name: id.name.to_string(), ..GroupMember::default() };
-        let known = self.leader.tell_members(now).unwrap_or_else(|| self.members.clone());
-        let members = if known.is_empty() { self.record.roster().iter().map(named).collect() } else { known };
+        let Overview { mut members, present } = self.leader.overview(now).unwrap_or_else(|| self.told.clone());
+        if members.is_empty() {
+            members.extend(self.record.roster().iter().map(named));
+        }
         let group = Group {
             router: self.id.name.to_string(),
             coordinator: leader.map(|(leader, _)| leader.name.to_string()),
             epoch: leader.map_or(0, |(_, epoch)| epoch.0),
             standing,
             members,
-            present: self.leader.present(now),
+            present,
         };
         let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.gauges.members.set(count(group.members.len() as u64));

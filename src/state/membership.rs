@@ -57,8 +57,19 @@ pub struct Group {
     pub standing: &'static str,
     /// Those that may hold slots.
     pub members: Vec<GroupMember>,
-    /// Requests in flight and waiting at all routers, where this one coordinates.
+    /// Requests in flight and waiting at all routers: of every deployment where this one coordinates, else of those where
+    /// any wait.
     #[serde(skip)]
+    pub present: HashMap<Deployment, (u32, u32)>,
+}
+
+/// What the coordinator has the others know of the group, once a second.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Overview {
+    /// Those that may hold slots.
+    pub members: Vec<GroupMember>,
+    /// Requests in flight and waiting at all routers.
     pub present: HashMap<Deployment, (u32, u32)>,
 }
 

@@ -356,7 +356,7 @@ impl Inner {
 
     /// What a request turned away now should be told: `why`, or that there is no replica.
     fn turned_away(&self, now: Instant, why: fn(Duration) -> NoSlot) -> NoSlot {
-        let after = self.admission.retry_after(now);
+        let after = self.admission.retry_after(now, self.waiting_elsewhere());
         if self.admission.any_ready() {
             return why(after);
         }

@@ -157,6 +157,20 @@ impl Tally {
     }
 }
 
+/// What a router says to a request that it refuses: when to ask again. `None`: it was answered.
+pub async fn refused(address: SocketAddr, router: usize) -> Option<Duration> {
+    let mut stream = BufReader::new(TcpStream::connect(address).await.unwrap());
+    stream.get_mut().write_all(request(router).as_bytes()).await.unwrap();
+    let answer = Message::read(&mut stream).await.unwrap();
+    let retry_after = answer.field("retry-after")?.parse().unwrap();
+    (answer.status() != 200).then_some(Duration::from_secs(retry_after))
+}
+
+fn request(router: usize) -> String {
+    let head = "POST /api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nhost: router\r\ncontent-length: 1\r\n\r\n";
+    format!("{head}{router}")
+}
+
 /// Asks over the kept connection, or a new one.
 async fn ask(connection: &mut Option<BufReader<TcpStream>>, address: SocketAddr, router: usize) -> Result<(), String> {
     let asked = tokio::time::timeout(PATIENCE, async {
@@ -168,9 +182,8 @@ async fn ask(connection: &mut Option<BufReader<TcpStream>>, address: SocketAddr,
                 BufReader::new(stream)
             }
         };
-        let head = "POST /api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nhost: router\r\ncontent-length: 1\r\n\r\n";
         // The other side may have answered before it stopped listening.
-        let _ = stream.get_mut().write_all(format!("{head}{router}").as_bytes()).await;
+        let _ = stream.get_mut().write_all(request(router).as_bytes()).await;
         let answer = Message::read(&mut stream).await.map_err(|ended| format!("cut: {ended:?}"))?;
         if answer.field("connection") != Some("close") {
             *connection = Some(stream);

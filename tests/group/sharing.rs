@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::group::{Group, Plan};
+use crate::load::{Load, refused};
+use crate::until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_all_routers_want_are_busy_never_above_their_cap_and_shared() {
@@ -40,4 +42,26 @@ async fn where_slots_suffice_they_stay_where_they_are_used() {
     group.never_above_the_cap();
     tally.none_failed_but_of(None);
     assert!(moves * 20.0 < requests as f64, "{moves} moves for {requests} requests");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_is_told_how_long_the_queue_is_at_all_routers() {
+    let (takes, waits) = (Duration::from_millis(300), Duration::from_secs(2));
+    let group = Group::start(Plan { replicas: 1, takes, waits, ..Plan::default() }).await;
+    // It has to know how long a request takes.
+    assert_eq!(refused(group.routers[2].scoring, 2).await, None);
+    let busy: Vec<_> = group.routers[..2].iter().map(|router| router.scoring).collect();
+    let load = Load::of_each(&busy, 8);
+    load.go_on_for(1, &[0]).await;
+    let told = std::cell::Cell::new(Duration::ZERO);
+    // Of its own queue, in which nobody is left, it would say 1 s.
+    let long = async || {
+        told.set(told.get().max(refused(group.routers[2].scoring, 2).await.unwrap_or_default()));
+        told.get() > Duration::from_secs(1)
+    };
+    let after = until("a refusal that knows of the others", long).await;
+    println!("  told to come back in {:?}, after {after:?}", told.get());
+    load.stop().await;
+    group.never_above_the_cap();
+    assert!(told.get() <= waits + takes + Duration::from_secs(1), "by then all have left: {:?}", told.get());
 }

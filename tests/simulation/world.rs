@@ -293,7 +293,7 @@ impl World {
     }
 
     fn turn_away(&mut self, request: usize, outcome: Outcome) -> Checked {
-        let said = micros(self.admission.retry_after(self.at(self.now)));
+        let said = micros(self.admission.retry_after(self.at(self.now), (0, Duration::ZERO)));
         self.say(|_| format!("  request {request} is told to wait {said}"));
         self.model.told(self.now, said)?;
         if self.scenario.stationary {

@@ -9,7 +9,7 @@ use super::wire::Down;
 
 use crate::policy::fleet::ledger::{Former, Ledger, Slots};
 use crate::policy::fleet::{Deployment, Epoch, MemberId, ToCoordinator, ToMember};
-use crate::state::membership::{GroupMember, Question};
+use crate::state::membership::{GroupMember, Overview, Question};
 use crate::state::slots::Lent;
 
 /// What a router does as the coordinator.
@@ -220,8 +220,8 @@ impl Leader {
         }
     }
 
-    /// Who may hold slots, and what is known of them; has the others know it too. `None`: another router knows.
-    pub(super) fn tell_members(&self, now: Instant) -> Option<Vec<GroupMember>> {
+    /// How the group is; has the others know what matters to them. `None`: another router knows.
+    pub(super) fn overview(&self, now: Instant) -> Option<Overview> {
         if !self.leads(now) {
             return None;
         }
@@ -230,18 +230,16 @@ impl Leader {
             slots: Some(slots),
             waiting: Some(waiting),
         });
-        let known: Vec<GroupMember> = known.collect();
+        let all = self.lent.keys().map(|deployment| (deployment.clone(), self.ledger.present(deployment, now)));
+        let overview = Overview { members: known.collect(), present: all.collect() };
+        let waiting = overview.present.iter().filter(|(_, (_, waiting))| *waiting > 0);
+        let waiting: HashMap<_, _> = waiting.map(|(deployment, present)| (deployment.clone(), *present)).collect();
         for peer in self.peers.values() {
+            let told = Overview { members: overview.members.clone(), present: waiting.clone() };
             // Who takes too little of what matters is found out by that.
-            let _ = peer.to.try_send(Down::Group(known.clone()));
+            let _ = peer.to.try_send(Down::Group(told));
         }
-        Some(known)
-    }
-
-    /// Requests in flight and waiting, everywhere.
-    pub(super) fn present(&self, now: Instant) -> HashMap<Deployment, (u32, u32)> {
-        let all = self.lent.keys().filter(|_| self.leads(now));
-        all.map(|deployment| (deployment.clone(), self.ledger.present(deployment, now))).collect()
+        Some(overview)
     }
 
     /// Where the slots of all deployments are.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::policy::fleet::{MemberId, ToMember};
-use crate::state::membership::GroupMember;
+use crate::state::membership::Overview;
 
 /// The longest value, in bytes: all that a router holds of a hundred thousand replicas.
 const LONGEST: u32 = 32 << 20;
@@ -33,8 +33,8 @@ pub(super) struct Opening {
 pub(super) enum Down {
     /// Of the protocol.
     Member(ToMember),
-    /// How the group is, for people; once a second.
-    Group(Vec<GroupMember>),
+    /// How the group is, once a second.
+    Group(Overview),
 }
 
 /// One side's ear.

@@ -3,6 +3,8 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 const HELD: Duration = Duration::from_millis(100);
+/// Waits at another router.
+const NOBODY: (usize, Duration) = (0, Duration::ZERO);
 
 fn admission(per_replica: u32, queue_length: usize, replicas: usize) -> (Admission<&'static str>, Vec<ReplicaId>) {
     let mut admission = Admission::new(Rules { per_replica: NonZeroU32::new(per_replica).unwrap(), queue_length });
@@ -155,7 +157,7 @@ fn a_failing_replica_is_set_aside_then_probed_by_one_request() {
     assert_eq!(admission.failed(ids[0], now), None);
     let until = admission.failed(ids[0], now).unwrap();
     assert!(!admission.any_ready());
-    assert_eq!(admission.retry_after(now), Duration::from_secs(1));
+    assert_eq!(admission.retry_after(now, NOBODY), Duration::from_secs(1));
     queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "probe"));
     queued(admission.arrive(Avoid::default(), Instant::now(), far(), || "next"));
     assert!(admission.tick(now).is_empty());
@@ -198,7 +200,14 @@ fn all_busy(waiting: usize, deadline: Instant) -> (Admission<&'static str>, Vec<
 #[test]
 fn retry_after_predicts_when_the_queue_is_empty() {
     // Twelve requests of 2 s each over four slots.
-    assert_eq!(all_busy(11, far()).0.retry_after(Instant::now()), Duration::from_secs(6));
+    let admission = all_busy(11, far()).0;
+    assert_eq!(admission.retry_after(Instant::now(), NOBODY), Duration::from_secs(6));
+    // Ten more at other routers.
+    let elsewhere = |longest| (10, Duration::from_secs(longest));
+    assert_eq!(admission.retry_after(Instant::now(), elsewhere(60)), Duration::from_secs(11));
+    let admission = all_busy(0, far()).0;
+    assert_eq!(admission.retry_after(Instant::now(), elsewhere(60)), Duration::from_millis(5500));
+    assert_eq!(admission.retry_after(Instant::now(), elsewhere(2)), Duration::from_millis(2500), "they leave");
 }
 
 #[test]
@@ -206,7 +215,7 @@ fn retry_after_knows_that_those_who_wait_leave() {
     let now = Instant::now();
     // Fifty seconds of work wait, but not longer than 1 s; then the next slot comes back.
     let (admission, _) = all_busy(100, now + Duration::from_secs(1));
-    assert_eq!(admission.retry_after(now), Duration::from_millis(1500));
+    assert_eq!(admission.retry_after(now, NOBODY), Duration::from_millis(1500));
 }
 
 #[test]
@@ -226,7 +235,7 @@ fn retry_after_is_the_next_probe_of_a_replica_that_is_still_wanted() {
     assert!(admission.remove(ids[0]));
     let now = fail(&mut admission, ids[1], 7);
     let until = admission.failed(ids[1], now).unwrap();
-    assert_eq!(admission.retry_after(now), until - now);
+    assert_eq!(admission.retry_after(now, NOBODY), until - now);
     assert_eq!(until - now, Duration::from_secs(8));
 }
 
@@ -238,7 +247,7 @@ fn retry_after_does_not_count_what_a_replica_failed() {
         admission.release(ids[0], Duration::ZERO);
     }
     // Two more were served from the queue.
-    assert_eq!(admission.retry_after(Instant::now()), Duration::from_secs(5));
+    assert_eq!(admission.retry_after(Instant::now(), NOBODY), Duration::from_secs(5));
 }
 
 #[test]

@@ -64,13 +64,15 @@ impl<W> Admission<W> {
     }
 
     /// How long a client that is turned away now should wait: until those who wait have been served or have to leave,
-    /// and one more slot has come back; or until a replica that is set aside may be probed. At least 1 s.
-    pub fn retry_after(&self, now: Instant) -> Duration {
+    /// and one more slot has come back; or until a replica that is set aside may be probed. At least 1 s. `elsewhere`: how
+    /// many wait for the same slots at other routers, and for how long they do at most.
+    pub fn retry_after(&self, now: Instant, elsewhere: (usize, Duration)) -> Duration {
         let wait = if self.slots > 0 {
             let next_slot = self.service_time / self.slots as f64;
-            let all_served = self.queue.len() as f64 * next_slot;
-            let all_left = self.queue.back().map(|last| last.deadline.saturating_duration_since(now));
-            Duration::from_secs_f64(all_served.min(all_left.unwrap_or_default().as_secs_f64()) + next_slot)
+            let all_served = (self.queue.len() + elsewhere.0) as f64 * next_slot;
+            let own_left = self.queue.back().map(|last| last.deadline.saturating_duration_since(now));
+            let all_left = own_left.unwrap_or_default().max(if elsewhere.0 > 0 { elsewhere.1 } else { Duration::ZERO });
+            Duration::from_secs_f64(all_served.min(all_left.as_secs_f64()) + next_slot)
         } else {
             let probes =
                 self.replicas.iter().filter_map(|replica| match (replica.presence, replica.health.fitness()) {

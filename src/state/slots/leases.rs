@@ -25,6 +25,7 @@ pub(super) struct Leases {
     standing: Standing,
     cap: u32,
     hold: Duration,
+    max_queue_wait: Duration,
     /// Of the queue, as the share knows it.
     waiting: u32,
     /// Whether what the group has to know of replicas is another than when it was last looked at.
@@ -57,6 +58,7 @@ impl Leases {
             standing,
             cap,
             hold,
+            max_queue_wait: settings.max_queue_wait,
             waiting: 0,
             is_changed: false,
             is_told: false,
@@ -105,6 +107,7 @@ impl Inner {
     pub(super) fn lend(&mut self, slots: &Arc<Slots>, settings: &RequestSettings) -> Vec<Handed> {
         if let Some(leases) = &mut self.leases {
             (leases.cap, leases.hold) = terms_of(settings);
+            leases.max_queue_wait = settings.max_queue_wait;
         }
         self.refit_all(slots)
     }
@@ -149,6 +152,13 @@ impl Inner {
         if allowed < self.admission.leased(id) {
             drop(self.admission.set_leased(id, allowed));
         }
+    }
+
+    /// Requests that wait at other routers, as far as the coordinator has said, and for how long they do at most.
+    pub(super) fn waiting_elsewhere(&self) -> (usize, Duration) {
+        let Some(leases) = &self.leases else { return (0, Duration::ZERO) };
+        let everywhere = leases.membership.group().present.get(&leases.deployment).map_or(0, |(_, waiting)| *waiting);
+        ((everywhere as usize).saturating_sub(self.admission.waiting()), leases.max_queue_wait)
     }
 
     /// After every change: has the share know of the queue, and the control plane look where that is due.
