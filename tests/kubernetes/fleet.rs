@@ -109,5 +109,19 @@ async fn one_scales_by_what_all_routers_see() {
         text.lines().any(|line| line.starts_with("inference_router_autoscaler_decisions_total"))
     };
     assert!(decided(&first).await && !decided(&second).await, "only the coordinator decides");
+
+    // Whoever follows has seen nothing of that, and nobody asks any more.
+    let most = replicas().await;
+    first.terminate();
+    let lingers = || async {
+        let text = second.http.get(format!("{}/api/endpoints", second.admin)).send().await.ok()?.text().await.ok()?;
+        (coordinates(&second).await && text.contains(r#""lingering""#)).then_some(())
+    };
+    until("the other decides, and that fewer would do", lingers).await;
+    let decided = Instant::now();
+    while decided.elapsed() < Duration::from_secs(5) {
+        assert_eq!(replicas().await, most, "a change of coordinator scales nothing down");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     cluster.end().await;
 }
