@@ -151,7 +151,7 @@ fn write_file(path: &Path, proposal: Proposal) -> Result<Option<String>, String>
     match std::fs::hard_link(new.path(), &named) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(None),
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(format!("{}: {error}; its folder has to know hard links", named.display())),
     }
     if newest(path)? != Some(version) {
         // It stood still for so long that the name was free again.
