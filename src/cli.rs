@@ -20,10 +20,12 @@ use crate::model::crd;
 use crate::model::problem::Problem;
 use crate::{guard, model_server};
 
+mod admin;
 mod cluster;
 mod compare;
 mod demo;
 mod keys;
+mod ready;
 mod simulate;
 
 /// Nothing went wrong.
@@ -88,6 +90,9 @@ enum Command {
         inference-router compare --endpoint my-endpoint -n team-a\n\n\
         The endpoint needs `mirrorTraffic` and `mirrorComparison`.")]
     Compare(compare::Compare),
+    /// Ask a router whether it takes requests: what it says, and exit code 0 if it does, else 1.
+    #[command(after_help = "Example: inference-router ready --admin http://127.0.0.1:9090")]
+    Ready(ready::Ready),
     /// Try settings of an endpoint in virtual time: how many replicas, how long a wait, what share is turned away.
     #[command(after_help = "Examples:\n\
         inference-router simulate --endpoint my-endpoint.yaml --rps 20 --service-ms 100..400\n\
@@ -160,6 +165,7 @@ impl Cli {
             Command::Token(token) => token.run(),
             Command::Invoke(options) => options.run(),
             Command::Compare(options) => options.run(),
+            Command::Ready(options) => options.run(),
             Command::Simulate(options) => options.run(),
             Command::Crd => print(&crd::text()),
             Command::ModelServer(options) => options.run(),

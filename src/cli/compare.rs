@@ -5,14 +5,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::admin::{self, ask, visible};
 use super::cluster::block_on;
 use super::{Failed, print};
-use crate::control::cluster::caller::{Caller, LONGEST_ANSWER};
+use crate::control::cluster::caller::Caller;
 use crate::model::name::Name;
 use crate::policy::compare::{EndpointReport, Rate, SideReport};
-
-/// How long a router may take to answer.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct Compare {
@@ -20,7 +18,7 @@ pub(super) struct Compare {
     #[arg(long, value_name = "NAME", value_parser = super::keys::name)]
     endpoint: Name,
     /// The router's admin listener.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090", value_parser = admin)]
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090", value_parser = admin::url)]
     admin: String,
     /// The endpoint's namespace, in the cluster that the kubeconfig says: the router there is asked, through the API server.
     #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "admin")]
@@ -54,7 +52,7 @@ impl Compare {
             }
             None => {
                 let url = format!("{}{path}", self.admin.trim_end_matches('/'));
-                let answer = ask(&url).await?;
+                let answer = ask(&url).await.map_err(|what| format!("{what}; `-n` asks the one in a cluster"))?;
                 (url, answer)
             }
         };
@@ -69,41 +67,6 @@ impl Compare {
         })?;
         Ok(if self.json { text + "\n" } else { visible(&table(&about)) })
     }
-}
-
-/// Where an admin listener may be.
-fn admin(text: &str) -> Result<String, String> {
-    let url = reqwest::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    url.map(|_| text.to_owned()).ok_or_else(|| "is no address such as http://127.0.0.1:9090".to_owned())
-}
-
-async fn ask(url: &str) -> Result<(u16, String), String> {
-    let client = reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none()).build();
-    let sent = client.map_err(|error| unreachable(url, &error))?.get(url).send().await;
-    let mut answer = sent.map_err(|error| unreachable(url, &error))?;
-    let mut body = Vec::new();
-    while let Some(piece) = answer.chunk().await.map_err(|error| unreachable(url, &error))? {
-        body.extend_from_slice(&piece);
-        if body.len() > LONGEST_ANSWER {
-            return Err(format!("{url} answers with more than a router would; does `--admin` say where one is?"));
-        }
-    }
-    Ok((answer.status().as_u16(), String::from_utf8_lossy(&body).into_owned()))
-}
-
-/// Nothing that would move a terminal's cursor or change its colours.
-fn visible(text: &str) -> String {
-    let of = |character: char| match character {
-        '\n' => "\n".to_owned(),
-        hidden if hidden.is_control() => hidden.escape_default().to_string(),
-        seen => seen.to_string(),
-    };
-    text.chars().map(of).collect()
-}
-
-fn unreachable(url: &str, error: &reqwest::Error) -> String {
-    let how = "is a router running there? `--admin` says where its admin listener is; `-n` asks the one in a cluster";
-    format!("{url} cannot be read: {error}; {how}")
 }
 
 /// What a person needs to decide.

@@ -58,6 +58,23 @@ async fn join(router: Router) -> Result<(), RunError> {
     soon("the end of the router", tokio::task::spawn_blocking(move || router.join())).await.unwrap()
 }
 
+/// What the command `ready` says, and its exit code.
+async fn asked_whether_ready(admin: SocketAddr) -> (Option<i32>, String) {
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_inference-router"));
+        command.args(["ready", "--admin", &format!("http://{admin}")]).stdin(Stdio::null()).output().unwrap()
+    });
+    let ended = soon("the end of `ready`", ended).await.unwrap();
+    (ended.status.code(), String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap())
+}
+
+#[tokio::test]
+async fn a_router_nobody_is_at_is_not_ready() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (code, said) = asked_whether_ready(closed).await;
+    assert!(code == Some(1) && said.contains("is a router running there?"), "{code:?} {said}");
+}
+
 #[tokio::test]
 async fn a_router_that_serves_is_alive_and_ready() {
     let model = Model::named("ok").await;
@@ -67,6 +84,8 @@ async fn a_router_that_serves_is_alive_and_ready() {
     let ready = router.admin("/readyz").await;
     assert_eq!(ready.status, 200);
     assert_eq!(ready.json()["problems"], serde_json::json!([]));
+    let (code, said) = asked_whether_ready(router.admin).await;
+    assert!(code == Some(0) && said.contains("ready"), "{code:?} {said}");
     assert_eq!(router.admin("/nothing").await.status, 404);
     end(router).await;
 }
@@ -119,6 +138,7 @@ async fn a_router_told_to_stop_is_unready_first_then_drains_then_ends() {
         assert!(told.elapsed() >= Duration::from_millis(1500), "{:?}", told.elapsed());
         read_eof(&mut kept).await;
         assert_eq!(router.admin("/readyz").await.status, 503);
+        assert_eq!(asked_whether_ready(router.admin).await.0, Some(1));
         assert_eq!(router.admin("/healthz").await.status, 200);
         // What is in flight goes on as if nothing were.
         writer.send(Bytes::from_static(b"two")).unwrap();
