@@ -3,6 +3,7 @@
 use crate::authority::Authority;
 use crate::group::{Group, Peer, Plan, check, settings};
 use crate::router::Router;
+use crate::{LEASE, LOOK};
 
 const SECRET: &str = "what every router of the group knows";
 
@@ -47,6 +48,30 @@ async fn routers_with_certificates_and_a_secret_are_one_and_nobody_else_is_let_i
     }
     let members = group.routers[0].fleet().await["members"].as_array().unwrap().len();
     assert_eq!(members, 2, "strangers hold nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_say_nothing_keep_no_router_out() {
+    let mut group = Group::empty(Plan::default()).await;
+    group.add(&Peer::default()).routers[0].until_ready().await;
+    let door = group.routers[0].peer;
+    let strangers = tokio::spawn(async move {
+        let mut silent = std::collections::VecDeque::new();
+        loop {
+            silent.push_back(tokio::net::TcpStream::connect(door).await.unwrap());
+            if silent.len() > 200 {
+                silent.pop_front();
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    });
+    group.add(&Peer::default());
+    let ready = group.routers[1].until_ready().await;
+    let whole = group.until_whole().await;
+    strangers.abort();
+    println!("  ready {ready:?} after its start, one group {whole:?} later");
+    // It would wait for places for seconds, and then serve what it takes to be its fair share.
+    assert!(ready < LEASE / 2, "{ready:?}");
 }
 
 #[tokio::test]

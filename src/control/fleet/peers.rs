@@ -1,5 +1,6 @@
 //! Connections between routers: members come in at the [`Door`] of the coordinator, and [`connect`] to it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncRead, AsyncWrite, split};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::wire::{Down, Ear, Mouth, Opening};
@@ -19,8 +20,10 @@ use crate::state::tls::{Acceptor, Connector};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// What may wait to be sent on a connection; a peer that takes less is not worth having.
 pub(super) const WAITING: usize = 1024;
-/// Connections of nobody known yet.
+/// Connections of nobody known yet; of more the oldest ends.
 const STRANGERS: usize = 64;
+/// Of one that does not say who it is.
+const SILENT: io::ErrorKind = io::ErrorKind::TimedOut;
 
 /// What happens on connections.
 #[derive(Debug)]
@@ -71,9 +74,9 @@ pub(super) struct Door {
 impl Door {
     /// Lets members in, for good.
     pub(super) async fn run(self) {
-        let strangers = Arc::new(tokio::sync::Semaphore::new(STRANGERS));
+        // Each ends with this, unless it has become known before.
+        let mut strangers = VecDeque::<oneshot::Sender<()>>::new();
         for number in 1.. {
-            let Ok(place) = strangers.clone().acquire_owned().await else { return };
             let stream = match self.socket.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -83,12 +86,22 @@ impl Door {
                     continue;
                 }
             };
+            strangers.retain(|stranger| !stranger.is_closed());
+            if strangers.len() >= STRANGERS {
+                // A router says at once who it is.
+                strangers.pop_front();
+            }
+            let (stays, mut goes) = oneshot::channel();
+            strangers.push_back(stays);
             let (tls, secret, events) = (self.tls.clone(), self.secret.clone(), self.events.clone());
             tokio::spawn(async move {
                 let from = stream.peer_addr();
-                let met = timeout(PATIENCE, meet(stream, tls, &secret)).await;
-                drop(place);
-                match met.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                let met = tokio::select! {
+                    met = timeout(PATIENCE, meet(stream, tls, &secret)) => met.unwrap_or_else(|_| Err(SILENT.into())),
+                    _ = &mut goes => Err(SILENT.into()),
+                };
+                drop(goes);
+                match met {
                     Ok((stream, member)) => host(stream, member, number, events).await,
                     // Somebody who looks whether anybody is there.
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
