@@ -1,5 +1,6 @@
 //! One router of a group: a process that can be killed, paused and started again at the same addresses.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -32,9 +33,15 @@ pub struct Router {
     log: Arc<Mutex<Vec<String>>>,
 }
 
-/// An address that nobody has.
-pub fn free() -> SocketAddr {
-    TcpListener::bind(HOME).unwrap().local_addr().unwrap()
+/// An address that nobody has, nor will have who asked before: the system may give a port again that nobody listens at yet.
+fn free() -> SocketAddr {
+    static GIVEN: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
+    loop {
+        let address = TcpListener::bind(HOME).unwrap().local_addr().unwrap();
+        if GIVEN.lock().unwrap().insert(address) {
+            return address;
+        }
+    }
 }
 
 impl Admin {

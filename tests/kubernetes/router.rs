@@ -1,5 +1,6 @@
 //! The router's program, and model servers for pods.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -176,9 +177,16 @@ pub async fn served(ip: &str) -> (Cluster, Router, Model) {
     (cluster, router, model)
 }
 
-/// A port that is free on every loopback address.
+/// A port that is free on every loopback address, and given to nobody else: the system may give one again that nobody listens
+/// at yet.
 pub fn free_port() -> u16 {
-    TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+        if GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
+    }
 }
 
 impl Model {
