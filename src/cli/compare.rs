@@ -154,15 +154,6 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_a_scheme_and_nothing_moves_the_cursor() {
-        assert!(admin("http://127.0.0.1:9090").is_ok() && admin("https://router.example/").is_ok());
-        for text in ["127.0.0.1:9090", "localhost:9090", "router", "", "file:///etc"] {
-            assert!(admin(text).is_err(), "{text}");
-        }
-        assert_eq!(visible("two\nlines, \u{1b}[31mred"), "two\nlines, \\u{1b}[31mred");
-    }
-
-    #[test]
     fn a_table_says_what_there_is_and_that_there_is_nothing() {
         assert!(table(&about(Report::default())).contains("nothing to compare yet"));
         let side = |latency: f64| SideReport {

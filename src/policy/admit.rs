@@ -84,6 +84,8 @@ pub struct Admission<W> {
     at_first: u32,
 }
 
+/// How long whoever knows of idle slots elsewhere may take to answer, at most.
+pub const ASK: Duration = Duration::from_millis(100);
 /// The mean service time is that of about so many requests: enough to be steady, few enough to follow a change.
 const MEASURED: u32 = 32;
 
@@ -203,7 +205,7 @@ impl<W> Admission<W> {
             return Arrival::Granted(id);
         }
         let first_try = avoid.is_empty();
-        if first_try && self.queue.len() >= self.rules.queue_length {
+        if first_try && self.queue.len() >= self.rules.queue_length && !self.may_ask(now) {
             return Arrival::Full;
         }
         self.tickets += 1;

@@ -25,7 +25,7 @@ use crate::model::refusal::Refusal;
 use crate::policy::compare::{End, Gap};
 use crate::policy::mirror::hash;
 use crate::state::mirror::Mirror;
-use crate::state::slots::Slot;
+use crate::state::slots::Acquired;
 
 mod pair;
 mod tee;
@@ -97,7 +97,7 @@ impl Plan {
             mirror.to.metrics.mirrored("over_bandwidth");
             return None;
         }
-        let Some(slot) = mirror.to.slots.take(now) else {
+        let Some(acquired) = mirror.to.slots.take(now) else {
             mirror.to.metrics.mirrored("no_slot");
             return None;
         };
@@ -113,7 +113,7 @@ impl Plan {
         let on_client_abort = mirror.settings.on_client_abort;
         let pair = mirror.compared.as_ref().map(|compared| Pair::new(worker, compared, request_id));
         let shadow = Shadow { mirror, tee: tee.clone(), pair: pair.clone(), length };
-        tokio::task::spawn_local(shadow.run(worker.clone(), slot, copy));
+        tokio::task::spawn_local(shadow.run(worker.clone(), acquired, copy));
         Some(Copied { tee, on_client_abort, pair })
     }
 }
@@ -129,9 +129,9 @@ struct Shadow {
 
 impl Shadow {
     /// Has the shadow answer, and counts how that went.
-    async fn run(self, worker: Rc<Worker>, slot: Slot, copy: Box<Request<Upload>>) {
+    async fn run(self, worker: Rc<Worker>, acquired: Acquired, copy: Box<Request<Upload>>) {
         let (result, end) = {
-            let mut answer = pin!(self.answered(&worker, slot, copy));
+            let mut answer = pin!(self.answered(&worker, acquired, copy));
             poll_fn(|cx| match self.tee.poll_cut(cx) {
                 Poll::Ready(Cut::Lagging) => Poll::Ready(("lagging", End::Unknown(Gap::Lagging))),
                 Poll::Ready(Cut::OverBudget) => Poll::Ready(("over_budget", End::Unknown(Gap::OverBudget))),
@@ -150,7 +150,19 @@ impl Shadow {
     }
 
     /// What to count it as, and how the answer ended: where there is none, with the status that a client would have got.
-    async fn answered(&self, worker: &Rc<Worker>, slot: Slot, copy: Box<Request<Upload>>) -> (&'static str, End) {
+    async fn answered(
+        &self,
+        worker: &Rc<Worker>,
+        acquired: Acquired,
+        copy: Box<Request<Upload>>,
+    ) -> (&'static str, End) {
+        let slot = match acquired {
+            Acquired::Slot(slot) => slot,
+            Acquired::Waiting(waiting) => match waiting.slot().await {
+                Ok(slot) => slot,
+                Err(_) => return ("no_slot", End::Unknown(Gap::NoSlot)),
+            },
+        };
         let (shadow, dispatched) = (&self.mirror.to, Instant::now());
         let (head, mut exchange) = match attempt(worker, shadow, slot, copy, dispatched).await {
             Ok(answer) => answer,

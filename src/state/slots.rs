@@ -196,7 +196,17 @@ impl Slots {
     pub fn acquire(self: &Arc<Self>, now: Instant, deadline: Instant, avoid: Avoid) -> Result<Acquired, NoSlot> {
         let mut inner = self.lock();
         inner.pass(now);
-        let (deadline, is_first) = inner.patience(now, deadline);
+        self.arrive(inner, now, deadline, avoid)
+    }
+
+    fn arrive(
+        self: &Arc<Self>,
+        mut inner: MutexGuard<'_, Inner>,
+        now: Instant,
+        deadline: Instant,
+        avoid: Avoid,
+    ) -> Result<Acquired, NoSlot> {
+        let (deadline, is_first) = inner.patience(now, deadline, avoid);
         let mut receiver = None;
         let arrival = inner.admission.arrive(avoid, now, deadline, || {
             let (sender, slot) = oneshot::channel();
@@ -225,18 +235,15 @@ impl Slots {
         }
     }
 
-    /// A slot, if one is free now.
-    pub fn take(self: &Arc<Self>, now: Instant) -> Option<Slot> {
+    /// A slot, if one is free now, here or at another router.
+    pub fn take(self: &Arc<Self>, now: Instant) -> Option<Acquired> {
         let mut inner = self.lock();
         inner.pass(now);
-        let Some(id) = inner.admission.take(Avoid::default()) else {
+        if !inner.admission.any_free() && !inner.admission.may_ask(now) {
             inner.tally.refused();
             return None;
-        };
-        inner.tally.came();
-        let slot = inner.slot(self, id, now);
-        inner.settle(self);
-        slot
+        }
+        self.arrive(inner, now, now, Avoid::default()).ok()
     }
 
     /// Whether a replica that is not in `avoid` can take requests, now or when it is free.
@@ -362,17 +369,6 @@ impl Inner {
         }
         let start = self.expected.map(|at| at.saturating_duration_since(now)).unwrap_or_default();
         NoSlot::NoReplica(after.max(start))
-    }
-
-    /// How long a request that comes now may wait, and whether it waits for the first replica: of those that there are,
-    /// it is none, fit or not.
-    fn patience(&self, now: Instant, deadline: Instant) -> (Instant, bool) {
-        match self.cold_start_timeout {
-            Some(timeout) if !self.admission.any_ready() && self.admission.occupancy().set_aside == 0 => {
-                (now + timeout, true)
-            }
-            _ => (deadline, false),
-        }
     }
 
     /// A replica of this name at `address` that is on its way out.

@@ -25,6 +25,10 @@ pub struct Plan {
     pub mode: &'static str,
     /// `maxQueueWaitMs`.
     pub waits: Duration,
+    /// `maxQueueLength`.
+    pub queue: u32,
+    /// Whether the last replica is a shadow, which gets half of the requests too.
+    pub shadow: bool,
     /// Of `shutdown`.
     pub unready_delay: &'static str,
 }
@@ -37,6 +41,8 @@ impl Default for Plan {
             takes: Duration::from_millis(20),
             mode: "strict",
             waits: Duration::from_secs(15),
+            queue: 100,
+            shadow: false,
             unready_delay: "0s",
         }
     }
@@ -80,13 +86,22 @@ impl Group {
         let folder = tempfile::tempdir().unwrap();
         let board = Board::start(plan.replicas, plan.takes).await;
         let instances: Vec<String> = board.addresses.iter().map(|address| format!("\"{address}\"")).collect();
+        let (shadow, live) = instances.split_last().unwrap();
+        let (live, rest) = if plan.shadow {
+            let rest = format!("  - {{name: shadow, instances: [{shadow}]}}\n  mirrorTraffic: {{shadow: 50}}\n");
+            (live, rest)
+        } else {
+            (&instances[..], String::new())
+        };
         let document = format!(
             "apiVersion: inference-router.dev/v1alpha1\nkind: OnlineEndpoint\nmetadata: {{name: my-endpoint}}\nspec:\n  \
              authMode: none\n  traffic: {{blue: 100}}\n  deployments:\n  - name: blue\n    instances: [{}]\n    \
-             requestSettings: {{maxConcurrentRequestsPerInstance: {}, maxQueueWaitMs: {}, requestTimeoutMs: 1000}}\n",
-            instances.join(", "),
+             requestSettings: {{maxConcurrentRequestsPerInstance: {}, maxQueueWaitMs: {}, maxQueueLength: {}, \
+             requestTimeoutMs: 1000}}\n{rest}",
+            live.join(", "),
             plan.cap,
-            plan.waits.as_millis()
+            plan.waits.as_millis(),
+            plan.queue
         );
         std::fs::create_dir(folder.path().join("endpoints")).unwrap();
         std::fs::write(folder.path().join("endpoints/my-endpoint.yaml"), document).unwrap();
@@ -154,7 +169,6 @@ impl Group {
         Load::of_each(&self.routers.iter().map(|router| router.scoring).collect::<Vec<_>>(), clients)
     }
 
-    /// The file that says who coordinates.
     /// Who coordinates, by the newest file that says so.
     pub fn holder(&self) -> Option<String> {
         let files = std::fs::read_dir(self.folder.path()).unwrap().map(|file| file.unwrap().path());

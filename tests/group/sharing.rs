@@ -65,3 +65,49 @@ async fn who_is_refused_is_told_how_long_the_queue_is_at_all_routers() {
     group.never_above_the_cap();
     assert!(told.get() <= waits + takes + Duration::from_secs(1), "by then all have left: {:?}", told.get());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nobody_may_wait_a_request_has_the_slot_that_is_idle_at_another_router() {
+    for plan in [
+        Plan { queue: 0, ..Plan::default() },
+        Plan { waits: Duration::ZERO, ..Plan::default() },
+        Plan { queue: 0, waits: Duration::ZERO, ..Plan::default() },
+    ] {
+        let group = Group::start(Plan { takes: Duration::from_millis(5), ..plan }).await;
+        for _ in 0..20 {
+            for (number, router) in group.routers.iter().enumerate() {
+                assert_eq!(refused(router.scoring, number).await, None, "all replicas are idle");
+            }
+        }
+        // And no more than there are slots.
+        let asked = Instant::now();
+        let all = (0..12).map(|number| refused(group.routers[number % 3].scoring, number % 3));
+        let refusals = futures_util::future::join_all(all).await.into_iter().flatten().count();
+        println!("  {refusals} of 12 at once refused, after {:?}", asked.elapsed());
+        group.never_above_the_cap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shadow_gets_its_share_of_what_any_router_serves() {
+    let group = Group::start(Plan { shadow: true, takes: Duration::from_millis(2), ..Plan::default() }).await;
+    for _ in 0..40 {
+        for (number, router) in group.routers.iter().enumerate() {
+            assert_eq!(refused(router.scoring, number).await, None);
+        }
+    }
+    let ended = async |result: &str| {
+        let mut sum = 0.0;
+        for router in &group.routers {
+            sum += router.metric("mirror_requests_total", result).await;
+        }
+        sum
+    };
+    // The last copies may still be on their way.
+    until("all copies to end", async || ended("").await >= 50.0).await;
+    let (answered, all) = (ended("answered").await, ended("").await);
+    println!("  {answered} of {all} copies answered, of 120 requests");
+    // A copy waits for no other copy.
+    assert!(answered >= all * 0.8, "{answered} of {all}");
+    group.never_above_the_cap();
+}

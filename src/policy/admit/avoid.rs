@@ -17,7 +17,8 @@ impl Avoid {
         }
     }
 
-    pub(super) fn is_empty(self) -> bool {
+    /// Whether nothing has failed the request yet.
+    pub fn is_empty(self) -> bool {
         self.0[0].is_none()
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Admission, Avoid, Presence, ReplicaId, Rules};
+use super::{ASK, Admission, Avoid, Presence, ReplicaId, Rules};
 use crate::policy::health::Fitness;
 
 /// How many replicas are in which state, how many slots are taken, who waits.
@@ -50,6 +50,21 @@ impl<W> Admission<W> {
     /// Requests that wait.
     pub fn waiting(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Whether any slot is free now.
+    pub fn any_free(&mut self) -> bool {
+        self.shelf.least_loaded(Avoid::default()).is_some()
+    }
+
+    /// Whether one more may wait for a slot that is another router's now and perhaps idle, beside those that the rules let
+    /// wait. It may for [`ASK`]: whoever has waited for so long without one knows that there is none.
+    pub fn may_ask(&self, now: Instant) -> bool {
+        if self.at_first > 0 || self.queue.front().is_some_and(|first| now >= first.came + ASK) {
+            return false;
+        }
+        let elsewhere = self.replicas.iter().map(|replica| replica.limit.saturating_sub(replica.leased) as usize);
+        self.queue.len() < self.rules.queue_length + elsewhere.sum::<usize>()
     }
 
     /// Whether any replica may be used, now or when it is free.

@@ -66,6 +66,8 @@ pub enum Gap {
     BrokeOff,
     /// The client left.
     ClientLeft,
+    /// No slot was free for the copy, at any router.
+    NoSlot,
 }
 
 impl Gap {
@@ -81,6 +83,7 @@ impl Gap {
             Self::Lagging => "lagging",
             Self::BrokeOff => "broke_off",
             Self::ClientLeft => "client_left",
+            Self::NoSlot => "no_slot",
         }
     }
 }

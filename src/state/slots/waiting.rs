@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{NoSlot, Slot, Slots};
-use crate::policy::admit::{ReplicaId, Ticket};
+use super::{Inner, NoSlot, Slot, Slots};
+use crate::policy::admit::{ASK, Avoid, ReplicaId, Ticket};
 
 /// What [`Slots::acquire`] gives.
 #[derive(Debug)]
@@ -36,6 +36,21 @@ impl Waiting {
             Ok(Ok(slot)) => Ok(slot),
             // The sender lives in the queue until it is used, this waiter leaves or the queue is abandoned.
             Ok(Err(_)) | Err(_) => Err(self.slots.give_up(self.ticket, Instant::now())),
+        }
+    }
+}
+
+impl Inner {
+    /// How long a request that comes now may wait, and whether it waits for the first replica: of those that there are,
+    /// it is none, fit or not.
+    pub(super) fn patience(&self, now: Instant, deadline: Instant, avoid: Avoid) -> (Instant, bool) {
+        let admission = &self.admission;
+        match self.cold_start_timeout {
+            Some(timeout) if !admission.any_ready() && admission.occupancy().set_aside == 0 => (now + timeout, true),
+            _ if self.leases.is_none() => (deadline, false),
+            // It waits for nobody to be served, only for an answer.
+            _ if avoid.is_empty() && admission.waiting() >= admission.rules().queue_length => (now + ASK, false),
+            _ => (deadline.max(now + ASK), false),
         }
     }
 }
