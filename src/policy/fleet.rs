@@ -44,6 +44,12 @@ pub struct ReplicaKey {
     pub name: Arc<str>,
 }
 
+/// How many slots a member may be granted without saying that it knows of them, where there are `slots` and it holds `held`;
+/// and half as many it knows of without saying so.
+fn window(slots: u32, held: u32) -> u32 {
+    (slots / 8).max(held / 2).max(1)
+}
+
 /// Slots of one replica.
 pub type Lot = (ReplicaKey, u32);
 

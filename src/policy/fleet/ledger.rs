@@ -309,7 +309,7 @@ impl Ledger {
         for (deployment, pool) in self.pools.iter_mut().filter(|(_, pool)| pool.changed) {
             pool.changed = false;
             let seats = &mut self.seats;
-            pool.distribute(|seat, key| {
+            pool.distribute(now, |seat, key| {
                 if let Some(member) = seats.get_mut(&seat) {
                     *member.granted.entry(deployment.clone()).or_default() += 1;
                     *member.outbox.granted.entry(key.clone()).or_default() += 1;
@@ -372,7 +372,7 @@ impl Ledger {
         }
         // Nothing more for who may be gone; it can still renew.
         if silent && member.is_open {
-            self.pools.values_mut().for_each(|pool| pool.want(seat, None, 0));
+            self.pools.values_mut().for_each(|pool| pool.want(seat, None, 0, now));
         }
         if lapsed {
             self.close(seat);

@@ -207,6 +207,39 @@ fn who_has_waited_longest_comes_first() {
 }
 
 #[test]
+fn who_stands_still_takes_no_more_slots_with_it_than_it_can_be_granted_unheard() {
+    let mut group = Group::new(3, 8);
+    group.ask(1, 8, Duration::ZERO);
+    group.ask(0, 8, 20 * MILLISECOND);
+    assert_eq!((group.busy(0), group.busy(1)), (0, 8));
+    group.cut_off.insert(0);
+    (0..8).for_each(|_| group.finish(1));
+    group.ask(2, 8, Duration::ZERO);
+    group.pass(200 * MILLISECOND);
+    assert_eq!(group.busy(2), 7, "the other is granted to who is not heard of");
+    // Those who hold slots do not give them up for it either.
+    group.ask(2, 7, Duration::ZERO);
+    (0..7).for_each(|_| group.finish(2));
+    assert_eq!((group.busy(2), group.held(2)), (7, 7));
+    group.cut_off.clear();
+    group.connect(0);
+    (0..7).for_each(|_| group.finish(2));
+    assert_eq!((group.busy(0), group.busy(2)), (8, 0), "it has waited longest");
+}
+
+#[test]
+fn who_hears_nothing_of_the_coordinator_keeps_most_of_what_it_holds() {
+    let mut group = Group::new(2, 8);
+    group.ask(0, 20, Duration::ZERO);
+    group.ask(1, 8, 20 * MILLISECOND);
+    group.cut_off.extend([0, 1]);
+    (0..8).for_each(|_| group.finish(0));
+    assert_eq!((group.held(0), group.busy(0)), (5, 5));
+    (0..5).for_each(|_| group.finish(0));
+    assert_eq!((group.held(0), group.busy(0)), (5, 5), "and goes on with it");
+}
+
+#[test]
 fn a_slot_that_is_wanted_elsewhere_goes_there_when_its_request_ends_and_at_once_when_it_is_idle() {
     let mut group = Group::new(2, 2);
     group.ask(0, 2, Duration::ZERO);

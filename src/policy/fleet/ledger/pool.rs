@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::policy::fleet::{Queue, ReplicaKey, Settings};
+use crate::policy::fleet::{Queue, ReplicaKey, Settings, window};
 
 mod entry;
 pub(super) use entry::Told;
@@ -23,6 +23,8 @@ pub(super) struct Pool {
     /// Whether slots may be unaccounted for.
     pub(super) in_doubt: bool,
     entries: BTreeMap<ReplicaKey, Entry>,
+    /// Of all replicas.
+    slots: u32,
     /// The replicas with a free slot, the freest first.
     shelf: BTreeSet<(Reverse<u32>, ReplicaKey)>,
     demand: BTreeMap<Seat, Demand>,
@@ -42,6 +44,7 @@ impl Pool {
             hold: None,
             in_doubt,
             entries: BTreeMap::new(),
+            slots: 0,
             shelf: BTreeSet::new(),
             demand: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -63,9 +66,10 @@ impl Pool {
     /// Changes an entry, and puts it where its free slots say.
     fn alter<T>(&mut self, key: &ReplicaKey, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
         let entry = self.entries.get_mut(key)?;
-        let before = entry.free();
+        let (before, cap) = (entry.free(), entry.cap);
         let result = change(entry);
         let after = entry.free();
+        self.slots = self.slots + entry.cap - cap;
         self.overdrawn |= entry.used() > entry.cap;
         if entry.cap == 0 && entry.used() == 0 {
             self.entries.remove(key);
@@ -207,11 +211,12 @@ impl Pool {
     }
 
     /// What waits at a member; `unknown` slots were granted that it did not know of when it said so.
-    pub(super) fn want(&mut self, seat: Seat, queue: Option<Queue>, unknown: u32) {
-        match queue {
-            Some(queue) => self.demand.insert(seat, Demand { queue, outstanding: unknown }),
-            None => self.demand.remove(&seat),
-        };
+    pub(super) fn want(&mut self, seat: Seat, queue: Option<Queue>, unknown: u32, now: Instant) {
+        let before = self.demand.remove(&seat).and_then(|before| before.held_up);
+        if let Some(queue) = queue {
+            let held_up = (unknown >= window(self.slots, self.held_by(seat))).then(|| before.unwrap_or(now));
+            self.demand.insert(seat, Demand { queue, outstanding: unknown, held_up });
+        }
         self.changed = true;
     }
 
@@ -235,12 +240,16 @@ impl Pool {
         }
     }
 
-    /// Gives free slots to those who wait, who came first before the others.
-    pub(super) fn distribute(&mut self, mut grant: impl FnMut(Seat, &ReplicaKey)) {
+    /// Gives free slots to those who wait, who came first before the others, as far as they are heard of: who stands still
+    /// must not take all there are with it.
+    pub(super) fn distribute(&mut self, now: Instant, mut grant: impl FnMut(Seat, &ReplicaKey)) {
         // Of no use for what is free now.
         let mut skipped = Vec::new();
         while !self.shelf.is_empty() {
-            let waiting = self.demand.iter().filter(|(seat, demand)| demand.unmet() > 0 && !skipped.contains(*seat));
+            let waiting = self
+                .demand
+                .iter()
+                .filter(|(seat, demand)| demand.unmet() > 0 && demand.held_up.is_none() && !skipped.contains(*seat));
             let Some((&seat, _)) = waiting.min_by_key(|(_, demand)| demand.oldest()) else { break };
             let usable = |key: &ReplicaKey| !self.entries.get(key).is_some_and(|entry| entry.barred.contains(&seat));
             let Some(key) = self.shelf.iter().map(|(_, key)| key).find(|key| usable(key)).cloned() else {
@@ -250,8 +259,10 @@ impl Pool {
             let leased = self.leased_to(seat, &key);
             self.lease(seat, &key, leased, leased + 1);
             self.alter(&key, |entry| entry.keep.retain(|keep| keep.0 != seat));
+            let window = window(self.slots, self.held_by(seat));
             if let Some(demand) = self.demand.get_mut(&seat) {
                 demand.outstanding += 1;
+                demand.held_up = (demand.outstanding >= window).then_some(now);
             }
             grant(seat, &key);
         }
@@ -261,7 +272,8 @@ impl Pool {
     pub(super) fn tell(&mut self, now: Instant, settings: &Settings, mut tell: impl FnMut(Seat, Told)) {
         // Who waits longest, and who does beside it: whoever holds slots is told of one of them.
         let (mut total, mut first, mut second) = (0, None, None);
-        for (&seat, demand) in self.demand.iter().filter(|(_, demand)| demand.unmet() > 0) {
+        let is_stuck = |demand: &Demand| demand.held_up.is_some_and(|since| now >= since + settings.report);
+        for (&seat, demand) in self.demand.iter().filter(|(_, demand)| demand.unmet() > 0 && !is_stuck(demand)) {
             total += u64::from(demand.unmet());
             let this = Some((demand.oldest(), seat));
             if first.is_none() || this < first {
@@ -271,7 +283,7 @@ impl Pool {
             }
         }
         for (&seat, &held) in &self.held {
-            let own = self.demand.get(&seat).map_or(0, Demand::unmet);
+            let own = self.demand.get(&seat).filter(|own| !is_stuck(own)).map_or(0, Demand::unmet);
             let slots = (total - u64::from(own)).min(u64::from(held)) as u32;
             let elsewhere = if first.is_some_and(|first| first.1 == seat) { second } else { first };
             let oldest = elsewhere.map_or(now, |elsewhere| elsewhere.0);
@@ -361,6 +373,9 @@ impl Pool {
         }
         if held != self.held {
             return Err(format!("held is not the sum of the leases: {held:?}, {:?}", self.held));
+        }
+        if self.slots != self.entries.values().map(|entry| entry.cap).sum::<u32>() {
+            return Err(format!("{} slots are not those of all replicas", self.slots));
         }
         let over = self.entries.iter().find(|(_, entry)| entry.used() > entry.cap);
         match over {

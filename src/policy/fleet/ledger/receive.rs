@@ -93,7 +93,7 @@ impl Ledger {
             let unknown = granted.saturating_sub(demand.granted).min(u64::from(u32::MAX)) as u32;
             // Of a deployment that may be known here later: nobody says it again then.
             let pool = self.pool(&demand.deployment, LONGEST, now);
-            pool.want(seat, (queue.length > 0).then_some(queue), unknown);
+            pool.want(seat, (queue.length > 0).then_some(queue), unknown, now);
         }
     }
 }

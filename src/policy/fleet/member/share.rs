@@ -5,9 +5,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::policy::fleet::{Claim, Demand, Deployment, Lot, Queue, ReplicaKey, Settings, Wanted};
+use crate::policy::fleet::{Claim, Demand, Deployment, Lot, Queue, ReplicaKey, Settings, Wanted, window};
 
 use super::{Right, Standing, Terms};
+
+mod stock;
+use stock::{Stock, Yielded};
 
 /// What a router holds of one deployment.
 #[derive(Debug, Clone, Default, Hash)]
@@ -24,54 +27,12 @@ pub struct Share {
     granted: u64,
     /// Slots that others would take, and since when they wait.
     wanted: Option<(u32, Instant)>,
+    /// Of all replicas.
+    held: u32,
+    yielded: Yielded,
     returned: BTreeMap<ReplicaKey, u32>,
     barred: BTreeMap<ReplicaKey, bool>,
     window: Option<Instant>,
-}
-
-/// One replica.
-#[derive(Debug, Clone, Default, Hash)]
-struct Stock {
-    /// Zero where the replica is not known, or is not to be used any more.
-    cap: u32,
-    is_unfit: bool,
-    held: u32,
-    /// The most that may be held: what is more goes back as it becomes free.
-    keep: Option<u32>,
-    /// In flight by the right of a lease.
-    busy: u32,
-    /// In flight without.
-    borrowed: u32,
-    /// Granted for who waits, and not used yet.
-    fresh: u32,
-    /// The most that may be in flight without a lease, in fallback.
-    fair: u32,
-    /// The least that was idle, in the window before and in this one.
-    low: [u32; 2],
-}
-
-impl Stock {
-    fn in_flight(&self) -> u32 {
-        self.busy + self.borrowed
-    }
-
-    fn idle(&self) -> u32 {
-        self.held.saturating_sub(self.in_flight())
-    }
-
-    fn is_usable(&self) -> bool {
-        self.cap > 0 && !self.is_unfit
-    }
-
-    fn allowed(&self, standing: Standing) -> u32 {
-        match standing {
-            _ if !self.is_usable() => 0,
-            Standing::Alone => self.cap,
-            Standing::Leased => self.cap.min(self.held).min(self.keep.unwrap_or(u32::MAX)),
-            Standing::Fallback => self.cap.min(self.fair),
-            Standing::Nothing => 0,
-        }
-    }
 }
 
 impl Share {
@@ -164,26 +125,42 @@ impl Share {
         let yields = self.yields(settings);
         let Some(stock) = self.stocks.get_mut(key) else { return };
         let idle = stock.idle();
-        let mut surplus = match stock.keep {
+        let surplus = match stock.keep {
             _ if !stock.is_usable() => idle,
             Some(keep) => idle.min(stock.held.saturating_sub(keep)),
             None => 0,
         };
         let spoken_for = if self.queue.is_some() { stock.fresh } else { 0 };
-        surplus = surplus.max(idle.saturating_sub(spoken_for).min(yields));
+        let yields = idle.saturating_sub(spoken_for).min(yields).saturating_sub(surplus);
         if !stock.is_usable() && (stock.held > 0 || idle > 0) {
             self.barred.insert(key.clone(), true);
         }
-        self.give_back(key, surplus);
+        self.yielded.unsaid += yields;
+        self.give_back(key, surplus + yields);
     }
 
     /// How many idle slots should rather go where requests have waited longer.
     fn yields(&self, settings: &Settings) -> u32 {
         match (self.wanted, self.queue) {
             (Some((_, since)), Some(queue)) if queue.oldest <= since + settings.patience => 0,
-            (Some((slots, _)), _) => slots,
+            (Some((slots, _)), _) => slots.min(self.yielded.room(self.held)),
             (None, _) => 0,
         }
+    }
+
+    /// Whether it matters that the coordinator answers what is said next.
+    pub(super) fn has_yielded(&self) -> bool {
+        self.yielded.unsaid > 0
+    }
+
+    /// All that was given up is said with this beat.
+    pub(super) fn said_with(&mut self, beat: u64) {
+        self.yielded.said_with(beat);
+    }
+
+    /// The coordinator has answered this beat.
+    pub(super) fn heard(&mut self, beat: u64) {
+        self.yielded.heard(beat);
     }
 
     pub(super) fn review_all(&mut self, settings: &Settings) {
@@ -199,6 +176,7 @@ impl Share {
         let Some(stock) = self.stocks.get_mut(key) else { return };
         if slots > 0 {
             stock.held -= slots;
+            self.held -= slots;
             stock.fresh = stock.fresh.min(stock.idle());
             stock.low = stock.low.map(|low| low.min(stock.idle()));
             *self.returned.entry(key.clone()).or_default() += slots;
@@ -236,6 +214,7 @@ impl Share {
     pub(super) fn grant(&mut self, key: &ReplicaKey, slots: u32) {
         let stock = self.stocks.entry(key.clone()).or_default();
         stock.held += slots;
+        self.held += slots;
         stock.fresh += slots;
         // There would be none to grant, if any of those that are here were too many.
         stock.keep = None;
@@ -276,6 +255,7 @@ impl Share {
         (self.told, self.wanted, self.granted, self.granted_since) = (None, None, 0, 0);
         self.returned.clear();
         self.barred.clear();
+        self.yielded = Yielded::default();
     }
 
     /// The claims count. What is no longer claimed is not held.
@@ -285,6 +265,7 @@ impl Share {
             // What was in flight may have ended since.
             self.stocks.entry(claim.replica.clone()).or_default().held = claim.out;
         }
+        self.held = self.stocks.values().map(|stock| stock.held).sum();
         for stock in self.stocks.values_mut() {
             (stock.keep, stock.fresh) = (None, 0);
             stock.low = [0, stock.idle()];
@@ -326,7 +307,12 @@ impl Share {
         let length = self.queue.map_or(0, |queue| queue.length);
         let Some((told, at)) = self.told else { return self.queue.map(|queue| queue.newest) };
         let expected = told.map_or(0, |told| told.length.saturating_sub(self.granted_since));
-        if length > expected {
+        // Until it is known that these have arrived there are no more.
+        let is_awaited = self.granted_since > 0 && {
+            let slots = self.stocks.values().map(|stock| stock.cap).sum();
+            self.granted_since * 2 >= window(slots, self.held)
+        };
+        if length > expected || is_awaited {
             return Some(at);
         }
         if let (Some(queue), Some(told)) = (self.queue, told) {

@@ -41,11 +41,19 @@ impl<S: Shares> Member<S> {
             }
         }
         let is_due = now >= self.next_beat;
+        // One at a time: as often as the coordinator answers.
+        let mut asks = false;
+        if self.unanswered.is_empty() {
+            self.shares.restless(|_, share| asks |= share.has_yielded());
+        }
         let answered = self.answered;
-        let beat = is_due.then(|| Beat { number: self.next_number(now), answered });
+        let beat = (is_due || asks).then(|| Beat { number: self.next_number(now), answered });
         let (mut returned, mut barred, mut demand) = (Vec::new(), Vec::new(), Vec::new());
         self.shares.restless(|deployment, share| {
             returned.extend(share.take_returned());
+            if let Some(beat) = beat {
+                share.said_with(beat.number);
+            }
             barred.extend(share.take_barred());
             demand.extend(share.demand(deployment, now, is_due, &settings));
         });
@@ -95,6 +103,7 @@ impl<S: Shares> Member<S> {
         }
         self.unanswered.retain(|sent| sent.0 > beat);
         self.answered = self.answered.max(beat);
+        self.shares.restless(|_, share| share.heard(beat));
     }
 
     pub(super) fn keep(&mut self, keep: &[Lot]) {

@@ -26,6 +26,8 @@ pub(super) struct Demand {
     pub(super) queue: Queue,
     /// Slots granted that the report did not know of.
     pub(super) outstanding: u32,
+    /// Since when it gets no more before it has said that it knows of these.
+    pub(super) held_up: Option<Instant>,
 }
 
 impl Entry {
