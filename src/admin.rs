@@ -72,14 +72,15 @@ impl Admin {
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
-    let has_joined = admin.membership.as_ref().is_none_or(|membership| membership.has_joined());
-    let (status, word) = match admin.lifecycle.phase() {
-        Phase::Serving if !has_joined => (StatusCode::SERVICE_UNAVAILABLE, "joining its group"),
-        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
-        Phase::Serving => (StatusCode::OK, "ready"),
-        Phase::Unready | Phase::Draining | Phase::Forced => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+    let membership = admin.membership.as_ref();
+    let (status, word) = match (admin.lifecycle.phase(), membership.and_then(|group| group.why_not_ready())) {
+        (Phase::Serving, Some(why)) => (StatusCode::SERVICE_UNAVAILABLE, why),
+        (Phase::Starting, _) => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        (Phase::Serving, None) => (StatusCode::OK, "ready"),
+        (Phase::Unready | Phase::Draining | Phase::Forced, _) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
     };
-    let problems: Vec<String> = admin.status.problems().iter().map(ToString::to_string).collect();
+    let mut problems: Vec<String> = admin.status.problems().iter().map(ToString::to_string).collect();
+    problems.extend(membership.and_then(|group| group.group().problem.clone()));
     (status, Json(json!({"status": word, "problems": problems}))).into_response()
 }
 

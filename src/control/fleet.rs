@@ -15,7 +15,7 @@ use crate::policy::fleet::ledger::Ledger;
 use crate::policy::fleet::member::{Member, Shares, Standing};
 use crate::policy::fleet::{MemberId, ToMember};
 use crate::state::lifecycle::{Lifecycle, Phase};
-use crate::state::membership::{Group, GroupMember, Membership, Overview};
+use crate::state::membership::{Membership, Overview};
 use crate::state::slots::Slots;
 
 mod gauges;
@@ -26,6 +26,7 @@ mod record;
 mod registry;
 mod store;
 mod upstream;
+mod view;
 mod wire;
 use gauges::Gauges;
 use leader::Leader;
@@ -65,6 +66,8 @@ pub struct Fleet {
     looked: Instant,
     /// What the coordinator has said of the group.
     told: Overview,
+    /// Why there was no connection to the coordinator, if there is none.
+    why_apart: Option<String>,
     /// What slots were last limited by.
     standing: Standing,
     /// How long this router may coordinate by the word of others after they have given it.
@@ -111,6 +114,7 @@ impl Fleet {
             events,
             looked: now,
             told: Overview::default(),
+            why_apart: None,
             standing,
             vouch: timing.vouch,
             alone: election::STRANGER.div_f64(timing.surely(Duration::from_secs(1)).as_secs_f64()),
@@ -234,6 +238,7 @@ impl Fleet {
                 if self.upstream.is_current(number) {
                     if !matches!(message, Down::Member(ToMember::Refused { .. })) {
                         self.upstream.is_well();
+                        self.why_apart = None;
                     }
                     match message {
                         Down::Member(message) => self.member.receive(message, now),
@@ -242,7 +247,8 @@ impl Fleet {
                 }
             }
             Event::Lost(number, why) => {
-                if self.upstream.lost(number, why, now) {
+                if self.upstream.lost(number, why.clone(), now) {
+                    self.why_apart = why;
                     self.member.disconnected();
                     self.told = Overview::default();
                     // Perhaps it has gone, and somebody else is there by now.
@@ -288,7 +294,8 @@ impl Fleet {
         let standing = terms.standing(now);
         self.membership.stands(standing, self.leader.leads(now));
         if standing != self.standing {
-            tracing::info!(from = ?self.standing, to = ?standing, "how this router may use slots has changed");
+            let (from, to) = (view::word(self.standing), view::word(standing));
+            tracing::info!(from, to, "how this router may use slots has changed");
             self.standing = standing;
             // Who waits may be served now.
             self.member.shares().restless(|_, _| {});
@@ -356,36 +363,6 @@ impl Fleet {
         for (deployment, load) in self.member.shares().loads(now) {
             self.member.set_load(&deployment, load);
         }
-    }
-
-    /// Has people and metrics know how the group is.
-    fn tell_group(&mut self, now: Instant) {
-        let leader = self.record.leader();
-        let standing = match self.standing {
-            Standing::Alone | Standing::Leased => "leased",
-            Standing::Fallback => "fallback",
-            Standing::Nothing => "nothing",
-        };
-        let named = |id: &MemberId| GroupMember { name: id.name.to_string(), ..GroupMember::default() };
-        let Overview { mut members, present } = self.leader.overview(now).unwrap_or_else(|| self.told.clone());
-        if members.is_empty() {
-            members.extend(self.record.roster().iter().map(named));
-        }
-        let group = Group {
-            router: self.id.name.to_string(),
-            coordinator: leader.map(|(leader, _)| leader.name.to_string()),
-            epoch: leader.map_or(0, |(_, epoch)| epoch.0),
-            standing,
-            members,
-            present,
-        };
-        let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        self.gauges.members.set(count(group.members.len() as u64));
-        self.gauges.epoch.set(count(group.epoch));
-        self.gauges.coordinator.set(self.leader.leads(now).into());
-        self.gauges.set_slots(self.leader.slots(now));
-        self.gauges.moves.inc_by(self.leader.take_moves());
-        self.membership.set_group(group);
     }
 
     fn wake_at(&mut self, now: Instant) -> Option<Instant> {

@@ -25,8 +25,10 @@ pub struct Membership {
     told: Notify,
     /// Whether this router does what one of the group does for all.
     is_in_charge: AtomicBool,
-    /// Whether it has ever had slots to use, or the right to borrow some.
+    /// Whether it has ever had slots to use.
     has_joined: AtomicBool,
+    /// Whether it may use none now.
+    has_nothing: AtomicBool,
     group: ArcSwap<Group>,
     questions: mpsc::Sender<Question>,
     asked: Mutex<Option<mpsc::Receiver<Question>>>,
@@ -55,6 +57,9 @@ pub struct Group {
     pub epoch: u64,
     /// What this router goes by: `leased`, `fallback` (its fair share, cut off) or `nothing`.
     pub standing: &'static str,
+    /// What keeps it from the others, if anything does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Those that may hold slots.
     pub members: Vec<GroupMember>,
     /// Requests in flight and waiting at all routers: of every deployment where this one coordinates, else of those where
@@ -102,6 +107,7 @@ impl Membership {
             told: Notify::new(),
             is_in_charge: AtomicBool::new(false),
             has_joined: AtomicBool::new(false),
+            has_nothing: AtomicBool::new(true),
             group: ArcSwap::default(),
             questions,
             asked: Mutex::new(Some(asked)),
@@ -124,6 +130,7 @@ impl Membership {
     /// What this router goes by now, and whether it does what one of the group does for all.
     pub fn stands(&self, standing: Standing, is_in_charge: bool) {
         self.is_in_charge.store(is_in_charge, Ordering::Relaxed);
+        self.has_nothing.store(standing == Standing::Nothing, Ordering::Relaxed);
         if standing != Standing::Nothing {
             self.has_joined.store(true, Ordering::Relaxed);
         }
@@ -134,9 +141,12 @@ impl Membership {
         self.is_in_charge.load(Ordering::Relaxed)
     }
 
-    /// Whether it can serve, as far as its group is concerned.
-    pub fn has_joined(&self) -> bool {
-        self.has_joined.load(Ordering::Relaxed)
+    /// Why it cannot serve, as far as its group is concerned.
+    pub fn why_not_ready(&self) -> Option<&'static str> {
+        if !self.has_joined.load(Ordering::Relaxed) {
+            return Some("joining its group");
+        }
+        self.has_nothing.load(Ordering::Relaxed).then_some("cut off from its group")
     }
 
     /// The group as it was seen last.

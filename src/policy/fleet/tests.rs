@@ -966,12 +966,16 @@ fn fair_shares_are_on_different_replicas_at_different_routers() {
 }
 
 #[test]
-fn a_router_that_has_just_started_does_not_serve_before_a_coordinator_could_have_been_found() {
+fn a_router_that_was_never_let_in_borrows_nothing() {
     let settings = Settings::default();
     let start = Instant::now();
-    let member = Member::new(settings, Kind::Available, AllShares::default(), start);
-    assert_eq!(member.standing(start + settings.lease - MILLISECOND), Standing::Nothing);
-    assert_eq!(member.standing(start + settings.lease), Standing::Fallback);
+    let mut member = Member::new(settings, Kind::Available, AllShares::default(), start);
+    assert_eq!(member.standing(start + settings.lease * 9), Standing::Nothing);
+    // Nor if it finds who coordinates, and is not let in.
+    member.connected(start);
+    assert!(member.outgoing(start).is_some());
+    member.disconnected();
+    assert_eq!(member.standing(start + settings.lease * 9), Standing::Nothing);
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl<S: Shares> Member<S> {
             by_deployment.entry(&claim.replica.deployment).or_default().push(claim);
         }
         self.shares.each(|deployment, share| share.hold(by_deployment.get(deployment).into_iter().flatten().copied()));
-        (self.phase, self.heard) = (Phase::Open, now);
+        (self.phase, self.heard, self.terms.has_joined) = (Phase::Open, now, true);
         self.answer(beat, now);
         self.keep(keep);
         self.review_every();

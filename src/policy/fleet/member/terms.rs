@@ -13,8 +13,10 @@ pub struct Terms {
     pub(super) kind: Kind,
     /// Leased slots may be spent before this.
     pub(super) valid_until: Instant,
-    /// A router that has just started waits as long as a lease for a coordinator.
+    /// A router that was asleep waits whether it hears of the coordinator.
     pub(super) fallback_from: Instant,
+    /// Whether a coordinator has ever let it in: who was never in the group has no share of its slots.
+    pub(super) has_joined: bool,
     /// Whether the coordinator hears of slots that are returned.
     pub(super) is_open: bool,
     pub(super) is_retiring: bool,
@@ -25,8 +27,8 @@ pub struct Terms {
 impl Terms {
     /// Of a router that has just started: it holds nothing.
     pub fn new(settings: Settings, kind: Kind, now: Instant) -> Self {
-        let (valid_until, fallback_from) = (now, now + settings.lease);
-        Self { settings, kind, valid_until, fallback_from, is_open: false, is_retiring: false, group: (1, 0) }
+        let (is_open, is_retiring, has_joined) = (false, false, false);
+        Self { settings, kind, valid_until: now, fallback_from: now, has_joined, is_open, is_retiring, group: (1, 0) }
     }
 
     /// What the router goes by.
@@ -34,9 +36,8 @@ impl Terms {
         match self.kind {
             Kind::Alone => Standing::Alone,
             _ if now < self.valid_until => Standing::Leased,
-            Kind::Available if !self.is_retiring && now >= self.fallback_from.max(self.valid_until) => {
-                Standing::Fallback
-            }
+            Kind::Available if !self.has_joined || self.is_retiring => Standing::Nothing,
+            Kind::Available if now >= self.fallback_from => Standing::Fallback,
             _ => Standing::Nothing,
         }
     }
