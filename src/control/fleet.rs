@@ -99,7 +99,7 @@ impl Fleet {
         Ok(Self {
             membership,
             lifecycle,
-            leader: Leader::new(id.clone(), Ledger::new(timing)),
+            leader: Leader::new(id.clone(), timing.heartbeat, Ledger::new(timing)),
             record: RecordKeeper::new(Election::new(id.clone(), settings.term, timing), store, settings.term),
             upstream: Upstream::new(
                 id.clone(),

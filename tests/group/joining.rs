@@ -53,6 +53,28 @@ async fn a_router_is_ready_when_it_has_joined_and_each_shows_the_group() {
     group.never_above_the_cap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_routers_of_one_name_are_told_and_the_first_stays() {
+    let mut group = Group::empty(Plan { mode: "available", ..Plan::default() }).await;
+    group.add(&Peer::default()).routers[0].until_ready().await;
+    group.add(&Peer::default()).routers[1].until_ready().await;
+    group.until_whole().await;
+    for twin in [0, 1] {
+        let peer = Peer::at(group.routers[twin].peer);
+        group.add(&peer);
+        group.routers[0].until_logged(&format!("name=\"{}\"", group.routers[twin].peer)).await;
+    }
+    let load = group.load(2);
+    load.go_on_for(100, &[0, 1]).await;
+    load.stop().await;
+    group.never_above_the_cap();
+    for router in &group.routers[2..] {
+        let (status, text) = router.try_get("/readyz").await.unwrap();
+        assert_eq!((status, text.contains("joining its group")), (503, true), "{text}");
+    }
+    assert_eq!((group.routers[0].epoch().await, group.routers[0].coordinates().await), (1.0, true));
+}
+
 fn expected_name(address: &std::net::SocketAddr) -> serde_json::Value {
     address.to_string().into()
 }

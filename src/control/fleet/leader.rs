@@ -15,6 +15,8 @@ use crate::state::slots::Lent;
 /// What a router does as the coordinator.
 pub(super) struct Leader {
     id: MemberId,
+    /// Who was heard since then is alive.
+    alive: Duration,
     ledger: Ledger,
     is_leading: bool,
     peers: BTreeMap<MemberId, Peer>,
@@ -32,13 +34,16 @@ pub(super) struct Leader {
 struct Peer {
     number: u64,
     session: Option<u64>,
+    heard: Instant,
     to: mpsc::Sender<Down>,
 }
 
 impl Leader {
-    pub(super) fn new(id: MemberId, ledger: Ledger) -> Self {
+    /// Members say something once in a `heartbeat`.
+    pub(super) fn new(id: MemberId, heartbeat: Duration, ledger: Ledger) -> Self {
+        let alive = heartbeat * 3;
         let (peers, recorded, waiting, lent) = (BTreeMap::new(), BTreeSet::new(), Vec::new(), HashMap::new());
-        Self { id, ledger, is_leading: false, peers, recorded, waiting, lent, moves: 0 }
+        Self { id, alive, ledger, is_leading: false, peers, recorded, waiting, lent, moves: 0 }
     }
 
     /// What a deployment has of replicas, whoever coordinates.
@@ -133,9 +138,18 @@ impl Leader {
     /// A member has come in. Whoever comes while somebody else coordinates is sent away.
     pub(super) fn came(&mut self, member: MemberId, number: u64, to: mpsc::Sender<Down>, now: Instant) {
         if self.leads(now) && member != self.id {
+            let is_alive = |(other, peer): (&MemberId, &Peer)| is_twin(other, &member) && now < peer.heard + self.alive;
+            if is_twin(&self.id, &member) || self.peers.iter().any(is_alive) {
+                // The older one has slots in use.
+                let name = &*member.name;
+                return tracing::warn!(
+                    name,
+                    "two routers call themselves this: is `fleet.peer.advertise` the same in both?"
+                );
+            }
             tracing::info!(member = &*member.name, "a router has joined");
             self.waiting.retain(|(other, ..)| *other != member);
-            let before = self.peers.insert(member.clone(), Peer { number, session: None, to });
+            let before = self.peers.insert(member.clone(), Peer { number, session: None, heard: now, to });
             if let Some(session) = before.and_then(|before| before.session) {
                 self.ledger.disconnected(&member, session);
             }
@@ -145,6 +159,7 @@ impl Leader {
     /// A member says something.
     pub(super) fn said(&mut self, member: MemberId, number: u64, message: ToCoordinator, now: Instant) {
         let Some(peer) = self.peers.get_mut(&member).filter(|peer| peer.number == number) else { return };
+        peer.heard = now;
         if let ToCoordinator::Hello(hello) = &message {
             peer.session = Some(hello.session);
         }
@@ -281,6 +296,11 @@ impl Leader {
         self.peers.clear();
         self.waiting.clear();
     }
+}
+
+/// Whether these are two processes of one name.
+fn is_twin(one: &MemberId, other: &MemberId) -> bool {
+    one.name == other.name && one.incarnation != other.incarnation
 }
 
 /// Without connections.

@@ -66,7 +66,8 @@ impl Router {
 /// Ends when nobody takes slots any more.
 async fn coordinate(mut routers: Vec<Router>, is_over: Arc<AtomicBool>) {
     let now = Instant::now();
-    let mut leader = Leader::new(routers[0].id.clone(), Ledger::new(Settings::default()));
+    let mut leader =
+        Leader::new(routers[0].id.clone(), Settings::default().heartbeat, Ledger::new(Settings::default()));
     leader.lead((Epoch(1), Former::Only(BTreeSet::new())), now + Duration::from_secs(60), now, now);
     leader.lend(&"one/blue".into(), routers[0].slots.lent(), now);
     while !is_over.load(Ordering::Relaxed) {
@@ -128,7 +129,7 @@ async fn slots_that_three_routers_share_are_never_in_use_twice_and_all_of_them_a
 async fn who_waits_when_a_lease_is_renewed_late_is_served_when_the_control_plane_looks_and_not_lost() {
     let settings = Settings::default();
     let (mut router, now) = (Router::with("a", settings), Instant::now());
-    let mut leader = Leader::new(router.id.clone(), Ledger::new(settings));
+    let mut leader = Leader::new(router.id.clone(), settings.heartbeat, Ledger::new(settings));
     leader.lead((Epoch(1), Former::Only(BTreeSet::new())), now + Duration::from_secs(60), now, now);
     leader.lend(&"one/blue".into(), router.slots.lent(), now);
     let acquire = || {
@@ -176,7 +177,7 @@ async fn who_waits_when_a_lease_is_renewed_late_is_served_when_the_control_plane
 async fn what_was_granted_before_the_router_stood_still_is_not_sent_after_it_though_it_has_a_lease_again() {
     let settings = Settings::default();
     let (mut router, now) = (Router::with("a", settings), Instant::now());
-    let mut leader = Leader::new(router.id.clone(), Ledger::new(settings));
+    let mut leader = Leader::new(router.id.clone(), settings.heartbeat, Ledger::new(settings));
     leader.lead((Epoch(1), Former::Only(BTreeSet::new())), now + Duration::from_secs(600), now, now);
     leader.lend(&"one/blue".into(), router.slots.lent(), now);
     let mut talk = |router: &mut Router, now: Instant| {

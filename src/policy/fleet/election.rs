@@ -165,11 +165,15 @@ impl Election {
     }
 
     /// When the term of whoever holds it is surely over, unless it is renewed. A name is one process's at a time: an earlier
-    /// one of this router's has ended.
+    /// one of this router's has ended, if it does not renew its term while this one looks.
     fn vacant_at(&self) -> Option<Instant> {
         let seen = self.seen.as_ref()?;
-        if seen.record.holder.as_ref().is_none_or(|holder| holder.name == self.id.name) {
+        let Some(holder) = &seen.record.holder else { return Some(seen.since) };
+        if *holder == self.id {
             return Some(seen.since);
+        }
+        if holder.name == self.id.name {
+            return Some(seen.since + self.settings.surely(self.term / RENEWALS) + self.term / RENEWALS / 4);
         }
         let is_known = seen.record.roster.iter().any(|member| member.name == self.id.name);
         let more = if is_known { Duration::ZERO } else { STRANGER };
@@ -267,11 +271,15 @@ mod tests {
         let other = Record { holder: Some(id("two")), epoch: Epoch(2), roster: roster(&["one", "two"]) };
         one.observed(Some((other, "3".to_owned())), now + TERM * 5);
         assert_eq!((one.until(), one.leader()), (None, Some((&id("two"), Epoch(2)))));
-        // Who was restarted begins a term of its own, at once.
+        // Who was restarted begins a term of its own when it is sure that it is the only one of its name.
         let mut again = Election::new(MemberId { incarnation: 2, ..id("two") }, TERM, Settings::default());
         let before = Record { holder: Some(id("two")), epoch: Epoch(2), roster: roster(&["two"]) };
-        again.observed(Some((before, "3".to_owned())), now);
-        let proposal = again.proposal(&roster(&[]), now).expect("the process of before has ended");
+        again.observed(Some((before.clone(), "3".to_owned())), now);
+        assert_eq!(again.proposal(&roster(&[]), now + TERM / RENEWALS), None, "it may be another of the same name");
+        again.observed(Some((before, "4".to_owned())), now + TERM / RENEWALS);
+        let later = now + TERM / RENEWALS;
+        assert_eq!(again.proposal(&roster(&[]), later + TERM / RENEWALS), None, "it is");
+        let proposal = again.proposal(&roster(&[]), later + TERM / 2).expect("the process of before has ended");
         assert_eq!(proposal.record.epoch, Epoch(3));
         assert!(proposal.record.roster.contains(&id("two")), "but its requests have not");
     }
