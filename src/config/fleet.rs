@@ -1,6 +1,6 @@
 //! `fleet`: several routers as one.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::model::problem::{field, quoted};
 /// As written, and what it means.
 pub(super) const MODES: [(&str, Mode); 2] = [("available", Mode::Available), ("strict", Mode::Strict)];
 /// Where other routers connect when that is not given.
-pub(super) const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7070);
+pub(super) const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7070);
 pub(super) const DEFAULT_LEASE_SECONDS: i64 = 5;
 const LEASE_SECONDS: RangeInclusive<i64> = 1..=60;
 
@@ -60,19 +60,35 @@ pub(super) fn together(check: &mut Check, settings: &Settings) {
 
 /// The name of the router in its group is where the others find it.
 fn advertise(check: &mut Check, path: &str, given: Option<&str>, address: SocketAddr) -> String {
-    let Some(given) = given.filter(|given| !given.is_empty()) else {
-        if address.ip().is_unspecified() {
-            let how = "write the host and port that other routers reach this one by; in a pod, INFERENCE_ROUTER__FLEET__PEER__\
-                       ADVERTISE can be made of its address";
+    let how = "write `host:port`, a name or an address that the other routers can connect to, such as `10.0.0.5:7070`";
+    let Some(given) = given else {
+        if address.ip().is_unspecified() || address.port() == 0 {
+            let how = format!("{how}; in a pod, INFERENCE_ROUTER__FLEET__PEER__ADVERTISE can be made of its address");
             check.problem(path, format!("is missing, and {address} is no address to connect to; {how}"));
         }
         return address.to_string();
     };
-    let parts = given.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains(char::is_whitespace));
-    if parts.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-        check.problem(path, format!("is {}, which is no host with a port, such as `10.0.0.5:7070`", quoted(given)));
+    if let Some(what) = nowhere(given) {
+        check.problem(path, format!("is {}, which {what}; {how}", quoted(given)));
     }
     given.to_owned()
+}
+
+/// Why nobody can connect to what is written.
+fn nowhere(given: &str) -> Option<&'static str> {
+    if given.contains("://") {
+        return Some("begins with a scheme");
+    }
+    let Some((host, port)) = given.rsplit_once(':') else { return Some("is no host with a port") };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let is_name = !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '.' | '_'));
+    match (bare.parse::<IpAddr>(), port.parse::<u16>()) {
+        (Ok(ip), _) if ip.is_unspecified() => Some("is where to listen, not an address to connect to"),
+        (_, Ok(0)) => Some("has port 0, at which nobody listens"),
+        (Ok(_), Ok(_)) => None,
+        (Err(_), Ok(_)) if is_name => None,
+        _ => Some("is no host with a port"),
+    }
 }
 
 fn peer_tls(check: &mut Check, raw: &RawPeerTls, folder: &Path) -> Option<PeerTls> {

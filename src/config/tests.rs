@@ -167,6 +167,34 @@ fn a_group_of_routers_says_how_they_reach_each_other_and_who_coordinates() {
 }
 
 #[test]
+fn where_a_router_says_that_it_is_others_can_connect() {
+    let group = |peer: &str| format!("fleet: {{peer: {{address: {peer}}}, lease: {{file: l}}}}");
+    let at = |advertise: &str| group(&format!("\"127.0.0.1:7071\", advertise: {advertise:?}"));
+    for right in ["10.0.0.5:7070", "router-0.routers.my-namespace.svc:7070", "[fd00::1]:7070", "fd00::1:7070", "a_b:1"]
+    {
+        assert_eq!(good(&at(right), &[]).fleet.unwrap().advertise, right);
+    }
+    for (wrong, gist) in [
+        ("", "no host with a port"),
+        ("router", "no host with a port"),
+        (":7070", "no host with a port"),
+        ("router:", "no host with a port"),
+        ("router:70700", "no host with a port"),
+        ("router/a:7070", "no host with a port"),
+        ("a router:7070", "no host with a port"),
+        ("0.0.0.0:27070", "where to listen"),
+        ("[::]:27070", "where to listen"),
+        ("127.0.0.1:0", "port 0"),
+        ("router:0", "port 0"),
+        ("http://1.2.3.4:5", "a scheme"),
+    ] {
+        refused(&at(wrong), "fleet.peer.advertise", gist);
+        refused(&at(wrong), "fleet.peer.advertise", "write `host:port`, a name or an address");
+    }
+    refused(&group("\"127.0.0.1:0\""), "fleet.peer.advertise", "127.0.0.1:0 is no address to connect to");
+}
+
+#[test]
 fn endpoints_come_from_files_or_from_a_cluster() {
     let cluster =
         |text: &str| parse(text, "file", Path::new("/w"), std::iter::empty()).map(|settings| settings.kubernetes);
