@@ -213,8 +213,13 @@ fn document(text: &str) -> Result<Value, Problem> {
 
 /// Settings with defaults in the place of what is wrong, and what is.
 fn read(written: Value, folder: &Path) -> (Settings, Vec<Problem>) {
-    let (raw, form) = decode::<RawSettings>(written);
     let mut check = Check::default();
+    // Decoded it is the same as nothing: a router alone, which is not what somebody means who writes it.
+    if written.get("fleet").is_some_and(Value::is_null) {
+        let how = "write `peer` and `lease`, see config/reference.yaml, or remove it: without it the router is alone";
+        check.problem("fleet", format!("is empty; {how}"));
+    }
+    let (raw, form) = decode::<RawSettings>(written);
     let settings = settings(&mut check, &raw.unwrap_or_default(), folder);
     (settings, together(form, check.into_problems()))
 }

@@ -167,6 +167,14 @@ fn a_group_of_routers_says_how_they_reach_each_other_and_who_coordinates() {
 }
 
 #[test]
+fn a_group_of_which_nothing_is_said_is_a_problem_and_not_a_router_alone() {
+    refused("fleet:", "fleet", "is empty; write `peer` and `lease`");
+    let lease = [("INFERENCE_ROUTER__FLEET__LEASE", "{file: l}")];
+    let of_variables = [lease[0], ("INFERENCE_ROUTER__FLEET__PEER__ADDRESS", "127.0.0.1:1")];
+    assert!(good("fleet:", &of_variables).fleet.is_some());
+}
+
+#[test]
 fn where_a_router_says_that_it_is_others_can_connect() {
     let group = |peer: &str| format!("fleet: {{peer: {{address: {peer}}}, lease: {{file: l}}}}");
     let at = |advertise: &str| group(&format!("\"127.0.0.1:7071\", advertise: {advertise:?}"));
