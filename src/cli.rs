@@ -362,7 +362,9 @@ fn start_log(log: &Log) {
         LogLevel::Debug => tracing::Level::DEBUG,
         LogLevel::Trace => tracing::Level::TRACE,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    // A line that cannot be written is lost; to say so, on standard error, would end the router where that is closed.
+    let builder = tracing_subscriber::fmt().log_internal_errors(false);
+    let builder = builder.with_max_level(level).with_writer(std::io::stderr);
     match log.format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
@@ -382,13 +384,12 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn report(problems: &[Problem], code: u8) -> ExitCode {
-    for problem in problems {
-        eprintln!("{problem}");
-    }
+    // Not `eprintln!`, here and below, which panics where nobody reads standard error any more.
+    problems.iter().for_each(|problem| drop(writeln!(std::io::stderr(), "{problem}")));
     ExitCode::from(code)
 }
 
 fn fail(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("inference-router: {error}");
+    let _ = writeln!(std::io::stderr(), "inference-router: {error}");
     ExitCode::from(FAILED)
 }

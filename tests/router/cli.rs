@@ -365,6 +365,37 @@ async fn sigterm_lets_a_request_in_flight_finish() {
 }
 
 #[tokio::test]
+async fn a_router_whose_standard_error_nobody_reads_any_more_serves_on_and_ends_in_order() {
+    let model = Model::named("a").await;
+    let files = folder(&[
+        ("router.yaml", "shutdown: {unreadyDelay: 0s}\nendpoints: {files: [endpoints]}\nlog: {format: text}\n"),
+        ("endpoints/a.yaml", &endpoint(&[model.address], "{}")),
+    ]);
+    let serve = ["serve", "--config", &path(&files, "router.yaml")];
+    let mut child = command(&serve).envs(ANY_PORTS).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("scoring listener") {
+        line.clear();
+        assert!(log.read_line(&mut line).unwrap() > 0, "no scoring listener");
+    }
+    let scoring: SocketAddr = line.split_once("address=").unwrap().1.trim().parse().unwrap();
+    drop(log);
+    let router = Program { stdout: lines(child.stdout.take().unwrap()), stderr: channel().1, child };
+    for _ in 0..3 {
+        assert_eq!(call(scoring, score("{}")).await.status, 200);
+    }
+    // Of this it has more to say.
+    router.signal(Signal::TERM);
+    assert_eq!(router.ended().code, Some(0));
+    let bad = folder(&[("router.yaml", "workers: 0\n")]);
+    let mut serve = command(&["serve", "--config", &path(&bad, "router.yaml")]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(serve.stderr(writer).status().unwrap().code(), Some(78), "and bad settings are no less bad");
+}
+
+#[tokio::test]
 async fn the_quickstart_serves_with_addresses_from_the_environment() {
     let files = folder(&[
         ("quickstart.yaml", &std::fs::read_to_string(shipped("quickstart.yaml")).unwrap()),
