@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::app::{App, BuildError, Source, Surroundings};
 use crate::config::{self, ClientListener, Log, LogFormat, LogLevel, Settings};
 use crate::control::files::{Environment, Files, Loaded, Scope};
+use crate::control::fleet::Parts;
 use crate::control::{certificates, signing};
 use crate::model::crd;
 use crate::model::problem::Problem;
@@ -253,7 +254,8 @@ fn check(files: &[PathBuf]) -> ExitCode {
                     let signing = signing::check(&settings.tokens);
                     let endpoints = load(settings.endpoint_files.clone(), environment()).endpoints;
                     let missing = signing::missing(&settings.tokens, &endpoints);
-                    let found = certificates_of(&settings).chain(signing).chain(missing);
+                    let fleet = settings.fleet.iter().flat_map(Parts::check);
+                    let found = certificates_of(&settings).chain(signing).chain(missing).chain(fleet);
                     problems.extend(found.map(|problem| problem.from_source(&source)));
                     places.extend(settings.endpoint_files.iter().cloned());
                 }

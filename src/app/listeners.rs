@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::BuildError;
 use crate::config::{ClientListener, Settings};
 use crate::control::certificates::Certificates;
-use crate::control::fleet;
+use crate::control::fleet::{self, Store};
 use crate::model::problem::Problem;
 use crate::proxy::listen::{BACKLOG, Listener};
 use crate::state::tls::Acceptor;
@@ -54,6 +54,7 @@ pub(super) fn bind_all(
                 None
             })
             .unwrap_or_default();
+        problems.extend(Store::check(&fleet.lease).err());
     }
     if !problems.is_empty() {
         return Err(BuildError::Configuration(problems));

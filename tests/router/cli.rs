@@ -516,6 +516,55 @@ fn check_lists_every_problem_of_every_file() {
 }
 
 #[test]
+fn check_says_of_the_files_of_a_group_what_serve_does() {
+    let files = folder(&[
+        ("endpoints/a.yaml", &endpoint(&["127.0.0.1:1".parse().unwrap()], "{}")),
+        ("empty", ""),
+        ("short", "secret\n"),
+        ("good", "what every router of the group knows"),
+        ("broken.pem", "no PEM"),
+        ("folder/a", ""),
+    ]);
+    let tls = |certificate: &str| format!("{{certFile: {certificate}, keyFile: {certificate}, caFile: {certificate}}}");
+    let (at, lease) = ("127.0.0.1:7071", "leader");
+    let settings = |more: &str, lease: &str| {
+        format!(
+            "endpoints: {{files: [endpoints]}}\nfleet: {{peer: {{address: \"{at}\"{more}}}, lease: {{file: {lease}}}}}\n"
+        )
+    };
+    for (text, parts) in [
+        (
+            settings(", secretFile: gone", lease),
+            vec!["fleet.peer.secretFile: names ", "/gone, which cannot be read: No such"],
+        ),
+        (settings(", secretFile: empty", lease), vec!["/empty, which is shorter than 16 characters"]),
+        (settings(", secretFile: short", lease), vec!["/short, which is shorter than 16 characters"]),
+        (settings(", secretFile: folder", lease), vec!["/folder, which cannot be read: it is not a regular file"]),
+        (
+            settings(&format!(", secretFile: good, tls: {}", tls("gone.pem")), lease),
+            vec!["fleet.peer.tls: ", "/gone.pem "],
+        ),
+        (settings(&format!(", secretFile: good, tls: {}", tls("broken.pem")), lease), vec!["fleet.peer.tls: "]),
+        (
+            settings("", "gone/leader"),
+            vec!["fleet.lease.file: names ", "gone/leader, but its folder ", ": No such file"],
+        ),
+        (settings("", "folder"), vec!["fleet.lease.file: names ", "/folder, which is a folder"]),
+    ] {
+        std::fs::write(files.path().join("router.yaml"), &text).unwrap();
+        let checked = run(&["check", &path(&files, "router.yaml")]);
+        let serve = ["serve", "--config", &path(&files, "router.yaml")];
+        let served = Program::start(command(&serve).envs(ANY_PORTS)).ended();
+        assert_eq!((checked.code, served.code), (Some(1), Some(78)), "{text}: {checked:?} {served:?}");
+        for part in parts {
+            assert!(checked.stdout.contains(part) && served.stderr.contains(part), "{part}: {checked:?} {served:?}");
+        }
+    }
+    std::fs::write(files.path().join("router.yaml"), settings(", secretFile: good", lease)).unwrap();
+    assert_eq!(run(&["check", &path(&files, "router.yaml")]).code, Some(0));
+}
+
+#[test]
 fn a_taken_port_is_said_and_ends_with_1() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();

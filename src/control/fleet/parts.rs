@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Store;
-use crate::control::small_file;
+use crate::control::{certificates, small_file};
 use crate::model::fleet::{FleetSettings, Mode};
 use crate::model::problem::Problem;
 use crate::policy::fleet::Settings;
@@ -35,6 +35,15 @@ pub struct Parts {
     pub lifecycle: Lifecycle,
     /// Where the group's figures are.
     pub registry: prometheus::Registry,
+}
+
+impl Parts {
+    /// What is wrong with the files that the settings name.
+    pub fn check(settings: &FleetSettings) -> Vec<Problem> {
+        let tls = settings.tls.iter().flat_map(|tls| certificates::check("fleet.peer.tls", &tls.server()));
+        let secret = settings.secret_file.as_deref().and_then(|file| secret(file).err());
+        tls.chain(secret).chain(Store::check(&settings.lease).err()).collect()
+    }
 }
 
 /// What deployments go by before anything is known of the group.

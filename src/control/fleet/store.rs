@@ -11,6 +11,8 @@ use kube::api::{Api, PostParams};
 use serde_json::json;
 
 use crate::control::cluster::words;
+use crate::model::fleet::LeasePlace;
+use crate::model::problem::Problem;
 use crate::policy::fleet::election::{Proposal, Record};
 use crate::policy::fleet::{Epoch, MemberId};
 
@@ -33,6 +35,24 @@ pub enum Store {
 }
 
 impl Store {
+    /// Looks at a place before anything is there.
+    ///
+    /// # Errors
+    /// It is no place for a record. What is in a cluster, only the cluster knows.
+    pub fn check(place: &LeasePlace) -> Result<(), Problem> {
+        let LeasePlace::File(path) = place else { return Ok(()) };
+        let wrong = |what: String| Err(Problem::new("fleet.lease.file", format!("names {}, {what}", path.display())));
+        if path.is_dir() {
+            return wrong("which is a folder; name a file in it".to_owned());
+        }
+        let folder = folder_of(path);
+        let how = "it has to be there, and be the same for all routers of the group";
+        match std::fs::read_dir(folder) {
+            Ok(_) => Ok(()),
+            Err(error) => wrong(format!("but its folder {} cannot be read: {error}; {how}", folder.display())),
+        }
+    }
+
     /// The record and its version, if there is one.
     ///
     /// # Errors
@@ -244,6 +264,18 @@ mod tests {
         let late = Proposal { record: record("two", 2), onto: Some("1".to_owned()) };
         assert_eq!(store.write(late).await, Ok(None));
         assert_eq!(store.read().await, Ok(Some((record("one", 30), "30".to_owned()))));
+    }
+
+    #[test]
+    fn a_record_needs_a_folder_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |name: &str| Store::check(&LeasePlace::File(folder.path().join(name)));
+        let refused = |name: &str, gist: &str| assert!(check(name).is_err_and(|problem| problem.what.contains(gist)));
+        assert_eq!(check("leader"), Ok(()));
+        refused("gone/leader", "No such file");
+        refused("", "is a folder");
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        refused("file/leader", "Not a directory");
     }
 
     #[test]
