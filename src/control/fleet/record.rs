@@ -222,7 +222,11 @@ impl RecordKeeper {
     fn unwell(&mut self, what: String, now: Instant) {
         self.look_at = now + AGAIN;
         if self.trouble.as_ref() != Some(&what) {
-            tracing::warn!(what, "it cannot be read or written who coordinates; the group goes on as it is");
+            let meanwhile = match self.election.leader() {
+                Some(_) => "the group goes on as it is",
+                None => "this router knows of no coordinator until it can",
+            };
+            tracing::warn!(what, "it cannot be read or written who coordinates; {meanwhile}");
             self.trouble = Some(what);
         }
     }
@@ -235,6 +239,23 @@ mod tests {
 
     fn all(names: &[&str]) -> BTreeSet<MemberId> {
         names.iter().map(|name| MemberId { name: (*name).into(), incarnation: 1 }).collect()
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_written_is_one_trouble_and_not_a_new_one_each_time() {
+        let term = Duration::from_secs(5);
+        let election = Election::new(all(&["one"]).pop_first().unwrap(), term, Settings::default());
+        // Where nobody can make a file, whoever runs this.
+        let mut keeper = RecordKeeper::new(election, Store::File("/proc/leader".into()), term);
+        let mut troubles = BTreeSet::new();
+        for round in 0..4 {
+            keeper.keep(&all(&["one"]), Instant::now() + AGAIN * round);
+            let outcome = keeper.next().await;
+            keeper.take(outcome);
+            troubles.insert(keeper.trouble().map(str::to_owned));
+        }
+        // At first it was read that there is no record.
+        assert_eq!(troubles.len(), 2, "{troubles:?}");
     }
 
     #[tokio::test]

@@ -158,6 +158,8 @@ fn read_file(path: &Path) -> Result<Option<(Record, String)>, String> {
 /// to give its name to a file that is complete.
 fn write_file(path: &Path, proposal: Proposal) -> Result<Option<String>, String> {
     let failed = |what: std::io::Error| format!("{}: {what}", path.display());
+    // What it says itself has the name in it that was made up, and is new each time.
+    let not_made = |what: std::io::Error| format!("{}: no file can be made beside it: {}", path.display(), what.kind());
     let before = newest(path)?;
     if before.map(|version| version.to_string()) != proposal.onto {
         return Ok(None);
@@ -165,8 +167,8 @@ fn write_file(path: &Path, proposal: Proposal) -> Result<Option<String>, String>
     let version = before.map_or(1, |version| version + 1);
     let text = serde_json::to_vec(&proposal.record).map_err(|error| error.to_string())?;
     let folder = folder_of(path);
-    let mut new = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    new.write_all(&text).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
+    let mut new = tempfile::NamedTempFile::new_in(folder).map_err(not_made)?;
+    new.write_all(&text).and_then(|()| new.as_file().sync_all()).map_err(not_made)?;
     let named = beside(path, &version.to_string());
     match std::fs::hard_link(new.path(), &named) {
         Ok(()) => {}
@@ -264,6 +266,16 @@ mod tests {
         let late = Proposal { record: record("two", 2), onto: Some("1".to_owned()) };
         assert_eq!(store.write(late).await, Ok(None));
         assert_eq!(store.read().await, Ok(Some((record("one", 30), "30".to_owned()))));
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_folder_is_said_in_the_same_words_each_time() {
+        // Where nobody can make a file, whoever runs this.
+        let store = Store::File("/proc/leader".into());
+        let write = || store.write(Proposal { record: record("one", 1), onto: None });
+        let (first, second) = (write().await.unwrap_err(), write().await.unwrap_err());
+        assert!(first.starts_with("/proc/leader: no file can be made beside it: "), "{first}");
+        assert_eq!(first, second);
     }
 
     #[test]
