@@ -54,7 +54,7 @@ async fn routers_with_certificates_and_a_secret_are_one_and_nobody_else_is_let_i
 async fn connections_that_say_nothing_keep_no_router_out() {
     let mut group = Group::empty(Plan::default()).await;
     group.add(&Peer::default()).routers[0].until_ready().await;
-    let door = group.routers[0].peer;
+    let (door, started) = (group.routers[0].peer, std::time::Instant::now());
     let strangers = tokio::spawn(async move {
         let mut silent = std::collections::VecDeque::new();
         loop {
@@ -72,6 +72,9 @@ async fn connections_that_say_nothing_keep_no_router_out() {
     println!("  ready {ready:?} after its start, one group {whole:?} later");
     // It would wait for places for seconds, and then serve what it takes to be its fair share.
     assert!(ready < LEASE / 2, "{ready:?}");
+    let (log, most) = (group.routers[0].log(), 1 + started.elapsed().as_secs() / 5);
+    let said = log.matches("was not let in from=127.0.0.1:").count() as u64;
+    assert!((1..=most).contains(&said), "{said} lines that anybody can cause:\n{log}");
 }
 
 #[tokio::test]

@@ -1,9 +1,9 @@
 //! Connections between routers: members come in at the [`Door`] of the coordinator, and [`connect`] to it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(super) const WAITING: usize = 1024;
 /// Connections of nobody known yet; of more the oldest ends.
 const STRANGERS: usize = 64;
+/// Between two lines about those who were not let in for the same reason.
+const QUIET: Duration = Duration::from_secs(5);
 /// Of one that does not say who it is.
 const SILENT: io::ErrorKind = io::ErrorKind::TimedOut;
 
@@ -76,9 +78,10 @@ impl Door {
     pub(super) async fn run(self) {
         // Each ends with this, unless it has become known before.
         let mut strangers = VecDeque::<oneshot::Sender<()>>::new();
+        let turned_away = Arc::new(Mutex::new(TurnedAway::default()));
         for number in 1.. {
-            let stream = match self.socket.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, from) = match self.socket.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "a router cannot be let in");
                     // Out of descriptors, most likely: to ask again at once would find the same.
@@ -94,8 +97,8 @@ impl Door {
             let (stays, mut goes) = oneshot::channel();
             strangers.push_back(stays);
             let (tls, secret, events) = (self.tls.clone(), self.secret.clone(), self.events.clone());
+            let turned_away = turned_away.clone();
             tokio::spawn(async move {
-                let from = stream.peer_addr();
                 let met = tokio::select! {
                     met = timeout(PATIENCE, meet(stream, tls, &secret)) => met.unwrap_or_else(|_| Err(SILENT.into())),
                     _ = &mut goes => Err(SILENT.into()),
@@ -106,11 +109,34 @@ impl Door {
                     // Somebody who looks whether anybody is there.
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
                     Err(error) => {
-                        tracing::warn!(?from, %error, "somebody who is no router of this group was not let in")
+                        let mut before = turned_away.lock().unwrap_or_else(PoisonError::into_inner);
+                        let not_logged = before.note(error.kind(), Instant::now());
+                        drop(before);
+                        if let Some(not_logged) = not_logged {
+                            let what = "somebody who is no router of this group was not let in";
+                            tracing::warn!(%from, %error, not_logged, "{what}");
+                        }
                     }
                 }
             });
         }
+    }
+}
+
+/// Who was not let in, by what was wrong: anybody can be that as often as they like, and none of them may hide another.
+#[derive(Default)]
+struct TurnedAway(HashMap<io::ErrorKind, (Option<Instant>, u64)>);
+
+impl TurnedAway {
+    /// Takes note of one more. Returns, where it is to be said, how many of its kind there were before that were not.
+    fn note(&mut self, kind: io::ErrorKind, now: Instant) -> Option<u64> {
+        let (said, unsaid) = self.0.entry(kind).or_default();
+        if said.is_some_and(|said| now < said + QUIET) {
+            *unsaid += 1;
+            return None;
+        }
+        *said = Some(now);
+        Some(std::mem::take(unsaid))
     }
 }
 
@@ -239,4 +265,19 @@ where
         io::Result::Ok(())
     };
     tokio::select! { ended = hear => ended, ended = say => ended }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_that_were_not_let_in_one_line_is_said_for_each_reason_with_how_many_there_were() {
+        let (mut turned_away, now) = (TurnedAway::default(), Instant::now());
+        let said: Vec<_> = (0..1000).filter_map(|_| turned_away.note(SILENT, now)).collect();
+        assert_eq!(said, [0]);
+        assert_eq!(turned_away.note(io::ErrorKind::PermissionDenied, now), Some(0), "which nobody else hides");
+        assert_eq!((turned_away.note(SILENT, now + QUIET), turned_away.note(SILENT, now + QUIET)), (Some(999), None));
+        assert_eq!(turned_away.note(SILENT, now + QUIET * 2), Some(1));
+    }
 }

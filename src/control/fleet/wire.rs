@@ -40,24 +40,25 @@ pub(super) enum Down {
 /// One side's ear.
 pub(super) struct Ear<R> {
     from: R,
-    longest: u32,
+    is_trusted: bool,
 }
 
 impl<R: AsyncRead + Unpin> Ear<R> {
     /// Of a connection on which nothing was said yet.
     pub(super) fn new(from: R) -> Self {
-        Self { from, longest: LONGEST_OPENING }
+        Self { from, is_trusted: false }
     }
 
     /// It is known who speaks.
     pub(super) fn trust(&mut self) {
-        self.longest = LONGEST;
+        self.is_trusted = true;
     }
 
     /// What is said next; `None` at the end. Not to be dropped before it is ready.
     ///
     /// # Errors
-    /// The connection broke, or this is not a router.
+    /// The connection broke, or this is not a router; of what a stranger says nothing is repeated: errors are logged, and
+    /// it may be a secret.
     pub(super) async fn hear<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         let mut length = [0; 4];
         if self.from.read(&mut length[..1]).await? == 0 {
@@ -65,8 +66,9 @@ impl<R: AsyncRead + Unpin> Ear<R> {
         }
         self.from.read_exact(&mut length[1..]).await?;
         let length = u32::from_be_bytes(length);
-        if length > self.longest {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes at once")));
+        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        if length > if self.is_trusted { LONGEST } else { LONGEST_OPENING } {
+            return Err(invalid("a router never says that much at once".to_owned()));
         }
         // Grows with what comes: a length alone must not cost memory.
         let mut text = Vec::new();
@@ -74,7 +76,11 @@ impl<R: AsyncRead + Unpin> Ear<R> {
         if came < length as usize {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(Some(serde_json::from_slice(&text)?))
+        let heard = serde_json::from_slice(&text).map_err(|error| match self.is_trusted {
+            true => invalid(format!("what was said cannot be understood: {error}")),
+            false => invalid("what was said is nothing that a router says".to_owned()),
+        });
+        heard.map(Some)
     }
 }
 
@@ -149,5 +155,15 @@ mod tests {
         assert!(heard(b"\0\0").await.is_err());
         assert!(heard(b"\0\0\0\x02{}").await.is_err(), "no opening");
         assert!(!heard(b"").await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn nothing_that_a_stranger_says_is_in_what_is_logged_of_it() {
+        let said = |text: &str| [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat();
+        let error = async |said: &[u8]| Ear::new(said).hear::<Opening>().await.unwrap_err().to_string();
+        for text in ["\"hunter2\"", "{\"hunter2\": 1}", "{\"secret\": {\"hunter2\": 1}}", "hunter2"] {
+            assert_eq!(error(&said(text)).await, "what was said is nothing that a router says");
+        }
+        assert_eq!(error(b"hunter2").await, "a router never says that much at once");
     }
 }
