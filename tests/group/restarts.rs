@@ -23,6 +23,7 @@ async fn no_request_fails_while_all_routers_are_restarted_one_after_the_other() 
         let coordinator = group.coordinators().await;
         let epoch = group.routers[turn].epoch().await;
         let before = group.holder();
+        let logs: Vec<_> = group.routers.iter().map(|router| router.log().len()).collect();
         group.routers[turn].signal(Signal::TERM);
         if coordinator == [turn] {
             let other = || std::future::ready(group.holder().is_some_and(|now| Some(&now) != before.as_ref()));
@@ -39,6 +40,10 @@ async fn no_request_fails_while_all_routers_are_restarted_one_after_the_other() 
         }
         let status = group.routers[turn].ended().await;
         assert!(status.success(), "{status}");
+        for (router, before) in group.routers.iter().zip(logs) {
+            let log = router.log().split_off(before);
+            assert!(!log.contains("WARN"), "nothing is wrong where a router is told to stop: {log}");
+        }
         group.routers[turn].spawn();
         let started = group.routers[turn].until_ready().await;
         let everybody = || std::future::ready(ready.iter().all(|ready| ready.load(Ordering::Relaxed)));

@@ -27,6 +27,10 @@ const QUIET: Duration = Duration::from_secs(5);
 /// Of one that does not say who it is.
 const SILENT: io::ErrorKind = io::ErrorKind::TimedOut;
 
+/// How the other side's end of a connection looks: with TLS it comes without a word, and what was not read is an end too.
+const ENDS: [io::ErrorKind; 3] =
+    [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+
 /// What happens on connections.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -42,7 +46,7 @@ pub(super) enum Event {
     Told(u64, Down),
     /// A member's process has ended: nobody listens any more where it did.
     Ended(MemberId),
-    /// The connection to the coordinator has ended, or there was none; why, if that is known.
+    /// The connection to the coordinator has ended, or, if that says why, there was none, or it was of no use.
     Lost(u64, Option<String>),
 }
 
@@ -205,7 +209,8 @@ pub(super) async fn connect(
         return;
     }
     let ended = exchange(stream, said, &events, |message| Event::Told(number, message)).await;
-    let _ = events.send(Event::Lost(number, ended.err().map(|error| format!("{address}: {error}")))).await;
+    let why = ended.err().filter(|error| !ENDS.contains(&error.kind())).map(|error| format!("{address}: {error}"));
+    let _ = events.send(Event::Lost(number, why)).await;
 }
 
 async fn call(address: &str, tls: Option<Connector>, opening: &Opening) -> io::Result<Box<dyn Stream>> {

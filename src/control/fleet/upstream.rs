@@ -28,6 +28,8 @@ pub(super) struct Upstream {
     line: Line,
     /// Attempts since the last that came to anything.
     failures: u32,
+    /// Whether it was said since then that there is none.
+    is_said: bool,
 }
 
 enum Line {
@@ -40,7 +42,7 @@ enum Line {
 impl Upstream {
     pub(super) fn new(id: MemberId, secret: Secret, tls: Option<UpstreamTls>, events: mpsc::Sender<Event>) -> Self {
         let line = Line::Rests(Instant::now());
-        Self { id, secret, tls, events, number: 0, coordinator: None, line, failures: 0 }
+        Self { id, secret, tls, events, number: 0, coordinator: None, line, failures: 0, is_said: false }
     }
 
     /// The coordinator is this one. Returns whether a session has ended by that: `is_lost` is whether the one there is is
@@ -50,7 +52,7 @@ impl Upstream {
         if self.coordinator.as_ref() != coordinator {
             self.end();
             self.coordinator = coordinator.cloned();
-            self.failures = 0;
+            self.is_well();
         } else if was_open && is_lost {
             self.end();
             self.rest(now);
@@ -93,7 +95,7 @@ impl Upstream {
 
     /// Something was heard that is of use: the next attempt comes soon.
     pub(super) fn is_well(&mut self) {
-        self.failures = 0;
+        (self.failures, self.is_said) = (0, false);
     }
 
     /// Whether that is the connection of now.
@@ -101,14 +103,20 @@ impl Upstream {
         self.number == number
     }
 
-    /// The connection has ended. Returns whether it was that of now.
+    /// The connection has ended, as it does when another router coordinates, or, for this reason, there is none. Returns
+    /// whether it was that of now.
     pub(super) fn lost(&mut self, number: u64, why: Option<String>, now: Instant) -> bool {
         if !self.is_current(number) {
             return false;
         }
-        if self.failures == 0 {
-            let why = why.unwrap_or_else(|| "it has ended".to_owned());
-            tracing::warn!(why, "no connection to the coordinator; what is held is used until it expires");
+        match why {
+            None if self.failures == 0 => {
+                tracing::info!("the connection to the coordinator has ended; what is held is used until it expires");
+            }
+            Some(why) if !std::mem::replace(&mut self.is_said, true) => {
+                tracing::warn!(why, "no connection to the coordinator; what is held is used until it expires");
+            }
+            _ => {}
         }
         self.rest(now);
         true
