@@ -43,11 +43,15 @@ async fn a_strict_router_that_is_cut_off_answers_503_until_it_is_back() {
     .await;
     let refused = cut.elapsed();
     until_standing(&group, "nothing").await;
+    let (status, text) = group.routers[1].try_get("/readyz").await.unwrap();
+    assert_eq!((status, text.contains("cut off from its group")), (503, true), "{text}");
+    assert!(text.contains("no connection to the coordinator"), "why is said: {text}");
     // Its slots are the other's when nothing can be in flight on them any more.
     let back = group.until_all_slots_are_used(Some(1)).await;
     group.never_above_the_cap();
     gate.open(group.routers[0].peer);
     let again = load.go_on_for(20, &[0, 1]).await;
+    until("the router is ready again", async || group.routers[1].at_admin().is_ready().await).await;
     let tally = load.stop().await;
     println!("  503 after {refused:?}, all slots at the other {back:?} later; {again:?} after the cut served again");
     group.never_above_the_cap();
