@@ -164,7 +164,9 @@ fn write_file(path: &Path, proposal: Proposal) -> Result<Option<String>, String>
     if before.map(|version| version.to_string()) != proposal.onto {
         return Ok(None);
     }
-    let version = before.map_or(1, |version| version + 1);
+    // A file of such a name is nothing that a router has written.
+    let version = before.map_or(Some(1), |version| version.checked_add(1));
+    let version = version.ok_or_else(|| format!("{}: there is a last version; remove it", path.display()))?;
     let text = serde_json::to_vec(&proposal.record).map_err(|error| error.to_string())?;
     let folder = folder_of(path);
     let mut new = tempfile::NamedTempFile::new_in(folder).map_err(not_made)?;
