@@ -69,6 +69,11 @@ class Member:
         return [{"deployment": deployment, "waiting": WAITING, "oldest": old, "newest": zero,
                  "granted": self.granted[deployment]} for deployment in deployments]
 
+    def tell(self, returned, deployments, beat=None):
+        if deployments or beat:
+            self.say({"Report": {"epoch": self.epoch, "session": 1, "beat": beat, "returned": returned, "barred": [],
+                                 "demand": self.demand(deployments), "loads": []}})
+
     async def listen(self):
         while True:
             kind, message = next(iter((await self.hear()).get("member", {"Group": None}).items()))
@@ -81,6 +86,8 @@ class Member:
                     self.granted[replica["deployment"]] += slots
                     ends = now + TAKES * random.uniform(0.5, 1.5)
                     heapq.heappush(self.busy, (ends, next(self.order), replica, slots))
+                # More are granted when it is known that these have arrived.
+                self.tell([], {replica["deployment"] for replica, _ in message["granted"]})
             elif kind == "Refused":
                 raise SystemExit(f"{self.address} was refused: {message}")
 
@@ -93,10 +100,7 @@ class Member:
             if now > beaten + BEAT:
                 beaten, self.beat = now, self.beat + 1
                 beat = {"number": self.beat, "answered": self.answered}
-            if returned or beat:
-                freed = {replica["deployment"] for replica, _ in returned}
-                self.say({"Report": {"epoch": self.epoch, "session": 1, "beat": beat, "returned": returned, "barred": [],
-                                     "demand": self.demand(freed), "loads": []}})
+            self.tell(returned, {replica["deployment"] for replica, _ in returned}, beat)
             rest = self.busy[0][0] - time.monotonic() if self.busy else 0.01
             await asyncio.sleep(max(rest, 0))
 

@@ -127,7 +127,7 @@ impl Exchange {
         // The wait before there was a replica is none of its time.
         let patience = self.timeout + self.upload.delayed().saturating_sub(self.held_before);
         if !running.slot.is_revoked() {
-            let deadline = running.until(self.dispatched + patience, self.timeout);
+            let deadline = running.slot.until(self.dispatched + patience, self.timeout);
             ready!(running.connection.timer.poll(cx, deadline));
         }
         // A client is to blame only if it was waited for.
@@ -183,7 +183,7 @@ impl Exchange {
             Poll::Pending => {
                 let since = *self.silent_since.get_or_insert_with(Instant::now);
                 let patient = since + self.idle_timeout;
-                let deadline = running.until(patient, self.timeout);
+                let deadline = running.slot.until(patient, self.timeout);
                 ready!(running.connection.timer.poll(cx, deadline));
                 // Who is only silent keeps the slot while it is seen out.
                 return if deadline < patient { self.cut() } else { Poll::Ready(Some(Err(BrokenOff))) };
@@ -258,7 +258,7 @@ impl Drop for Exchange {
             Stage::Body { .. } => self.timeout,
         };
         let alive = self.worker.alive();
-        let deadline = running.until(Instant::now() + patience, self.timeout);
+        let deadline = running.slot.until(Instant::now() + patience, self.timeout);
         tokio::task::spawn_local(async move {
             // Over time, the slot comes back with the task.
             let _ = tokio::time::timeout_at(deadline.into(), running.see_out()).await;
@@ -277,11 +277,6 @@ impl From<Garbage> for Closed {
 }
 
 impl Running {
-    /// `deadline`, or when the slot is about to be another router's, if that is earlier: both may move later meanwhile.
-    fn until(&self, deadline: Instant, hold: Duration) -> Instant {
-        self.slot.abort_at(hold).map_or(deadline, |abort| abort.min(deadline))
-    }
-
     /// Moves what there is to move, up to the response head.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Closed>> {
         let begins = self.connection.has_sent_nothing();

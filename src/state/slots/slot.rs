@@ -48,11 +48,16 @@ impl Slot {
         self.right == Some(Right::Leased) && self.replica.revocations.load(Ordering::Relaxed) != self.revocations
     }
 
-    /// When the slot is about to be another router's, unless the lease that it was taken by is renewed before; `hold` is how
-    /// long a request may last after that. `None`: never.
-    pub fn abort_at(&self, hold: Duration) -> Option<Instant> {
-        let membership = self.slots.membership.as_ref().filter(|_| self.right == Some(Right::Leased))?;
-        Some(membership.terms().abort_at(hold))
+    /// `deadline`, or when the slot is about to be another router's, if that is earlier: unless the lease that it was taken by
+    /// is renewed before; `hold` is how long a request may last after that.
+    pub fn until(&self, deadline: Instant, hold: Duration) -> Instant {
+        match &self.slots.membership {
+            // The lease was valid when it began.
+            Some(membership) if self.right == Some(Right::Leased) && deadline > self.since + hold => {
+                deadline.min(membership.terms().abort_at(hold))
+            }
+            _ => deadline,
+        }
     }
 
     /// The replica has answered, or at least accepted.
