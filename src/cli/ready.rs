@@ -1,5 +1,6 @@
 //! `ready`: does a router take requests? For those who can only run a program, as the health checks of containers.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -24,7 +25,7 @@ impl Ready {
                 ExitCode::from(if status == 200 { DONE } else { FAILED })
             }
             Err(Failed(what, code)) => {
-                eprintln!("{what}");
+                let _ = writeln!(std::io::stderr(), "{what}");
                 ExitCode::from(code)
             }
         }

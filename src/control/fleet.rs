@@ -301,6 +301,8 @@ impl Fleet {
             self.member.shares().restless(|_, _| {});
         }
         self.record.keep(&self.leader.roster(now), now);
+        // Whom it strikes off is let in no more from here on.
+        self.leader.admit(self.record.surely_on_it(), now);
     }
 
     /// Makes sessions what the record says of who coordinates.

@@ -82,6 +82,10 @@ pub struct Admission<W> {
     measured: u32,
     /// What is leased of a replica that comes.
     at_first: u32,
+    /// Slots that are other routers' now: of each replica what its limit is above what is leased.
+    elsewhere: u64,
+    /// Until when nobody asks for these: somebody has in vain, or nobody would answer.
+    no_asking: Option<Instant>,
 }
 
 /// How long whoever knows of idle slots elsewhere may take to answer, at most.
@@ -97,6 +101,8 @@ struct Replica {
     limit: u32,
     /// How many of these may be this router's, where there are several.
     leased: u32,
+    /// How many are others'.
+    elsewhere: u32,
     health: Health,
     /// `Vacant` ids are kept for reuse.
     presence: Presence,
@@ -132,6 +138,8 @@ impl<W> Admission<W> {
             service_time: 0.0,
             measured: 0,
             at_first: u32::MAX,
+            elsewhere: 0,
+            no_asking: None,
         }
     }
 
@@ -160,6 +168,7 @@ impl<W> Admission<W> {
             busy: 0,
             limit: 0,
             leased: self.at_first,
+            elsewhere: 0,
             health: Health::default(),
             presence: Presence::Present,
         };
@@ -205,7 +214,7 @@ impl<W> Admission<W> {
             return Arrival::Granted(id);
         }
         let first_try = avoid.is_empty();
-        if first_try && self.queue.len() >= self.rules.queue_length && !self.may_ask(now) {
+        if first_try && self.queue.len() >= self.rules.queue_length && !self.may_ask(now, self.rules.queue_length) {
             return Arrival::Full;
         }
         self.tickets += 1;
@@ -221,6 +230,11 @@ impl<W> Admission<W> {
         let id = self.shelf.least_loaded(avoid)?;
         self.occupy(id);
         Some(id)
+    }
+
+    /// Nobody asks for slots that are other routers' for a while: somebody has in vain, or nobody would answer.
+    pub fn ask_later(&mut self, now: Instant) {
+        self.no_asking = Some(now + ASK);
     }
 
     /// Takes a waiter out of the queue. `None`: it was granted a slot before.
@@ -292,6 +306,9 @@ impl<W> Admission<W> {
         };
         self.slots = self.slots + u64::from(limit) - u64::from(replica.limit);
         replica.limit = limit;
+        let elsewhere = limit.saturating_sub(replica.leased);
+        self.elsewhere = self.elsewhere + u64::from(elsewhere) - u64::from(replica.elsewhere);
+        replica.elsewhere = elsewhere;
         let is_free = replica.busy < limit.min(replica.leased);
         self.shelf.place(id, is_free.then_some(replica.busy));
     }

@@ -141,11 +141,13 @@ impl Shadow {
             .await
         };
         self.pair.iter().for_each(|pair| pair.shadow.end(end));
-        if self.length.is_none() {
-            self.mirror.spend(self.tee.passed());
+        if result != "no_slot" {
+            if self.length.is_none() {
+                self.mirror.spend(self.tee.passed());
+            }
+            self.mirror.to.metrics.bytes(self.tee.passed(), 0);
+            self.mirror.limit.iter().for_each(|limit| limit.copied(self.tee.passed()));
         }
-        self.mirror.to.metrics.bytes(self.tee.passed(), 0);
-        self.mirror.limit.iter().for_each(|limit| limit.copied(self.tee.passed()));
         self.mirror.to.metrics.mirrored(result);
     }
 

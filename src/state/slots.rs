@@ -206,6 +206,9 @@ impl Slots {
         deadline: Instant,
         avoid: Avoid,
     ) -> Result<Acquired, NoSlot> {
+        if inner.leases.is_some() && !inner.is_leased() {
+            inner.admission.ask_later(now);
+        }
         let (deadline, is_first) = inner.patience(now, deadline, avoid);
         let mut receiver = None;
         let arrival = inner.admission.arrive(avoid, now, deadline, || {
@@ -239,7 +242,7 @@ impl Slots {
     pub fn take(self: &Arc<Self>, now: Instant) -> Option<Acquired> {
         let mut inner = self.lock();
         inner.pass(now);
-        if !inner.admission.any_free() && !inner.admission.may_ask(now) {
+        if !inner.admission.any_free() && !inner.admission.may_ask(now, 0) {
             inner.tally.refused();
             return None;
         }
@@ -291,6 +294,7 @@ impl Slots {
         let left = inner.admission.leave(ticket);
         if left.is_some() {
             inner.tally.timed_out();
+            inner.admission.ask_later(now);
         }
         let told = inner.turned_away(now, NoSlot::TimedOut);
         inner.settle(self);

@@ -20,6 +20,8 @@ pub(super) struct Leader {
     ledger: Ledger,
     is_leading: bool,
     peers: BTreeMap<MemberId, Peer>,
+    /// The last of whom it was said that another has its name.
+    twin: Option<MemberId>,
     /// Who is written down as one who may hold slots.
     recorded: BTreeSet<MemberId>,
     /// Who is not yet, and what they have said.
@@ -43,7 +45,7 @@ impl Leader {
     pub(super) fn new(id: MemberId, heartbeat: Duration, ledger: Ledger) -> Self {
         let alive = heartbeat * 3;
         let (peers, recorded, waiting, lent) = (BTreeMap::new(), BTreeSet::new(), Vec::new(), HashMap::new());
-        Self { id, alive, ledger, is_leading: false, peers, recorded, waiting, lent, moves: 0 }
+        Self { id, alive, ledger, is_leading: false, peers, twin: None, recorded, waiting, lent, moves: 0 }
     }
 
     /// What a deployment has of replicas, whoever coordinates.
@@ -141,11 +143,15 @@ impl Leader {
             let is_alive = |(other, peer): (&MemberId, &Peer)| is_twin(other, &member) && now < peer.heard + self.alive;
             if is_twin(&self.id, &member) || self.peers.iter().any(is_alive) {
                 // The older one has slots in use.
-                let name = &*member.name;
-                return tracing::warn!(
-                    name,
-                    "two routers call themselves this: is `fleet.peer.advertise` the same in both?"
-                );
+                if self.twin.as_ref() != Some(&member) {
+                    let name = &*member.name;
+                    tracing::warn!(
+                        name,
+                        "two routers call themselves this: is `fleet.peer.advertise` the same in both?"
+                    );
+                    self.twin = Some(member);
+                }
+                return;
             }
             tracing::info!(member = &*member.name, "a router has joined");
             self.waiting.retain(|(other, ..)| *other != member);

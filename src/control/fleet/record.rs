@@ -69,7 +69,9 @@ impl RecordKeeper {
         }
         let store = self.store.clone();
         let may_write = now >= self.write_at && !self.is_stale;
-        let proposal = self.election.proposal(roster, now).filter(|_| may_write);
+        // Who comes while nothing can be written must not be one who may follow, for all that is known.
+        let known = self.trouble.as_ref().map(|_| roster & &self.roster());
+        let proposal = self.election.proposal(known.as_ref().unwrap_or(roster), now).filter(|_| may_write);
         if let Some(proposal) = proposal {
             if proposal.record.holder.is_none() {
                 // Once it is sent another may have the term, whether that is answered or not.

@@ -121,8 +121,9 @@ fn versions(path: &Path) -> std::io::Result<Vec<u64>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder_of(path))? {
         let entry = entry?.file_name();
-        let version: Option<u64> =
-            entry.to_str().and_then(|entry| entry.strip_prefix(&*name)?.strip_prefix('.')?.parse().ok());
+        let number = entry.to_str().and_then(|entry| entry.strip_prefix(&*name)?.strip_prefix('.'));
+        let version =
+            number.and_then(|number| number.parse::<u64>().ok().filter(|version| version.to_string() == number));
         found.extend(version);
     }
     Ok(found)
@@ -138,7 +139,7 @@ fn newest(path: &Path) -> Result<Option<u64>, String> {
 }
 
 fn read_file(path: &Path) -> Result<Option<(Record, String)>, String> {
-    loop {
+    for _ in 0..KEPT {
         let Some(version) = newest(path)? else { return Ok(None) };
         let file = beside(path, &version.to_string());
         let text = match std::fs::read(&file) {
@@ -152,6 +153,7 @@ fn read_file(path: &Path) -> Result<Option<(Record, String)>, String> {
         let what = |error| format!("{}: is no record of a group of routers: {error}; {how}", file.display());
         return read.map(|record| Some((record, version.to_string()))).map_err(what);
     }
+    Err(format!("{}: its last version is there and cannot be opened", path.display()))
 }
 
 /// Without a lock, which a process that is stopped would keep from all others: a version is written by whoever is the first
@@ -183,7 +185,7 @@ fn write_file(path: &Path, proposal: Proposal) -> Result<Option<String>, String>
         return Ok(None);
     }
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
-    for old in versions(path).map_err(failed)?.into_iter().filter(|old| old + KEPT < version) {
+    for old in versions(path).map_err(failed)?.into_iter().filter(|old| *old < version.saturating_sub(KEPT)) {
         let _ = std::fs::remove_file(beside(path, &old.to_string()));
     }
     Ok(Some(version.to_string()))
@@ -250,6 +252,10 @@ mod tests {
         assert!(matches!((&one, &other), (Ok(Some(_)), Ok(None)) | (Ok(None), Ok(Some(_)))), "{one:?} {other:?}");
         let winner = if one == Ok(None) { "three" } else { "two" };
         assert_eq!(store.read().await, Ok(Some((record(winner, 2), "2".to_owned()))));
+        for nothing in ["leader.07", "leader.+9", "leader.x", "leader."] {
+            std::fs::write(folder.path().join(nothing), "{").unwrap();
+        }
+        assert!(store.read().await.is_ok_and(|found| found.is_some()), "no router has written these");
         std::fs::write(folder.path().join("leader.3"), "{").unwrap();
         assert!(store.read().await.is_err_and(|what| what.contains("is no record")));
     }

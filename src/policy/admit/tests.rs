@@ -368,3 +368,25 @@ fn a_replica_gets_no_more_than_is_leased_of_it() {
     assert_eq!(admission.release(ids[0], HELD).0, None);
     assert_eq!(admission.release(ids[0], HELD).0, Some(("fourth", ids[0])));
 }
+
+#[test]
+fn where_nobody_may_wait_as_many_ask_as_there_are_slots_elsewhere_until_one_has_in_vain() {
+    let rules = Rules { per_replica: NonZeroU32::new(2).unwrap(), queue_length: 0 };
+    let (mut admission, now) = (Admission::shared(rules), Instant::now());
+    assert!(!admission.may_ask(now, 9), "there is no replica");
+    let (id, _) = admission.add();
+    let mut arrive = |at: Instant| match admission.arrive(Avoid::default(), at, at + ASK, || 1) {
+        Arrival::Queued(ticket) => Some(ticket),
+        _ => None,
+    };
+    let (first, second) = (arrive(now).unwrap(), arrive(now).unwrap());
+    assert_eq!(arrive(now), None, "there are no more slots than two");
+    assert_eq!(admission.set_leased(id, 1), [(1, id)], "an answer");
+    assert_eq!(admission.leave(first), None);
+    assert!(admission.leave(second).is_some());
+    assert!(admission.may_ask(now, 0));
+    admission.ask_later(now);
+    assert!(!admission.may_ask(now + ASK / 2, 0) && admission.may_ask(now + ASK, 0));
+    drop(admission.set_leased(id, 2));
+    assert!(!admission.may_ask(now + ASK, 9), "all are here");
+}

@@ -57,14 +57,13 @@ impl<W> Admission<W> {
         self.shelf.least_loaded(Avoid::default()).is_some()
     }
 
-    /// Whether one more may wait for a slot that is another router's now and perhaps idle, beside those that the rules let
-    /// wait. It may for [`ASK`]: whoever has waited for so long without one knows that there is none.
-    pub fn may_ask(&self, now: Instant) -> bool {
-        if self.at_first > 0 || self.queue.front().is_some_and(|first| now >= first.came + ASK) {
-            return false;
-        }
-        let elsewhere = self.replicas.iter().map(|replica| replica.limit.saturating_sub(replica.leased) as usize);
-        self.queue.len() < self.rules.queue_length + elsewhere.sum::<usize>()
+    /// Whether one more may wait for a slot that is another router's now and perhaps idle, where `beside` wait for others to
+    /// be served. It may for [`ASK`]: whoever has waited for so long without one knows that there is none.
+    pub fn may_ask(&self, now: Instant, beside: usize) -> bool {
+        self.elsewhere > 0
+            && self.no_asking.is_none_or(|until| now >= until)
+            && self.queue.front().is_none_or(|first| now < first.came + ASK)
+            && ((self.queue.len() as u64) < beside as u64 + self.elsewhere)
     }
 
     /// Whether any replica may be used, now or when it is free.
@@ -86,7 +85,9 @@ impl<W> Admission<W> {
             let next_slot = self.service_time / self.slots as f64;
             let all_served = (self.queue.len() + elsewhere.0) as f64 * next_slot;
             let own_left = self.queue.back().map(|last| last.deadline.saturating_duration_since(now));
-            let all_left = own_left.unwrap_or_default().max(if elsewhere.0 > 0 { elsewhere.1 } else { Duration::ZERO });
+            // Those that only ask leave before others.
+            let is_empty = self.queue.is_empty() && elsewhere.0 == 0;
+            let all_left = own_left.unwrap_or_default().max(if is_empty { Duration::ZERO } else { elsewhere.1 });
             Duration::from_secs_f64(all_served.min(all_left.as_secs_f64()) + next_slot)
         } else {
             let probes =

@@ -172,9 +172,6 @@ impl Election {
         if *holder == self.id {
             return Some(seen.since);
         }
-        if holder.name == self.id.name {
-            return Some(seen.since + self.settings.surely(self.term / RENEWALS) + self.term / RENEWALS / 4);
-        }
         let is_known = seen.record.roster.iter().any(|member| member.name == self.id.name);
         let more = if is_known { Duration::ZERO } else { STRANGER };
         Some(seen.since + self.settings.surely(self.term) + more)
@@ -278,8 +275,8 @@ mod tests {
         assert_eq!(again.proposal(&roster(&[]), now + TERM / RENEWALS), None, "it may be another of the same name");
         again.observed(Some((before, "4".to_owned())), now + TERM / RENEWALS);
         let later = now + TERM / RENEWALS;
-        assert_eq!(again.proposal(&roster(&[]), later + TERM / RENEWALS), None, "it is");
-        let proposal = again.proposal(&roster(&[]), later + TERM / 2).expect("the process of before has ended");
+        assert_eq!(again.proposal(&roster(&[]), later + TERM), None, "it is");
+        let proposal = again.proposal(&roster(&[]), later + TERM * 2).expect("the process of before has ended");
         assert_eq!(proposal.record.epoch, Epoch(3));
         assert!(proposal.record.roster.contains(&id("two")), "but its requests have not");
     }

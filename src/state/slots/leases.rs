@@ -154,6 +154,11 @@ impl Inner {
         }
     }
 
+    /// Whether there is a coordinator that would answer who asks for a slot.
+    pub(super) fn is_leased(&self) -> bool {
+        self.leases.as_ref().is_some_and(|leases| leases.standing == Standing::Leased)
+    }
+
     /// Requests that wait at other routers, as far as the coordinator has said, and for how long they do at most.
     pub(super) fn waiting_elsewhere(&self) -> (usize, Duration) {
         let Some(leases) = &self.leases else { return (0, Duration::ZERO) };

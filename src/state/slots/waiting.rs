@@ -47,7 +47,7 @@ impl Inner {
         let admission = &self.admission;
         match self.cold_start_timeout {
             Some(timeout) if !admission.any_ready() && admission.occupancy().set_aside == 0 => (now + timeout, true),
-            _ if self.leases.is_none() => (deadline, false),
+            _ if !self.is_leased() => (deadline, false),
             // It waits for nobody to be served, only for an answer.
             _ if avoid.is_empty() && admission.waiting() >= admission.rules().queue_length => (now + ASK, false),
             _ => (deadline.max(now + ASK), false),

@@ -91,6 +91,9 @@ impl Ledger {
             let queue = Queue { length: demand.waiting, oldest: ago(demand.oldest), newest: ago(demand.newest) };
             let granted = member.granted.get(&demand.deployment).copied().unwrap_or_default();
             let unknown = granted.saturating_sub(demand.granted).min(u64::from(u32::MAX)) as u32;
+            if queue.length == 0 && !self.pools.contains_key(&demand.deployment) {
+                continue;
+            }
             // Of a deployment that may be known here later: nobody says it again then.
             let pool = self.pool(&demand.deployment, LONGEST, now);
             pool.want(seat, (queue.length > 0).then_some(queue), unknown, now);

@@ -46,8 +46,12 @@ impl<S: Shares> Member<S> {
         if self.unanswered.is_empty() {
             self.shares.restless(|_, share| asks |= share.has_yielded());
         }
-        let answered = self.answered;
+        let (answered, next_beat) = (self.answered, self.next_beat);
         let beat = (is_due || asks).then(|| Beat { number: self.next_number(now), answered });
+        if !is_due {
+            // The next that tells everything comes when it would have come.
+            self.next_beat = next_beat;
+        }
         let (mut returned, mut barred, mut demand) = (Vec::new(), Vec::new(), Vec::new());
         self.shares.restless(|deployment, share| {
             returned.extend(share.take_returned());
