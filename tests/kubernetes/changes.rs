@@ -215,11 +215,11 @@ async fn a_router_is_not_ready_before_it_knows_workloads_and_who_else_scales_the
     cluster.pod("one", "model").await;
     cluster.pod_is("one", "127.0.19.1", true).await;
     let autoscaler = json!({
-        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler",
         "metadata": {"name": "somebody", "namespace": cluster.namespace},
         "spec": {"scaleTargetRef": target("apps/v1beta2", "Deployment", "model"), "minReplicas": 1, "maxReplicas": 2},
     });
-    let autoscalers = cluster.of("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers");
+    let autoscalers = cluster.of("autoscaling/v1", "HorizontalPodAutoscaler", "horizontalpodautoscalers");
     autoscalers.create(&PostParams::default(), &object(autoscaler)).await.unwrap();
     for path in ["/deployments", "/horizontalpodautoscalers", "/apis/apps/v1"] {
         server.store.fail(Fault { method: "GET", path, code: 500, times: 6 });

@@ -45,18 +45,28 @@ impl Cluster {
         let client = Client::try_from(config).unwrap();
         let neighbour = format!("{namespace}-too");
         let cluster = Self { client, namespace, neighbour, kubeconfig, server, _folder: folder };
-        let crd: Value = inference_router::model::crd::definition();
-        let definitions =
-            cluster.at("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
-        let apply = PatchParams::apply("test").force();
-        let name = crd["metadata"]["name"].as_str().unwrap();
-        definitions.patch(name, &apply, &Patch::Apply(&crd)).await.unwrap();
+        cluster.define_endpoints().await;
         let namespaces = cluster.at("v1", "Namespace", "namespaces");
         for name in [&cluster.namespace, &cluster.neighbour] {
             let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
             namespaces.create(&PostParams::default(), &object(namespace)).await.unwrap();
         }
         cluster
+    }
+
+    /// Defines `OnlineEndpoint`; without its rules in CEL where the cluster is too old to know of any.
+    async fn define_endpoints(&self) {
+        let mut crd: Value = inference_router::model::crd::definition();
+        let definitions = self.at("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
+        let apply = PatchParams::apply("test").force();
+        let name = crd["metadata"]["name"].as_str().unwrap().to_owned();
+        match definitions.patch(&name, &apply, &Patch::Apply(&crd)).await {
+            Err(error) if error.to_string().contains("x-kubernetes-validations: field not declared") => {
+                remove(&mut crd, "x-kubernetes-validations");
+                definitions.patch(&name, &apply, &Patch::Apply(&crd)).await.unwrap();
+            }
+            applied => drop(applied.unwrap()),
+        }
     }
 
     /// Defines a kind of workload of somebody else's: `servers.models.example`.
@@ -251,4 +261,16 @@ fn merge(into: &mut Value, more: &Value) {
 pub fn base64(text: &str) -> String {
     use base64::Engine;
     base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+/// Everywhere in `value`.
+fn remove(value: &mut Value, field: &str) {
+    match value {
+        Value::Object(fields) => {
+            fields.remove(field);
+            fields.values_mut().for_each(|value| remove(value, field));
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| remove(value, field)),
+        _ => {}
+    }
 }

@@ -112,11 +112,11 @@ async fn what_an_endpoint_names_must_be_there_and_nobody_elses() {
     until_condition(&cluster, "another", "Accepted", ("True", "Accepted")).await;
     until_condition(&cluster, "another", "Ready", ("False", "NoReadyReplica")).await;
     let autoscaler = json!({
-        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler",
         "metadata": {"name": "somebody", "namespace": cluster.namespace},
         "spec": {"scaleTargetRef": target, "minReplicas": 1, "maxReplicas": 2},
     });
-    let autoscalers = cluster.of("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers");
+    let autoscalers = cluster.of("autoscaling/v1", "HorizontalPodAutoscaler", "horizontalpodautoscalers");
     autoscalers.create(&PostParams::default(), &object(autoscaler)).await.unwrap();
     let scale = json!({"type": "target_utilization", "minInstances": 2, "maxInstances": 3});
     let deployments = json!([{"name": "blue", "targetRef": target, "scaleSettings": scale}]);

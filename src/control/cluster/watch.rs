@@ -91,7 +91,7 @@ impl Watches {
         let endpoints = resource(API_VERSION, KIND, PLURAL);
         self.follow(endpoints, |raw: RawEndpoint| EndpointObject::of(raw), Seen::Endpoint);
         self.follow(resource("v1", "Pod", "pods"), |raw: RawPod| Pod::of(raw), Seen::Pod);
-        let autoscalers = resource("autoscaling/v2", "HorizontalPodAutoscaler", AUTOSCALERS);
+        let autoscalers = resource("autoscaling/v1", "HorizontalPodAutoscaler", AUTOSCALERS);
         self.follow(autoscalers, |raw: RawAutoscaler| raw.spec.map(|spec| spec.scale_target_ref), Seen::Autoscaler);
         let of_keys = format!("type={}", secrets::kind());
         for scope in self.scopes.clone() {

@@ -31,7 +31,7 @@ pub const KINDS: [Known; 14] = [
     ("apps", "v1", "deployments", "Deployment", true, &["status", "scale"]),
     ("apps", "v1", "statefulsets", "StatefulSet", true, &["status", "scale"]),
     ("apps", "v1", "replicasets", "ReplicaSet", true, &["status", "scale"]),
-    ("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler", true, &["status"]),
+    ("autoscaling", "v1", "horizontalpodautoscalers", "HorizontalPodAutoscaler", true, &["status"]),
     ("events.k8s.io", "v1", "events", "Event", true, &[]),
     ("coordination.k8s.io", "v1", "leases", "Lease", true, &[]),
     ("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", false, &["status"]),
