@@ -603,7 +603,16 @@ impl World {
             self.say(|| format!("r{i} tells {}.{} {message:?}", id.name, id.incarnation));
             let session = match &message {
                 ToMember::Welcome { session, .. } | ToMember::Refused { session, .. } => *session,
-                ToMember::Update(update) => update.session,
+                ToMember::Update(update) => {
+                    // It goes on: while many wait there may always be a slot for which somebody has still to say that the
+                    // one before has arrived.
+                    for d in 0..self.deployments.len() {
+                        if update.granted.iter().any(|(key, _)| key.deployment == self.deployments[d]) {
+                            self.idle_since.remove(&(d, self.routers.len()));
+                        }
+                    }
+                    update.session
+                }
             };
             let stream = self.streams.iter().rev().find(|(_, s)| {
                 s.coordinator == i
@@ -979,7 +988,7 @@ impl World {
         }
     }
 
-    /// While nothing is wrong nobody waits beside a free slot for two heartbeats.
+    /// While nothing is wrong nobody waits beside a free slot for two heartbeats in which none is granted.
     fn nobody_waits_beside_a_free_slot(&mut self) -> Checked {
         let longest = micros(self.scenario.settings.surely(self.scenario.settings.heartbeat * 2));
         for d in 0..self.deployments.len() {

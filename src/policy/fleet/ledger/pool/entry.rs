@@ -1,5 +1,6 @@
 //! A replica, and the demand of a member, in a pool.
 
+use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
 use super::Seat;
@@ -21,13 +22,20 @@ pub(super) struct Entry {
     pub(super) keep: Vec<(Seat, u32)>,
 }
 
-#[derive(Debug, Clone, Hash)]
+#[derive(Debug, Clone)]
 pub(super) struct Demand {
     pub(super) queue: Queue,
     /// Slots granted that the report did not know of.
     pub(super) outstanding: u32,
     /// Since when it gets no more before it has said that it knows of these.
     pub(super) held_up: Option<Instant>,
+}
+
+/// A model checker tells states apart by whether it gets more, not by since when it does not.
+impl Hash for Demand {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.queue, self.outstanding, self.held_up.is_some()).hash(state);
+    }
 }
 
 impl Entry {

@@ -73,7 +73,7 @@ impl Yielded {
     /// The coordinator has answered this beat.
     pub(super) fn heard(&mut self, beat: u64) {
         if beat >= self.unheard.1 {
-            self.unheard.0 = 0;
+            self.unheard = (0, 0);
         }
     }
 }
