@@ -245,8 +245,9 @@ impl Overload {
             let hello = Hello { epoch: Epoch(1), session: 1, beat: 1, claims, barred, demand, loads: Vec::new() };
             overload.ledger.receive(&overload.members[member], ToCoordinator::Hello(hello), now);
         }
-        overload.take();
-        assert_eq!(overload.held.len(), replicas);
+        while overload.held.len() < replicas {
+            overload.take();
+        }
         overload
     }
 
@@ -255,15 +256,27 @@ impl Overload {
         Demand { deployment: Arc::from("blue"), waiting: 2000, oldest, newest, granted: self.granted[member] }
     }
 
+    /// Takes what is granted, and says that it has arrived: before that there is no more.
     fn take(&mut self) {
+        let mut told = BTreeSet::new();
         for (to, message) in self.ledger.outgoing(self.now) {
             let ToMember::Update(update) = message else { continue };
             let Some(to) = self.members.iter().position(|member| *member == to) else { continue };
             for (key, slots) in update.granted {
                 self.granted[to] += u64::from(slots);
                 self.held.extend((0..slots).map(|_| (to, key.clone())));
+                told.insert(to);
             }
         }
+        for member in told {
+            self.report(member, None, Vec::new());
+        }
+    }
+
+    fn report(&mut self, member: usize, beat: Option<Beat>, returned: Vec<(ReplicaKey, u32)>) {
+        let (barred, demand) = (Vec::new(), vec![self.demand(member)]);
+        let report = Report { epoch: Epoch(1), session: 1, beat, returned, barred, demand, loads: Vec::new() };
+        self.ledger.receive(&self.members[member], ToCoordinator::Report(report), self.now);
     }
 
     /// So many slots come back, each in a message of its own; then all are granted again.
@@ -273,9 +286,7 @@ impl Overload {
             self.now += Duration::from_micros(50);
             self.beats[member] += 1;
             let beat = Some(Beat { number: self.beats[member], answered: self.beats[member] - 1 });
-            let (returned, barred, demand) = (vec![(key, 1)], Vec::new(), vec![self.demand(member)]);
-            let report = Report { epoch: Epoch(1), session: 1, beat, returned, barred, demand, loads: Vec::new() };
-            self.ledger.receive(&self.members[member], ToCoordinator::Report(report), self.now);
+            self.report(member, beat, vec![(key, 1)]);
         }
         self.take();
     }
