@@ -129,15 +129,18 @@ class Coordinator:
         fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / 100
 
-    def moves(self):
+    def metric(self, name):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[1]}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
-        name = "inference_router_fleet_slot_moves_total"
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"inference_router_fleet_{name}"))
 
-    def is_there(self):
+    def moves(self):
+        return self.metric("slot_moves_total")
+
+    def coordinates(self):
+        """Whoever comes before is sent away."""
         with contextlib.suppress(OSError):
-            return bool(self.moves() or True)
+            return self.metric("coordinator") == 1
         return False
 
 
@@ -165,7 +168,7 @@ async def measure(program, shape, seconds):
         coordinator = Coordinator(program, pathlib.Path(folder), shape)
         try:
             deadline = time.monotonic() + 20
-            while not await asyncio.to_thread(coordinator.is_there):
+            while not await asyncio.to_thread(coordinator.coordinates):
                 if time.monotonic() > deadline:
                     raise SystemExit((pathlib.Path(folder) / "log").read_text())
                 await asyncio.sleep(0.05)
