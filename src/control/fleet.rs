@@ -322,8 +322,8 @@ impl Fleet {
         }
         match self.record.until() {
             Some(until) => {
-                let others = self.record.perhaps_on_it();
-                let vouched = self.record.trouble().and_then(|_| self.leader.vouched(&others, self.vouch, now));
+                let others = self.record.trouble().map(|_| self.record.perhaps_on_it());
+                let vouched = others.and_then(|others| self.leader.vouched(&others, self.vouch, now));
                 // Not for longer than somebody waits who is none of those that vouch.
                 let vouched = vouched.map_or(until, |vouched| vouched.min(until + self.alone));
                 self.leader.extend(until.max(vouched));

@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(super) const WAITING: usize = 1024;
 /// Connections of nobody known yet; of more the oldest ends.
 const STRANGERS: usize = 64;
+/// After a connection that could not be accepted.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// Between two lines about those who were not let in for the same reason.
 const QUIET: Duration = Duration::from_secs(5);
 /// Of one that does not say who it is.
@@ -89,7 +91,7 @@ impl Door {
                 Err(error) => {
                     tracing::warn!(%error, "a router cannot be let in");
                     // Out of descriptors, most likely: to ask again at once would find the same.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tokio::time::sleep(ACCEPT_REST).await;
                     continue;
                 }
             };

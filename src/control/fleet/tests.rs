@@ -27,11 +27,7 @@ struct Router {
 
 impl Router {
     fn new(name: &str) -> Self {
-        Self::with(name, Settings::default())
-    }
-
-    fn with(name: &str, settings: Settings) -> Self {
-        let now = Instant::now();
+        let (settings, now) = (Settings::default(), Instant::now());
         let membership = Membership::new(Terms::new(settings, Kind::Strict, now)).unwrap();
         let requests = RequestSettings {
             timeout: Duration::from_secs(5),
@@ -61,6 +57,16 @@ impl Router {
         }
         self.membership.set_terms(self.member.terms());
     }
+}
+
+/// A router that leads, for ten minutes from now, and knows its own replicas.
+fn coordinator() -> (Router, Leader, Instant) {
+    let (router, now) = (Router::new("a"), Instant::now());
+    let settings = Settings::default();
+    let mut leader = Leader::new(router.id.clone(), settings.heartbeat, Ledger::new(settings));
+    leader.lead((Epoch(1), Former::Only(BTreeSet::new())), now + Duration::from_secs(600), now, now);
+    leader.lend(&"one/blue".into(), router.slots.lent(), now);
+    (router, leader, now)
 }
 
 /// Ends when nobody takes slots any more.
@@ -127,11 +133,7 @@ async fn slots_that_three_routers_share_are_never_in_use_twice_and_all_of_them_a
 
 #[tokio::test]
 async fn who_waits_when_a_lease_is_renewed_late_is_served_when_the_control_plane_looks_and_not_lost() {
-    let settings = Settings::default();
-    let (mut router, now) = (Router::with("a", settings), Instant::now());
-    let mut leader = Leader::new(router.id.clone(), settings.heartbeat, Ledger::new(settings));
-    leader.lead((Epoch(1), Former::Only(BTreeSet::new())), now + Duration::from_secs(60), now, now);
-    leader.lend(&"one/blue".into(), router.slots.lent(), now);
+    let (mut router, mut leader, _) = coordinator();
     let acquire = || {
         let now = Instant::now();
         match router.slots.acquire(now, now + Duration::from_secs(20), Avoid::default()).unwrap() {
@@ -156,7 +158,7 @@ async fn who_waits_when_a_lease_is_renewed_late_is_served_when_the_control_plane
     let (both, others): (Vec<_>, Vec<_>) = served.into_iter().partition(|slot| slot.id() == on_one);
     let [first, second] = <[_; 2]>::try_from(both).unwrap();
     // The lease is over, and it is seen that it is.
-    router.membership.set_terms(Terms::new(settings, Kind::Strict, Instant::now()));
+    router.membership.set_terms(Terms::new(Settings::default(), Kind::Strict, Instant::now()));
     let another = {
         let now = Instant::now();
         router.slots.acquire(now, now + Duration::from_secs(20), Avoid::default()).unwrap()
@@ -175,11 +177,7 @@ async fn who_waits_when_a_lease_is_renewed_late_is_served_when_the_control_plane
 
 #[tokio::test]
 async fn what_was_granted_before_the_router_stood_still_is_not_sent_after_it_though_it_has_a_lease_again() {
-    let settings = Settings::default();
-    let (mut router, now) = (Router::with("a", settings), Instant::now());
-    let mut leader = Leader::new(router.id.clone(), settings.heartbeat, Ledger::new(settings));
-    leader.lead((Epoch(1), Former::Only(BTreeSet::new())), now + Duration::from_secs(600), now, now);
-    leader.lend(&"one/blue".into(), router.slots.lent(), now);
+    let (mut router, mut leader, now) = coordinator();
     let mut talk = |router: &mut Router, now: Instant| {
         for _ in 0..3 {
             router.pump(&mut leader, now);

@@ -1,6 +1,7 @@
 //! What a share knows of one replica, and of slots that are on their way to the coordinator.
 
 use crate::policy::fleet::member::Standing;
+use crate::policy::fleet::window;
 
 /// One replica.
 #[derive(Debug, Clone, Default, Hash)]
@@ -60,7 +61,7 @@ pub(super) struct Yielded {
 impl Yielded {
     /// How many may be on their way, of a member that holds so many beside them.
     pub(super) fn room(&self, held: u32) -> u32 {
-        (held / 2).max(1).saturating_sub(self.unsaid + self.unheard.0)
+        window(0, held).saturating_sub(self.unsaid + self.unheard.0)
     }
 
     /// All that was given up is said with this beat.
