@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const FRAME_HEAD: usize = 9;
+const FRAME_HEADER_BYTES: usize = 9;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -22,14 +22,14 @@ const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
 /// A connection.
-pub(crate) struct Client {
+pub(crate) struct H2cClient {
     stream: TcpStream,
     next_stream: u32,
     /// Read and not yet looked at.
     unread: Vec<u8>,
 }
 
-impl Client {
+impl H2cClient {
     pub(crate) fn connect(address: SocketAddr) -> io::Result<Self> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
@@ -80,17 +80,17 @@ impl Client {
 
     /// Kind, flags, stream and payload.
     fn read_frame(&mut self) -> io::Result<(u8, u8, u32, Vec<u8>)> {
-        self.read_until(FRAME_HEAD)?;
+        self.fill_buffer_to(FRAME_HEADER_BYTES)?;
         let head = &self.unread;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         let (kind, flags, of) = (head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
-        self.read_until(FRAME_HEAD + length)?;
-        let payload = self.unread[FRAME_HEAD..FRAME_HEAD + length].to_vec();
-        self.unread.drain(..FRAME_HEAD + length);
+        self.fill_buffer_to(FRAME_HEADER_BYTES + length)?;
+        let payload = self.unread[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + length].to_vec();
+        self.unread.drain(..FRAME_HEADER_BYTES + length);
         Ok((kind, flags, of, payload))
     }
 
-    fn read_until(&mut self, length: usize) -> io::Result<()> {
+    fn fill_buffer_to(&mut self, length: usize) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
         while self.unread.len() < length {
             match self.stream.read(&mut buffer)? {

@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 config: Arc::new(config(Path::new(trusted))?),
                 address: address.parse()?,
                 request: format!("{request}content-length: 2\r\n\r\n{{}}").into_bytes(),
-                last: format!("{request}connection: close\r\ncontent-length: 2\r\n\r\n{{}}").into_bytes(),
+                last_request: format!("{request}connection: close\r\ncontent-length: 2\r\n\r\n{{}}").into_bytes(),
                 requests: requests.parse()?,
             };
             load(&client, connections.parse()?, Duration::from_secs(seconds.parse()?));
@@ -55,7 +55,7 @@ struct Client {
     address: SocketAddr,
     request: Vec<u8>,
     /// The last of a connection.
-    last: Vec<u8>,
+    last_request: Vec<u8>,
     /// How many a connection makes.
     requests: u32,
 }
@@ -107,7 +107,7 @@ impl Client {
         let mut stream = StreamOwned::new(session, stream);
         for number in 1..=self.requests {
             let is_last = number == self.requests || Instant::now() >= end;
-            stream.write_all(if is_last { &self.last } else { &self.request })?;
+            stream.write_all(if is_last { &self.last_request } else { &self.request })?;
             receive(&mut stream)?;
             *ok += 1;
             if is_last {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 mod wire;
 
-use wire::Client;
+use wire::HttpClient;
 
 /// Where to, and what.
 struct Target {
@@ -30,7 +30,7 @@ struct Target {
 
 /// What one connection, or all of them, have seen.
 #[derive(Default)]
-struct Seen {
+struct LoadResult {
     /// Of the requests answered with 200.
     latencies: Vec<Duration>,
     /// Answered otherwise, or not at all.
@@ -55,7 +55,7 @@ fn parse<T: FromStr>(argument: &str) -> io::Result<T> {
     argument.parse().map_err(|_| io::Error::other(format!("`{argument}` is not what is expected there")))
 }
 
-fn saturate(target: &Target, seconds: f64) -> Seen {
+fn saturate(target: &Target, seconds: f64) -> LoadResult {
     let request = target.small_request();
     let end = Instant::now() + Duration::from_secs_f64(seconds);
     target.on_each_connection(|_, call| {
@@ -65,7 +65,7 @@ fn saturate(target: &Target, seconds: f64) -> Seen {
     })
 }
 
-fn at_rate(target: &Target, seconds: f64, rate: f64) -> Seen {
+fn at_rate(target: &Target, seconds: f64, rate: f64) -> LoadResult {
     let request = target.small_request();
     let start = Instant::now();
     target.on_each_connection(|number, call| {
@@ -86,7 +86,7 @@ fn at_rate(target: &Target, seconds: f64, rate: f64) -> Seen {
     })
 }
 
-fn upload(target: &Target, megabytes: usize) -> Seen {
+fn upload(target: &Target, megabytes: usize) -> LoadResult {
     let block = vec![b'x'; 1 << 20];
     let head = target.head(megabytes << 20);
     target.on_each_connection(|_, call| {
@@ -129,12 +129,12 @@ impl Target {
 
     /// Runs `drive` with the number of each connection, on a thread of its own, and a function that makes a request: it
     /// is told when the request begins and how it is sent.
-    fn on_each_connection(&self, drive: impl Fn(u32, &mut dyn FnMut(Instant, &mut Sending<'_>)) + Sync) -> Seen {
+    fn on_each_connection(&self, drive: impl Fn(u32, &mut dyn FnMut(Instant, &mut Sending<'_>)) + Sync) -> LoadResult {
         std::thread::scope(|scope| {
             let drive = &drive;
             let connections = (0..self.connections).map(|number| {
                 scope.spawn(move || {
-                    let (mut seen, mut client) = (Seen::default(), None);
+                    let (mut seen, mut client) = (LoadResult::default(), None);
                     drive(number, &mut |begin, send| match self.call(&mut client, send) {
                         Ok(200) => seen.latencies.push(begin.elapsed()),
                         _ => seen.failed += 1,
@@ -144,7 +144,7 @@ impl Target {
             });
             // All are started before the first is waited for.
             let connections: Vec<_> = connections.collect();
-            let mut all = Seen::default();
+            let mut all = LoadResult::default();
             for seen in connections.into_iter().filter_map(|connection| connection.join().ok()) {
                 all.latencies.extend(seen.latencies);
                 all.failed += seen.failed;
@@ -154,10 +154,10 @@ impl Target {
     }
 
     /// One request, over the connection that is there or a new one. A connection that failed is given up.
-    fn call(&self, client: &mut Option<Client>, send: &mut Sending<'_>) -> io::Result<u16> {
+    fn call(&self, client: &mut Option<HttpClient>, send: &mut Sending<'_>) -> io::Result<u16> {
         let mut now = match client.take() {
             Some(client) => client,
-            None => Client::connect(self.address)?,
+            None => HttpClient::connect(self.address)?,
         };
         send(&mut now)?;
         let status = now.receive()?;
@@ -166,9 +166,9 @@ impl Target {
     }
 }
 
-type Sending<'s> = dyn FnMut(&mut Client) -> io::Result<()> + 's;
+type Sending<'s> = dyn FnMut(&mut HttpClient) -> io::Result<()> + 's;
 
-fn print(mut seen: Seen) {
+fn print(mut seen: LoadResult) {
     seen.latencies.sort_unstable();
     let answered = seen.latencies.len();
     let at = |percent: usize| {

@@ -28,7 +28,7 @@ mod h2c;
 mod signers;
 mod wire;
 
-use wire::{Client, serve_model};
+use wire::{HttpClient, serve_model};
 
 /// The program's own.
 #[global_allocator]
@@ -65,7 +65,7 @@ impl Router {
         tokens.access = Access::RouterTokens(Vec::new());
         let endpoints = [endpoint("small", small()), tokens, endpoint("stream", stream())];
         let signer = signers::Signer::ed25519("k");
-        let claims = json!({"iss": "bench", "aud": "tokens", "sub": "somebody", "exp": signers::now() + 36_000});
+        let claims = json!({"iss": "bench", "aud": "tokens", "sub": "somebody", "exp": signers::unix_seconds() + 36_000});
         let key = tempfile::NamedTempFile::new().expect("a file can be made");
         std::fs::write(key.path(), &signer.pem).expect("it can be written");
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -156,7 +156,7 @@ fn body(length: usize) -> String {
 }
 
 fn pipeline(c: &mut Criterion) {
-    stay_on_one_core();
+    pin_to_one_core();
     let router = Router::start();
     let green = "azureml-model-deployment: green\r\n";
     let wrong = "wrong-key-0123456789abcdef0123456789abcdef";
@@ -169,14 +169,14 @@ fn pipeline(c: &mut Criterion) {
         ("upload of 1 MiB", 200, request("small", KEY, "", &large)),
         ("answer in 64 chunks", 200, request("stream", KEY, "", &small)),
     ] {
-        let mut client = Client::connect(router.address).expect("the router accepts");
+        let mut client = HttpClient::connect(router.address).expect("the router accepts");
         measure(c, name, request.len(), || {
             client.send(&request).expect("the router reads");
             assert_eq!(client.receive().expect("the router answers"), status);
         });
     }
     let path = "/api/v1/endpoint/small/score";
-    let mut client = h2c::Client::connect(router.address).expect("the router accepts");
+    let mut client = h2c::H2cClient::connect(router.address).expect("the router accepts");
     measure(c, "small over HTTP/2", small.len(), || {
         let status = client.post(path, KEY, small.as_bytes()).expect("the router answers");
         assert_eq!(status, 200);
@@ -206,7 +206,7 @@ fn measure(c: &mut Criterion, name: &str, bytes: usize, mut call: impl FnMut()) 
 }
 
 /// Threads started from here on stay too.
-fn stay_on_one_core() {
+fn pin_to_one_core() {
     let allowed = sched_getaffinity(None).expect("the kernel knows");
     let last = (0..CpuSet::MAX_CPU).rev().find(|core| allowed.is_set(*core)).expect("one core at least");
     let mut one = CpuSet::new();

@@ -37,7 +37,7 @@ use rand::seq::SliceRandom;
 /// Replicas of a deployment: the smallest, a usual and the largest number.
 const REPLICAS: [usize; 3] = [1, 10, 1000];
 /// How long a request is said to have held its slot.
-const HELD: Duration = Duration::from_millis(20);
+const SLOT_HOLD_TIME: Duration = Duration::from_millis(20);
 
 fn identification(c: &mut Criterion) {
     let mut group = c.benchmark_group("identify");
@@ -74,7 +74,7 @@ fn table(endpoints: usize) -> Arc<Table> {
 }
 
 /// Another endpoint each time, so that the table does not come out of the nearest cache.
-fn look_up(c: &mut Criterion) {
+fn bench_table_lookup(c: &mut Criterion) {
     let mut group = c.benchmark_group("look up among");
     for endpoints in [1, 100, 10_000] {
         let table = table(endpoints);
@@ -154,7 +154,7 @@ fn tokens(c: &mut Criterion) {
 }
 
 /// A deployment with two slots on each replica.
-fn deployment(replicas: usize, queue_length: usize) -> Admission<u32> {
+fn idle_admission(replicas: usize, queue_length: usize) -> Admission<u32> {
     let rules = Rules { per_replica: NonZeroU32::MIN.saturating_add(1), queue_length };
     let mut admission = Admission::new(rules);
     for _ in 0..replicas {
@@ -164,7 +164,7 @@ fn deployment(replicas: usize, queue_length: usize) -> Admission<u32> {
 }
 
 /// Requests that hold every slot but `free`; the last arrived last.
-fn fill(admission: &mut Admission<u32>, replicas: usize, free: usize, deadline: Instant) {
+fn fill_slots(admission: &mut Admission<u32>, replicas: usize, free: usize, deadline: Instant) {
     for _ in free..2 * replicas {
         assert!(matches!(admission.arrive(Avoid::default(), deadline, deadline, || 0), Arrival::Granted(_)));
     }
@@ -173,40 +173,40 @@ fn fill(admission: &mut Admission<u32>, replicas: usize, free: usize, deadline: 
 fn admission(c: &mut Criterion) {
     let (mut group, deadline) = (c.benchmark_group("admit"), Instant::now());
     for replicas in REPLICAS {
-        let mut idle = deployment(replicas, 10_000);
+        let mut idle = idle_admission(replicas, 10_000);
         group.bench_function(BenchmarkId::new("arrive and release, idle", replicas), |b| {
             b.iter(|| {
                 let Arrival::Granted(id) = idle.arrive(Avoid::default(), deadline, deadline, || 0) else {
                     panic!("a slot is free")
                 };
-                idle.release(id, HELD)
+                idle.release(id, SLOT_HOLD_TIME)
             });
         });
-        let mut busy = deployment(replicas, 10_000);
-        fill(&mut busy, replicas, 1, deadline);
+        let mut busy = idle_admission(replicas, 10_000);
+        fill_slots(&mut busy, replicas, 1, deadline);
         group.bench_function(BenchmarkId::new("arrive and release, one slot left", replicas), |b| {
             b.iter(|| {
                 let Arrival::Granted(id) = busy.arrive(Avoid::default(), deadline, deadline, || 0) else {
                     panic!("a slot is free")
                 };
-                busy.release(id, HELD)
+                busy.release(id, SLOT_HOLD_TIME)
             });
         });
-        let mut waiting = deployment(replicas, 10_000);
+        let mut waiting = idle_admission(replicas, 10_000);
         let first = waiting.ids().next().expect("there is a replica");
-        fill(&mut waiting, replicas, 0, deadline);
+        fill_slots(&mut waiting, replicas, 0, deadline);
         for waiter in 0..5_000 {
             assert!(matches!(waiting.arrive(Avoid::default(), deadline, deadline, || waiter), Arrival::Queued(_)));
         }
         group.bench_function(BenchmarkId::new("release to the first of 5000, queue again", replicas), |b| {
             b.iter(|| {
-                let (granted, _) = waiting.release(first, HELD);
+                let (granted, _) = waiting.release(first, SLOT_HOLD_TIME);
                 assert!(matches!(waiting.arrive(Avoid::default(), deadline, deadline, || 0), Arrival::Queued(_)));
                 granted
             });
         });
-        let mut full = deployment(replicas, 100);
-        fill(&mut full, replicas, 0, deadline);
+        let mut full = idle_admission(replicas, 100);
+        fill_slots(&mut full, replicas, 0, deadline);
         while !matches!(full.arrive(Avoid::default(), deadline, deadline, || 0), Arrival::Full) {}
         group.bench_function(BenchmarkId::new("arrive at a full queue", replicas), |b| {
             b.iter(|| full.arrive(black_box(Avoid::default()), deadline, deadline, || 0));
@@ -215,18 +215,18 @@ fn admission(c: &mut Criterion) {
 }
 
 /// A coordinator whose slots are all leased, to members that all have more requests waiting than they can serve.
-struct Overload {
+struct OverloadedLedger {
     ledger: Ledger,
     now: Instant,
     members: Vec<MemberId>,
     /// Slots that each has been granted, and beats that it has sent.
     granted: Vec<u64>,
-    beats: Vec<u64>,
+    heartbeats: Vec<u64>,
     /// Who has which slot, the longest held first.
-    held: VecDeque<(usize, ReplicaKey)>,
+    held_slots: VecDeque<(usize, ReplicaKey)>,
 }
 
-impl Overload {
+impl OverloadedLedger {
     fn new(members: usize, replicas: usize) -> Self {
         let now = Instant::now();
         let mut ledger = Ledger::new(Settings::default());
@@ -239,14 +239,14 @@ impl Overload {
             .map(|number| MemberId { name: Arc::from(format!("router-{number}")), incarnation: 1 })
             .collect();
         let (granted, beats) = (vec![0; members.len()], vec![1; members.len()]);
-        let mut overload = Self { ledger, now, members, granted, beats, held: VecDeque::new() };
+        let mut overload = Self { ledger, now, members, granted, heartbeats: beats, held_slots: VecDeque::new() };
         for member in 0..overload.members.len() {
             let (claims, barred, demand) = (Vec::new(), Vec::new(), vec![overload.demand(member)]);
             let hello = Hello { epoch: Epoch(1), session: 1, beat: 1, claims, barred, demand, loads: Vec::new() };
             overload.ledger.receive(&overload.members[member], ToCoordinator::Hello(hello), now);
         }
-        while overload.held.len() < replicas {
-            overload.take();
+        while overload.held_slots.len() < replicas {
+            overload.take_grants();
         }
         overload
     }
@@ -257,47 +257,47 @@ impl Overload {
     }
 
     /// Takes what is granted, and says that it has arrived: before that there is no more.
-    fn take(&mut self) {
-        let mut told = BTreeSet::new();
+    fn take_grants(&mut self) {
+        let mut updated = BTreeSet::new();
         for (to, message) in self.ledger.outgoing(self.now) {
             let ToMember::Update(update) = message else { continue };
             let Some(to) = self.members.iter().position(|member| *member == to) else { continue };
             for (key, slots) in update.granted {
                 self.granted[to] += u64::from(slots);
-                self.held.extend((0..slots).map(|_| (to, key.clone())));
-                told.insert(to);
+                self.held_slots.extend((0..slots).map(|_| (to, key.clone())));
+                updated.insert(to);
             }
         }
-        for member in told {
-            self.report(member, None, Vec::new());
+        for member in updated {
+            self.send_report(member, None, Vec::new());
         }
     }
 
-    fn report(&mut self, member: usize, beat: Option<Beat>, returned: Vec<(ReplicaKey, u32)>) {
+    fn send_report(&mut self, member: usize, heartbeat: Option<Beat>, returned: Vec<(ReplicaKey, u32)>) {
         let (barred, demand) = (Vec::new(), vec![self.demand(member)]);
-        let report = Report { epoch: Epoch(1), session: 1, beat, returned, barred, demand, loads: Vec::new() };
+        let report = Report { epoch: Epoch(1), session: 1, beat: heartbeat, returned, barred, demand, loads: Vec::new() };
         self.ledger.receive(&self.members[member], ToCoordinator::Report(report), self.now);
     }
 
     /// So many slots come back, each in a message of its own; then all are granted again.
     fn move_slots(&mut self, count: usize) {
         for _ in 0..count {
-            let (member, key) = self.held.pop_front().expect("all slots are leased");
+            let (member, key) = self.held_slots.pop_front().expect("all slots are leased");
             self.now += Duration::from_micros(50);
-            self.beats[member] += 1;
-            let beat = Some(Beat { number: self.beats[member], answered: self.beats[member] - 1 });
-            self.report(member, beat, vec![(key, 1)]);
+            self.heartbeats[member] += 1;
+            let heartbeat = Some(Beat { number: self.heartbeats[member], answered: self.heartbeats[member] - 1 });
+            self.send_report(member, heartbeat, vec![(key, 1)]);
         }
-        self.take();
+        self.take_grants();
     }
 }
 
 /// Slots that go from one member to another, as they do at the end of a request when another has waited longer elsewhere.
-fn moves(c: &mut Criterion) {
+fn bench_slot_moves(c: &mut Criterion) {
     let mut group = c.benchmark_group("ledger");
     for (members, replicas) in [(3, 10), (3, 1000), (20, 1000), (100, 1000)] {
         for count in [1, 10] {
-            let mut overload = Overload::new(members, replicas);
+            let mut overload = OverloadedLedger::new(members, replicas);
             group.throughput(Throughput::Elements(count as u64));
             let name = format!("{members} members, {count} at a time");
             group.bench_function(BenchmarkId::new(name, replicas), |b| b.iter(|| overload.move_slots(count)));
@@ -305,5 +305,5 @@ fn moves(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, identification, look_up, splitting, access, tokens, admission, moves);
+criterion_group!(benches, identification, bench_table_lookup, splitting, access, tokens, admission, bench_slot_moves);
 criterion_main!(benches);

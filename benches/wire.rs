@@ -6,21 +6,21 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 /// Read at once; also the size of each end's buffer.
-const READ: usize = 64 * 1024;
+const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// Each connection of a model has a thread, and needs little of it.
-const STACK: usize = 128 * 1024;
+const THREAD_STACK_BYTES: usize = 128 * 1024;
 
 /// A client's connection, kept alive.
-pub(crate) struct Client {
+pub(crate) struct HttpClient {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-impl Client {
+impl HttpClient {
     pub(crate) fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: vec![0; READ] })
+        Ok(Self { stream, buffer: vec![0; READ_BUFFER_BYTES] })
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -56,10 +56,10 @@ pub(crate) fn answer(body: &str) -> &'static [u8] {
 /// there. Bodies of announced length only. Runs until the process ends.
 pub(crate) fn serve_model(listener: TcpListener, answer: Vec<&'static [u8]>) -> io::Result<()> {
     let answer: &'static [_] = answer.leak();
-    std::thread::Builder::new().stack_size(STACK).spawn(move || {
+    std::thread::Builder::new().stack_size(THREAD_STACK_BYTES).spawn(move || {
         for stream in listener.incoming().flatten() {
             // A connection that cannot be served, or breaks, shows at the client.
-            let _ = std::thread::Builder::new().stack_size(STACK).spawn(move || serve(stream, answer));
+            let _ = std::thread::Builder::new().stack_size(THREAD_STACK_BYTES).spawn(move || serve(stream, answer));
         }
     })?;
     Ok(())
@@ -67,7 +67,7 @@ pub(crate) fn serve_model(listener: TcpListener, answer: Vec<&'static [u8]>) -> 
 
 fn serve(mut stream: TcpStream, answer: &[&[u8]]) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let mut buffer = vec![0; READ];
+    let mut buffer = vec![0; READ_BUFFER_BYTES];
     while let Some((head, filled)) = read_head(&mut stream, &mut buffer)? {
         let length = content_length(&buffer[..head]).unwrap_or(0);
         discard(&mut stream, &mut buffer, (head + length).saturating_sub(filled))?;

@@ -13,7 +13,7 @@ use inference_router::model::validate::{self, Origin};
 use serde_json::{Value, json};
 
 /// The objects of a folder under `deploy/`, with these components; `None`: there is no kubectl that can tell.
-fn built(folder: &str, components: &[&str]) -> Option<Vec<Value>> {
+fn build_kustomization(folder: &str, components: &[&str]) -> Option<Vec<Value>> {
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
     // A folder beside them, since components are named relative to who takes them.
     let own = tempfile::tempdir_in(&deploy).unwrap();
@@ -30,7 +30,7 @@ fn built(folder: &str, components: &[&str]) -> Option<Vec<Value>> {
     Some(documents.map(|document| document.unwrap_or_else(|problem| panic!("{folder}: {problem}"))).collect())
 }
 
-fn of<'o>(objects: &'o [Value], kind: &str) -> Vec<&'o Value> {
+fn objects_of_kind<'o>(objects: &'o [Value], kind: &str) -> Vec<&'o Value> {
     objects.iter().filter(|object| object["kind"] == kind).collect()
 }
 
@@ -39,8 +39,8 @@ const OVERLAYS: [&str; 3] = ["overlays/dev", "overlays/ha", "overlays/namespaced
 #[test]
 fn every_overlay_is_one_whole_router() {
     for overlay in OVERLAYS {
-        let Some(objects) = built(overlay, &[]) else { return };
-        let [router] = of(&objects, "Deployment")[..] else { panic!("{overlay}") };
+        let Some(objects) = build_kustomization(overlay, &[]) else { return };
+        let [router] = objects_of_kind(&objects, "Deployment")[..] else { panic!("{overlay}") };
         let spec = &router["spec"]["template"]["spec"];
         let container = &spec["containers"][0];
         let pod = &spec["securityContext"];
@@ -55,22 +55,22 @@ fn every_overlay_is_one_whole_router() {
         assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/readyz");
         assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/healthz");
         assert!(container["resources"]["requests"]["memory"].is_string(), "{overlay}");
-        let [settings] = of(&objects, "ConfigMap")[..] else { panic!("{overlay}") };
+        let [settings] = objects_of_kind(&objects, "ConfigMap")[..] else { panic!("{overlay}") };
         let text = settings["data"]["router.yaml"].as_str().unwrap();
         let settings = config::parse(text, overlay, Path::new("/"), std::iter::empty()).unwrap();
         let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap();
         let shutdown = settings.shutdown.unready_delay + settings.shutdown.drain_timeout;
         assert!(grace > shutdown.as_secs(), "{overlay}: {grace} s");
         assert!(settings.kubernetes.is_some() && settings.admin.ip().is_unspecified(), "{overlay}");
-        for service in of(&objects, "Service") {
+        for service in objects_of_kind(&objects, "Service") {
             let port = &service["spec"]["ports"][0]["targetPort"];
             let ports = container["ports"].as_array().unwrap();
             let number = ports.iter().find(|known| known["name"] == *port).map(|known| &known["containerPort"]);
             let listens = [settings.scoring, settings.admin].map(|address| json!(address.port()));
             assert!(number.is_some_and(|number| listens.contains(number)), "{overlay}: {port}");
         }
-        assert_eq!(of(&objects, "NetworkPolicy").len(), 1, "{overlay}");
-        let [namespace] = of(&objects, "Namespace")[..] else { panic!("{overlay}") };
+        assert_eq!(objects_of_kind(&objects, "NetworkPolicy").len(), 1, "{overlay}");
+        let [namespace] = objects_of_kind(&objects, "Namespace")[..] else { panic!("{overlay}") };
         assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted");
         for object in &objects {
             let is_of_cluster =
@@ -84,8 +84,8 @@ fn every_overlay_is_one_whole_router() {
 #[test]
 fn rights_are_no_more_than_what_is_asked_for() {
     for overlay in OVERLAYS {
-        let Some(objects) = built(overlay, &[]) else { return };
-        let roles = of(&objects, "ClusterRole").into_iter().chain(of(&objects, "Role"));
+        let Some(objects) = build_kustomization(overlay, &[]) else { return };
+        let roles = objects_of_kind(&objects, "ClusterRole").into_iter().chain(objects_of_kind(&objects, "Role"));
         for role in roles {
             let is_of_people = role["metadata"]["name"].as_str().unwrap().starts_with("inference-router-endpoint-");
             for rule in role["rules"].as_array().unwrap() {
@@ -104,43 +104,43 @@ fn rights_are_no_more_than_what_is_asked_for() {
             }
         }
     }
-    let Some(objects) = built("overlays/namespaced", &[]) else { return };
-    for role in of(&objects, "ClusterRole") {
+    let Some(objects) = build_kustomization("overlays/namespaced", &[]) else { return };
+    for role in objects_of_kind(&objects, "ClusterRole") {
         assert!(role["metadata"]["name"].as_str().unwrap().starts_with("inference-router-endpoint-"), "{role}");
     }
-    assert!(of(&objects, "ClusterRoleBinding").is_empty());
+    assert!(objects_of_kind(&objects, "ClusterRoleBinding").is_empty());
 }
 
 #[test]
 fn three_routers_are_on_three_nodes_and_do_not_leave_together() {
-    let Some(objects) = built("overlays/ha", &[]) else { return };
-    let router = of(&objects, "Deployment")[0];
+    let Some(objects) = build_kustomization("overlays/ha", &[]) else { return };
+    let router = objects_of_kind(&objects, "Deployment")[0];
     assert_eq!(router["spec"]["replicas"], 3);
     let affinity = &router["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"];
     assert!(affinity.to_string().contains("kubernetes.io/hostname"), "{affinity}");
-    assert_eq!(of(&objects, "PodDisruptionBudget").len(), 1);
+    assert_eq!(objects_of_kind(&objects, "PodDisruptionBudget").len(), 1);
 }
 
 #[test]
-fn three_routers_are_one_group_that_may_use_its_lease_and_its_port() {
-    let Some(objects) = built("overlays/ha", &[]) else { return };
-    let pod = &of(&objects, "Deployment")[0]["spec"]["template"]["spec"];
+fn three_routers_are_one_fleet_that_may_use_its_kubernetes_lease_and_its_port() {
+    let Some(objects) = build_kustomization("overlays/ha", &[]) else { return };
+    let pod = &objects_of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
     let variables = container["env"].as_array().unwrap().iter().filter_map(|it| {
         let value = it["value"].as_str()?.replace("$(POD_IP)", "10.0.0.5");
         Some((it["name"].as_str().unwrap().to_owned(), value))
     });
-    let text = of(&objects, "ConfigMap")[0]["data"]["router.yaml"].as_str().unwrap();
+    let text = objects_of_kind(&objects, "ConfigMap")[0]["data"]["router.yaml"].as_str().unwrap();
     let settings = config::parse(text, "settings", Path::new("/"), variables).unwrap();
     let fleet = settings.fleet.expect("it is one of several");
     assert_eq!(fleet.advertise, "10.0.0.5:7070");
     let LeasePlace::Kubernetes(lease) = &fleet.lease else { panic!("{fleet:?}") };
-    let roles = of(&objects, "Role");
+    let roles = objects_of_kind(&objects, "Role");
     let role = roles.iter().find(|role| role["metadata"]["name"] == "inference-router-coordination").unwrap();
     assert_eq!(role["rules"][0]["resourceNames"], json!([lease]));
     let port = json!(fleet.address.port());
     assert!(container["ports"].as_array().unwrap().iter().any(|known| known["containerPort"] == port));
-    let policy = of(&objects, "NetworkPolicy")[0]["spec"]["ingress"].as_array().unwrap().clone();
+    let policy = objects_of_kind(&objects, "NetworkPolicy")[0]["spec"]["ingress"].as_array().unwrap().clone();
     assert!(policy.iter().any(|rule| rule["ports"][0]["port"] == port && rule["from"][0]["podSelector"].is_object()));
     // All of what it reads is mounted from the one Secret.
     let named = |list: &Value| list.as_array().unwrap().iter().find(|it| it["name"] == "peer").unwrap().clone();
@@ -157,54 +157,54 @@ fn three_routers_are_one_group_that_may_use_its_lease_and_its_port() {
 fn clients_come_in_as_the_component_says() {
     for (component, kind) in [("loadbalancer", "LoadBalancer"), ("internal", "LoadBalancer"), ("nodeport", "NodePort")]
     {
-        let Some(objects) = built("overlays/dev", &[component]) else { return };
+        let Some(objects) = build_kustomization("overlays/dev", &[component]) else { return };
         let kind_of = |name: &str| {
-            let services = of(&objects, "Service");
+            let services = objects_of_kind(&objects, "Service");
             services.iter().find(|service| service["metadata"]["name"] == name).unwrap()["spec"]["type"].clone()
         };
         assert_eq!(kind_of("inference-router"), kind, "{component}");
         assert_eq!(kind_of("inference-router-admin"), "ClusterIP", "nobody is asked for a key there");
     }
-    let Some(objects) = built("overlays/dev", &["podmonitor"]) else { return };
-    assert_eq!(of(&objects, "PodMonitor").len(), 1);
+    let Some(objects) = build_kustomization("overlays/dev", &["podmonitor"]) else { return };
+    assert_eq!(objects_of_kind(&objects, "PodMonitor").len(), 1);
 }
 
 #[test]
 fn secrets_that_components_name_are_those_the_router_may_look_at() {
-    let Some(objects) = built("overlays/dev", &["tls", "tokens"]) else { return };
-    let router = of(&objects, "Deployment")[0];
+    let Some(objects) = build_kustomization("overlays/dev", &["tls", "tokens"]) else { return };
+    let router = objects_of_kind(&objects, "Deployment")[0];
     let container = &router["spec"]["template"]["spec"]["containers"][0];
     let variables = container["env"].as_array().unwrap().iter();
     let variables =
         variables.map(|it| (it["name"].as_str().unwrap().to_owned(), it["value"].as_str().unwrap().to_owned()));
-    let text = of(&objects, "ConfigMap")[0]["data"]["router.yaml"].as_str().unwrap();
+    let text = objects_of_kind(&objects, "ConfigMap")[0]["data"]["router.yaml"].as_str().unwrap();
     let settings = config::parse(text, "settings", Path::new("/"), variables).unwrap();
     let secrets: Vec<String> = settings.secrets().map(|(_, name)| name.to_owned()).collect();
     assert_eq!(secrets, ["inference-router-tls", "inference-router-signing"]);
     let service = settings.kubernetes.unwrap().service.unwrap();
-    let role = of(&objects, "Role")[0];
+    let role = objects_of_kind(&objects, "Role")[0];
     let may = |resource: &str, name: &str| {
         let rules = role["rules"].as_array().unwrap().iter();
         let mut its = rules.filter(|rule| rule["resources"] == json!([resource]));
         its.any(|rule| rule["resourceNames"].as_array().unwrap().contains(&json!(name)))
     };
     assert!(may("services", &service) && secrets.iter().all(|secret| may("secrets", secret)), "{role}");
-    let services = of(&objects, "Service");
+    let services = objects_of_kind(&objects, "Service");
     let named = services.iter().find(|of| of["metadata"]["name"] == *service).unwrap();
     let https = named["spec"]["ports"].as_array().unwrap().iter().find(|port| port["name"] == "https").unwrap();
     let port = container["ports"].as_array().unwrap().iter().find(|port| port["name"] == https["targetPort"]).unwrap();
     assert_eq!(port["containerPort"], settings.scoring_tls.unwrap().address.port());
-    let policy = of(&objects, "NetworkPolicy")[0]["spec"]["ingress"].to_string();
+    let policy = objects_of_kind(&objects, "NetworkPolicy")[0]["spec"]["ingress"].to_string();
     assert!(policy.contains(&port["containerPort"].to_string()), "{policy}");
 }
 
 #[test]
 fn the_example_is_in_order() {
-    let Some(objects) = built("example", &[]) else { return };
-    let endpoint = of(&objects, "OnlineEndpoint")[0];
+    let Some(objects) = build_kustomization("example", &[]) else { return };
+    let endpoint = objects_of_kind(&objects, "OnlineEndpoint")[0];
     let endpoint = validate::read(endpoint.clone(), Origin::Cluster).unwrap_or_else(|refused| panic!("{refused:?}"));
-    assert_eq!(endpoint.deployments.len(), of(&objects, "Deployment").len());
-    assert_eq!(of(&objects, "Secret")[0]["type"], "inference-router.dev/endpoint-keys");
-    let Some(objects) = built("crd", &[]) else { return };
-    assert_eq!(of(&objects, "CustomResourceDefinition").len(), 1);
+    assert_eq!(endpoint.deployments.len(), objects_of_kind(&objects, "Deployment").len());
+    assert_eq!(objects_of_kind(&objects, "Secret")[0]["type"], "inference-router.dev/endpoint-keys");
+    let Some(objects) = build_kustomization("crd", &[]) else { return };
+    assert_eq!(objects_of_kind(&objects, "CustomResourceDefinition").len(), 1);
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::slice::Iter;
 
 /// Each top-level module with its floor. It imports only from lower floors and from itself.
-const FLOORS: [(&str, u8); 14] = [
+const MODULE_FLOORS: [(&str, u8); 14] = [
     ("model", 0),
     ("policy", 1),
     ("state", 2),
@@ -26,12 +26,12 @@ const FLOORS: [(&str, u8); 14] = [
     ("lib", 5),
 ];
 /// Programs of their own inside the binary: they import nothing of the crate.
-const ALONE: [&str; 2] = ["guard", "model_server"];
+const STANDALONE_MODULES: [&str; 2] = ["guard", "model_server"];
 /// The only steps to a neighbour on the same floor.
-const SIDEWAYS: [(&str, &str); 2] = [("app", "config"), ("main", "cli")];
+const ALLOWED_SAME_FLOOR_IMPORTS: [(&str, &str); 2] = [("app", "config"), ("main", "cli")];
 
 /// Floors up to this one decide without doing anything.
-const PURE: u8 = 1;
+const HIGHEST_PURE_FLOOR: u8 = 1;
 /// Crates that decisions must not know.
 const IMPURE_CRATES: [&str; 18] = [
     "arc_swap",
@@ -54,7 +54,7 @@ const IMPURE_CRATES: [&str; 18] = [
     "tracing_subscriber",
 ];
 /// What decisions must not call or name, as the end of a path.
-const IMPURE_ENDS: [&[&str]; 16] = [
+const IMPURE_PATH_SUFFIXES: [&[&str]; 16] = [
     &["std", "fs"],
     &["std", "env"],
     &["std", "process"],
@@ -73,7 +73,7 @@ const IMPURE_ENDS: [&[&str]; 16] = [
     &["println"],
 ];
 
-const LONGEST_FILE: usize = 400;
+const MAX_FILE_LINES: usize = 400;
 
 #[test]
 fn files_import_only_from_lower_floors_and_decisions_are_pure() {
@@ -84,8 +84,8 @@ fn files_import_only_from_lower_floors_and_decisions_are_pure() {
 #[test]
 fn no_file_is_longer_than_can_be_read_at_a_sitting() {
     let long = sources().into_iter().map(|(path, text)| (path, text.lines().count()));
-    let long: Vec<_> = long.filter(|(_, lines)| *lines > LONGEST_FILE).collect();
-    assert!(long.is_empty(), "more than {LONGEST_FILE} lines: {long:?}");
+    let long: Vec<_> = long.filter(|(_, lines)| *lines > MAX_FILE_LINES).collect();
+    assert!(long.is_empty(), "more than {MAX_FILE_LINES} lines: {long:?}");
 }
 
 #[test]
@@ -169,28 +169,28 @@ fn check(path: &Path, text: &str) -> Vec<String> {
     let module = module(path);
     let room = module.first().map_or_else(|| path.file_stem().unwrap().to_str().unwrap(), String::as_str);
     let say = |line: usize, what: String| format!("src/{}:{line}: {what}", path.display());
-    let Some(floor) = floor(room) else { return vec![say(1, format!("`{room}` has no floor"))] };
+    let Some(floor) = floor_of(room) else { return vec![say(1, format!("`{room}` has no floor"))] };
     let tokens = without_tests(tokens(text));
     let mut wrong = Vec::new();
     for (line, path) in paths(&tokens) {
-        if let Some(target) = resolve(&path, &module).and_then(|target| target.into_iter().next())
+        if let Some(target) = resolve_import(&path, &module).and_then(|target| target.into_iter().next())
             && target != room
         {
-            match self::floor(&target) {
+            match self::floor_of(&target) {
                 None => wrong.push(say(line, format!("`{target}` has no floor"))),
-                Some(_) if ALONE.contains(&room) => wrong.push(say(line, format!("{room} imports {target}"))),
-                Some(other) if other < floor || SIDEWAYS.contains(&(room, &target)) => {}
+                Some(_) if STANDALONE_MODULES.contains(&room) => wrong.push(say(line, format!("{room} imports {target}"))),
+                Some(other) if other < floor || ALLOWED_SAME_FLOOR_IMPORTS.contains(&(room, &target)) => {}
                 Some(_) => wrong.push(say(line, format!("{room} imports {target}"))),
             }
         }
-        if floor <= PURE {
+        if floor <= HIGHEST_PURE_FLOOR {
             let is_crate = path.len() > 1 && IMPURE_CRATES.contains(&path[0].as_str());
             let crates = is_crate.then(|| path[0].clone());
-            let ends = IMPURE_ENDS.iter().find(|end| path.windows(end.len()).any(|part| part == **end));
+            let ends = IMPURE_PATH_SUFFIXES.iter().find(|end| path.windows(end.len()).any(|part| part == **end));
             wrong.extend(crates.or(ends.map(|end| end.join("::"))).map(|what| say(line, format!("names {what}"))));
         }
     }
-    if floor <= PURE {
+    if floor <= HIGHEST_PURE_FLOOR {
         for call in tokens.windows(3) {
             let [(_, dot), (line, name), (_, open)] = call else { continue };
             if dot == "." && (name == "unwrap" || name == "expect") && open == "(" {
@@ -201,8 +201,8 @@ fn check(path: &Path, text: &str) -> Vec<String> {
     wrong
 }
 
-fn floor(room: &str) -> Option<u8> {
-    FLOORS.iter().find(|(name, _)| *name == room).map(|(_, floor)| *floor)
+fn floor_of(module: &str) -> Option<u8> {
+    MODULE_FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
 }
 
 /// `proxy/service.rs` is `proxy::service`; `lib.rs` and `main.rs` are the root.
@@ -213,7 +213,7 @@ fn module(path: &Path) -> Vec<String> {
 }
 
 /// A path from the root of the crate; `None` when it does not say where it starts.
-fn resolve(path: &[String], module: &[String]) -> Option<Vec<String>> {
+fn resolve_import(path: &[String], module: &[String]) -> Option<Vec<String>> {
     let up = path.iter().take_while(|step| *step == "super").count();
     let (start, rest) = match path[0].as_str() {
         "crate" | "inference_router" if path.len() > 1 => (&[][..], &path[1..]),
@@ -299,16 +299,16 @@ fn raw_string(prefix: &str, text: &[char]) -> Option<usize> {
 
 /// Leaves out what has `#[cfg(test)]` before it, up to its `;` or its closing brace.
 fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
-    const MARK: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
+    const CFG_TEST_TOKENS: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
     let (mut kept, mut at) = (Vec::new(), 0);
     while at < tokens.len() {
-        if !tokens[at..].iter().take(MARK.len()).map(|(_, token)| token.as_str()).eq(MARK) {
+        if !tokens[at..].iter().take(CFG_TEST_TOKENS.len()).map(|(_, token)| token.as_str()).eq(CFG_TEST_TOKENS) {
             kept.push(tokens[at].clone());
             at += 1;
             continue;
         }
         let mut depth = 0;
-        at += MARK.len();
+        at += CFG_TEST_TOKENS.len();
         while let Some((_, token)) = tokens.get(at) {
             at += 1;
             match token.as_str() {
@@ -329,12 +329,12 @@ fn paths(tokens: &[Token]) -> Vec<(usize, Vec<String>)> {
     let (mut found, mut rest) = (Vec::new(), tokens.iter().peekable());
     while let Some((line, token)) = rest.peek() {
         if is_name(token) && token != "use" {
-            tree(&mut rest, *line, Vec::new(), &mut found);
+            expand_use_tree(&mut rest, *line, Vec::new(), &mut found);
         } else {
             let is_use = token == "use";
             rest.next();
             if is_use {
-                tree(&mut rest, 0, Vec::new(), &mut found);
+                expand_use_tree(&mut rest, 0, Vec::new(), &mut found);
             }
         }
     }
@@ -346,7 +346,7 @@ fn is_name(token: &str) -> bool {
 }
 
 /// One path, or the tree that a group of braces makes of it.
-fn tree(
+fn expand_use_tree(
     rest: &mut Peekable<Iter<'_, Token>>,
     mut line: usize,
     mut path: Vec<String>,
@@ -367,7 +367,7 @@ fn tree(
                             return;
                         }
                         "," => drop(rest.next()),
-                        name if is_name(name) => tree(rest, line, path.clone(), found),
+                        name if is_name(name) => expand_use_tree(rest, line, path.clone(), found),
                         _ => drop(rest.next()),
                     }
                 }

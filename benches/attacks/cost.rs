@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 use http::Response;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::attackers::{Attack, Credential, ENDLESS};
-use crate::harness::{KEY, Model, endpoint, full};
-use crate::signers::{Signer, now, set};
+use crate::attackers::{Attack, Credential, MAX_PIECES};
+use crate::harness::{KEY, Model, endpoint, full_body};
+use crate::signers::{Signer, unix_seconds, jwk_set};
 
 /// Between two requests of the good client.
-const PACE: Duration = Duration::from_millis(5);
+const GOOD_CLIENT_PAUSE: Duration = Duration::from_millis(5);
 /// Whoever issues the tokens of the endpoint `tokens`, and what is asked for its keys.
-pub const ISSUER: &str = "http://issuer.example";
+pub const TOKEN_ISSUER: &str = "http://issuer.example";
 
 /// The router with one worker, its model on a thread of its own. Killed when dropped.
-pub struct Program {
+pub struct AttackedProgram {
     child: Child,
     scoring: SocketAddr,
     /// Opens the endpoint `tokens`.
@@ -29,11 +29,11 @@ pub struct Program {
     _model: mpsc::Sender<()>,
 }
 
-impl Program {
+impl AttackedProgram {
     /// Starts it, on this core alone if one is given.
     pub fn start(core: Option<usize>) -> Self {
         let signer = Signer::rsa("k");
-        let (model, held) = model(set(&[signer.public()]));
+        let (model, held) = model(jwk_set(&[signer.public()]));
         let folder = tempfile::tempdir().unwrap();
         let settings = "scoring: {address: \"127.0.0.1:0\"}\nadmin: {address: \"127.0.0.1:0\"}\nworkers: 1\n\
                         endpoints: {files: [\"endpoint.yaml\", \"tokens.yaml\"]}\nlog: {format: text, access: false}\n";
@@ -42,7 +42,7 @@ impl Program {
         std::fs::write(folder.path().join("endpoint.yaml"), document).unwrap();
         let document = format!(
             "apiVersion: inference-router.dev/v1alpha1\nkind: OnlineEndpoint\nmetadata: {{name: tokens}}\nspec:\n  authMode: \
-             aad_token\n  jwt: {{issuers: [{{issuer: \"{ISSUER}\", jwksUri: \"http://{model}/keys\", audiences: [me], \
+             aad_token\n  jwt: {{issuers: [{{issuer: \"{TOKEN_ISSUER}\", jwksUri: \"http://{model}/keys\", audiences: [me], \
              allowHttp: true}}]}}\n  traffic: {{blue: 100}}\n  deployments: [{{name: blue, instances: [\"{model}\"], \
              requestSettings: {{maxConcurrentRequestsPerInstance: 1000}}}}]\n"
         );
@@ -52,7 +52,7 @@ impl Program {
         let before = sched_getaffinity(None).unwrap();
         if let Some(core) = core {
             // What a thread starts runs where it runs itself.
-            sched_setaffinity(None, &cores([core])).unwrap();
+            sched_setaffinity(None, &cpu_set([core])).unwrap();
         }
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         sched_setaffinity(None, &before).unwrap();
@@ -62,7 +62,7 @@ impl Program {
         // Nobody reads on otherwise, and the router would wait.
         std::thread::spawn(move || log.for_each(drop));
         let token =
-            signer.sign(&serde_json::json!({"iss": ISSUER, "aud": "me", "sub": "somebody", "exp": now() + 3600}));
+            signer.sign(&serde_json::json!({"iss": TOKEN_ISSUER, "aud": "me", "sub": "somebody", "exp": unix_seconds() + 3600}));
         Self { child, scoring, token, _folder: folder, _model: held }
     }
 
@@ -87,7 +87,7 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for AttackedProgram {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -95,7 +95,7 @@ impl Drop for Program {
 }
 
 /// These cores.
-pub fn cores(of: impl IntoIterator<Item = usize>) -> CpuSet {
+pub fn cpu_set(of: impl IntoIterator<Item = usize>) -> CpuSet {
     let mut set = CpuSet::new();
     of.into_iter().for_each(|core| set.set(core));
     set
@@ -104,21 +104,21 @@ pub fn cores(of: impl IntoIterator<Item = usize>) -> CpuSet {
 /// A model that answers at once, and has the `keys` of an issuer, while the sender lives.
 fn model(keys: String) -> (SocketAddr, mpsc::Sender<()>) {
     let (held, ended) = mpsc::channel::<()>();
-    let (tell, told) = mpsc::channel();
+    let (address_sender, address_receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let model = runtime.block_on(Model::http(move |request| {
             let answer = if request.uri().path() == "/keys" { keys.clone() } else { "ok".to_owned() };
-            async move { Response::new(full(answer)) }
+            async move { Response::new(full_body(answer)) }
         }));
-        tell.send(model.address).unwrap();
+        address_sender.send(model.address).unwrap();
         runtime.block_on(async {
             while ended.try_recv() == Err(mpsc::TryRecvError::Empty) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });
     });
-    (told.recv().unwrap(), held)
+    (address_receiver.recv().unwrap(), held)
 }
 
 /// What an attack cost.
@@ -144,7 +144,7 @@ impl Cost {
     }
 
     /// How many requests the good client made.
-    pub fn good(&self) -> u32 {
+    pub fn good_request_count(&self) -> u32 {
         u32::try_from(self.waits.len()).unwrap()
     }
 
@@ -158,13 +158,13 @@ impl Cost {
 ///
 /// # Panics
 /// When the good client is not answered with 200, or a connection is not cut off that should be.
-pub fn measure(program: &Program, attack: Option<&Attack>, good_has: Credential, time: Duration) -> Cost {
+pub fn measure(program: &AttackedProgram, attack: Option<&Attack>, good_has: Credential, time: Duration) -> Cost {
     let (scoring, over) = (program.scoring, AtomicBool::new(false));
     let before = program.cpu();
     std::thread::scope(|scope| {
-        let good = scope.spawn(|| good(scoring, &program.request(good_has), &over));
+        let good = scope.spawn(|| run_good_client(scoring, &program.request(good_has), &over));
         let taken = match attack {
-            Some(attack) => attacked(attack, scoring, time),
+            Some(attack) => run_attack(attack, scoring, time),
             None => {
                 std::thread::sleep(time);
                 Vec::new()
@@ -173,18 +173,18 @@ pub fn measure(program: &Program, attack: Option<&Attack>, good_has: Credential,
         over.store(true, Ordering::Relaxed);
         let mut waits = good.join().unwrap();
         waits.sort_unstable();
-        let cut_off = taken.iter().all(|pieces| *pieces < ENDLESS);
-        assert!(cut_off || attack.is_none_or(|attack| !attack.cut_off), "{taken:?} pieces and never cut off");
+        let cut_off = taken.iter().all(|pieces| *pieces < MAX_PIECES);
+        assert!(cut_off || attack.is_none_or(|attack| !attack.is_cut_off), "{taken:?} pieces and never cut off");
         Cost { connections: taken.len() as u64, pieces: taken.iter().sum(), cpu: program.cpu() - before, waits }
     })
 }
 
 /// One connection of `attack` after the other, as many a second as it says. Returns how many pieces each got in.
-fn attacked(attack: &Attack, scoring: SocketAddr, time: Duration) -> Vec<u64> {
+fn run_attack(attack: &Attack, scoring: SocketAddr, time: Duration) -> Vec<u64> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let since = Instant::now();
-        let mut turns = tokio::time::interval(Duration::from_secs(1) / attack.per_second);
+        let mut turns = tokio::time::interval(Duration::from_secs(1) / attack.connections_per_second);
         turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut taken = Vec::new();
         while taken.is_empty() || since.elapsed() < time {
@@ -196,10 +196,10 @@ fn attacked(attack: &Attack, scoring: SocketAddr, time: Duration) -> Vec<u64> {
 }
 
 /// A client that asks again and again over one connection, until it is `over`. Returns how long it waited each time.
-fn good(scoring: SocketAddr, request: &str, over: &AtomicBool) -> Vec<Duration> {
+fn run_good_client(scoring: SocketAddr, request: &str, over: &AtomicBool) -> Vec<Duration> {
     let mut stream = TcpStream::connect(scoring).unwrap();
     stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(crate::harness::WAIT_TIMEOUT)).unwrap();
     let (mut waits, mut answer) = (Vec::new(), [0; 4096]);
     while waits.is_empty() || !over.load(Ordering::Relaxed) {
         let since = Instant::now();
@@ -212,7 +212,7 @@ fn good(scoring: SocketAddr, request: &str, over: &AtomicBool) -> Vec<Duration> 
         }
         assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer[..read]));
         waits.push(since.elapsed());
-        std::thread::sleep(PACE);
+        std::thread::sleep(GOOD_CLIENT_PAUSE);
     }
     waits
 }

@@ -18,7 +18,7 @@ mod signers;
 use std::time::Duration;
 
 use attackers::{ATTACKS, Credential};
-use cost::{Cost, Program, cores, measure};
+use cost::{Cost, AttackedProgram, cpu_set, measure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 const COLUMNS: [&str; 9] = [
@@ -37,7 +37,7 @@ fn main() {
     let quick = std::env::args().any(|argument| argument == "--test");
     let only = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let (slices, slice) = if quick { (1, Duration::from_millis(100)) } else { (2, Duration::from_secs(4)) };
-    let program = Program::start(own_core());
+    let program = AttackedProgram::start(reserve_core());
     // The first requests open connections, warm caches, and have tokens checked.
     for credential in [Credential::Key, Credential::Token] {
         measure(&program, None, credential, slice);
@@ -47,10 +47,10 @@ fn main() {
         let (mut quiet, mut cost) = (Cost::default(), Cost::default());
         // By turns, so that what else the machine does falls on both.
         for _ in 0..slices {
-            quiet.add(measure(&program, None, attack.good_has, slice));
-            cost.add(measure(&program, Some(attack), attack.good_has, slice));
+            quiet.add(measure(&program, None, attack.good_client_credential, slice));
+            cost.add(measure(&program, Some(attack), attack.good_client_credential, slice));
         }
-        let own = cost.cpu.saturating_sub(quiet.cpu * cost.good() / quiet.good()).as_micros() as f64;
+        let own = cost.cpu.saturating_sub(quiet.cpu * cost.good_request_count() / quiet.good_request_count()).as_micros() as f64;
         let (connections, pieces) = (cost.connections as f64, cost.pieces as f64);
         println!(
             "| {} | {} | {:.0} | {:.0} | {:.2} | {} | {} | {} | {:.2} |",
@@ -68,7 +68,7 @@ fn main() {
 }
 
 /// A core for the router alone, if there are several: who attacks has machines of its own.
-fn own_core() -> Option<usize> {
+fn reserve_core() -> Option<usize> {
     let all = sched_getaffinity(None).unwrap();
     let mut numbers = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core));
     let first = numbers.next()?;
@@ -76,6 +76,6 @@ fn own_core() -> Option<usize> {
     if rest.is_empty() {
         return None;
     }
-    sched_setaffinity(None, &cores(rest)).unwrap();
+    sched_setaffinity(None, &cpu_set(rest)).unwrap();
     Some(first)
 }

@@ -8,26 +8,26 @@ use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::PATIENCE;
-use crate::message::{Ended, Message};
+use crate::WAIT_TIMEOUT;
+use crate::message::{ConnectionEnd, Message};
 
 /// The key of endpoints made by [`crate::program::endpoint`].
 pub const KEY: &str = "test-key-0123456789abcdef";
 
 /// The outcome of a question that was answered with 200 and exactly the right body.
-pub const EXACT: &str = "200";
+pub const OUTCOME_EXACT: &str = "200";
 /// The connection could not be made.
-pub const REFUSED: &str = "refused";
+pub const OUTCOME_CONNECT_REFUSED: &str = "refused";
 /// The connection ended before the first byte of an answer, on a connection that had been used before.
-pub const CUT_KEPT: &str = "cut, on a kept connection";
+pub const OUTCOME_CLOSED_ON_REUSE: &str = "cut, on a kept connection";
 /// The same on a new connection.
-pub const CUT_NEW: &str = "cut, on a new connection";
+pub const OUTCOME_CLOSED_ON_NEW: &str = "cut, on a new connection";
 /// The connection ended within an answer.
-pub const SHORT: &str = "short";
+pub const OUTCOME_CUT_SHORT: &str = "short";
 
 /// What is asked, and what must come back.
 #[derive(Debug, Clone)]
-pub struct Question {
+pub struct CheckedRequest {
     /// Below the endpoint: `score`, or a path on the model.
     pub path: &'static str,
     /// More fields, each with its end of line.
@@ -36,7 +36,7 @@ pub struct Question {
     pub expected: Vec<u8>,
 }
 
-impl Question {
+impl CheckedRequest {
     /// One that an echoing model (see [`crate::model`]) with this name answers; no two numbers have the same answer.
     pub fn echo(model: &str, number: u64) -> Self {
         let body =
@@ -58,15 +58,15 @@ impl Question {
     }
 
     /// What became of it, in a word.
-    fn outcome(&self, answer: Result<Message, Ended>, kept: bool) -> String {
+    fn outcome(&self, answer: Result<Message, ConnectionEnd>, kept: bool) -> String {
         let answer = match answer {
             Ok(answer) => answer,
-            Err(Ended::Before) => return (if kept { CUT_KEPT } else { CUT_NEW }).to_owned(),
-            Err(Ended::Within) => return SHORT.to_owned(),
+            Err(ConnectionEnd::BeforeMessage) => return (if kept { OUTCOME_CLOSED_ON_REUSE } else { OUTCOME_CLOSED_ON_NEW }).to_owned(),
+            Err(ConnectionEnd::WithinMessage) => return OUTCOME_CUT_SHORT.to_owned(),
         };
         let id = answer.field("x-request-id").unwrap_or_default();
         if answer.status() == 200 && answer.body == self.expected && id.len() == 36 {
-            return EXACT.to_owned();
+            return OUTCOME_EXACT.to_owned();
         }
         let problem: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         let retry_after = answer.field("retry-after").and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
@@ -94,31 +94,31 @@ pub fn head(path: &str, fields: &str, length: usize) -> String {
 }
 
 /// A client with at most one connection.
-pub struct Caller {
+pub struct CheckingClient {
     address: SocketAddr,
     connection: Option<BufReader<TcpStream>>,
 }
 
-impl Caller {
+impl CheckingClient {
     pub fn new(address: SocketAddr) -> Self {
         Self { address, connection: None }
     }
 
     /// Asks over the kept connection, or a new one, and says in a word what became of it.
-    pub async fn ask(&mut self, question: &Question) -> String {
-        match tokio::time::timeout(PATIENCE, self.try_ask(question)).await {
+    pub async fn send(&mut self, question: &CheckedRequest) -> String {
+        match tokio::time::timeout(WAIT_TIMEOUT, self.try_send(question)).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 self.connection = None;
-                format!("no answer in {PATIENCE:?} to {:?}", text(&question.body))
+                format!("no answer in {WAIT_TIMEOUT:?} to {:?}", text(&question.body))
             }
         }
     }
 
-    async fn try_ask(&mut self, question: &Question) -> String {
+    async fn try_send(&mut self, question: &CheckedRequest) -> String {
         let kept = self.connection.is_some();
         if self.connect().await.is_err() {
-            return REFUSED.to_owned();
+            return OUTCOME_CONNECT_REFUSED.to_owned();
         }
         let answer = self.exchange(&question.bytes()).await;
         question.outcome(answer, kept)
@@ -135,7 +135,7 @@ impl Caller {
     }
 
     /// Sends a request and reads its answer; keeps the connection if that goes on.
-    pub async fn exchange(&mut self, request: &[u8]) -> Result<Message, Ended> {
+    pub async fn exchange(&mut self, request: &[u8]) -> Result<Message, ConnectionEnd> {
         let mut stream = self.connection.take().unwrap();
         // The other side may have answered before it stopped listening.
         let _ = stream.get_mut().write_all(request).await;
@@ -147,22 +147,22 @@ impl Caller {
     }
 
     /// Closes the connection.
-    pub fn hang_up(&mut self) {
+    pub fn close_connection(&mut self) {
         self.connection = None;
     }
 }
 
 /// How a client vanishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Vanish {
+pub enum DisconnectKind {
     /// With a FIN, as programs that end do.
     Fin,
     /// With a RST, as machines that lose their state do.
     Reset,
 }
 
-impl Vanish {
-    pub const BOTH: [Self; 2] = [Self::Fin, Self::Reset];
+impl DisconnectKind {
+    pub const ALL: [Self; 2] = [Self::Fin, Self::Reset];
 
     /// Closes `stream` so.
     pub fn close(self, stream: TcpStream) {
@@ -174,7 +174,7 @@ impl Vanish {
 }
 
 /// A connection on which `bytes` have been sent and nothing is read yet.
-pub async fn sent(address: SocketAddr, bytes: impl AsRef<[u8]>) -> TcpStream {
+pub async fn connect_and_send(address: SocketAddr, bytes: impl AsRef<[u8]>) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes.as_ref()).await.unwrap();
     stream

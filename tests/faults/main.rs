@@ -7,8 +7,8 @@
 #![allow(unreachable_pub, reason = "a test is no library: nobody is outside")]
 
 mod client;
-mod clients;
-mod crowd;
+mod client_disconnects;
+mod many_connections;
 mod descriptors;
 mod load;
 mod message;
@@ -22,17 +22,17 @@ mod shadow;
 mod signals;
 mod slow;
 mod soak;
-mod vitals;
+mod process_stats;
 
 use std::future::Future;
 use std::time::Duration;
 
 /// Longest wait for anything in a test: only a broken router takes it.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a condition that is waited for is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// `future`, or a panic that says what did not come.
-async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("timed out: {what}"))
+async fn with_timeout<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(WAIT_TIMEOUT, future).await.unwrap_or_else(|_| panic!("timed out: {what}"))
 }

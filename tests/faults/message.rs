@@ -13,11 +13,11 @@ pub struct Message {
 
 /// The connection ended, in order or by a reset, and there is no whole message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum ConnectionEnd {
     /// Before its first byte.
-    Before,
+    BeforeMessage,
     /// Within it.
-    Within,
+    WithinMessage,
 }
 
 impl Message {
@@ -37,7 +37,7 @@ impl Message {
     }
 
     /// Reads a head and the body that goes with it.
-    pub async fn read<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Result<Self, Ended> {
+    pub async fn read<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Result<Self, ConnectionEnd> {
         let mut message = Self::read_head(stream).await?;
         if message.field("transfer-encoding").is_some() {
             while let Some(chunk) = chunk(stream).await? {
@@ -45,17 +45,17 @@ impl Message {
             }
         } else {
             message.body = vec![0; message.length()];
-            stream.read_exact(&mut message.body).await.map_err(|_| Ended::Within)?;
+            stream.read_exact(&mut message.body).await.map_err(|_| ConnectionEnd::WithinMessage)?;
         }
         Ok(message)
     }
 
     /// Reads a head only.
-    pub async fn read_head<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Result<Self, Ended> {
+    pub async fn read_head<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Result<Self, ConnectionEnd> {
         let start = line(stream).await?;
         let mut fields = Vec::new();
         loop {
-            let line = line(stream).await.map_err(|_| Ended::Within)?;
+            let line = line(stream).await.map_err(|_| ConnectionEnd::WithinMessage)?;
             match line.split_once(':') {
                 Some((name, value)) => fields.push((name.to_ascii_lowercase(), value.trim().to_owned())),
                 None => return Ok(Self { start, fields, body: Vec::new() }),
@@ -69,23 +69,23 @@ impl Message {
     }
 }
 
-async fn line<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Result<String, Ended> {
+async fn line<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Result<String, ConnectionEnd> {
     let mut line = String::new();
     // A reset is an end like any other.
     let _ = stream.read_line(&mut line).await;
     match line.strip_suffix("\r\n") {
         Some(whole) => Ok(whole.to_owned()),
-        None if line.is_empty() => Err(Ended::Before),
-        None => Err(Ended::Within),
+        None if line.is_empty() => Err(ConnectionEnd::BeforeMessage),
+        None => Err(ConnectionEnd::WithinMessage),
     }
 }
 
 /// The next chunk of a chunked body; `None` after the last.
-async fn chunk<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Result<Option<Vec<u8>>, Ended> {
-    let size = line(stream).await.map_err(|_| Ended::Within)?;
-    let size = usize::from_str_radix(&size, 16).map_err(|_| Ended::Within)?;
+async fn chunk<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Result<Option<Vec<u8>>, ConnectionEnd> {
+    let size = line(stream).await.map_err(|_| ConnectionEnd::WithinMessage)?;
+    let size = usize::from_str_radix(&size, 16).map_err(|_| ConnectionEnd::WithinMessage)?;
     let mut bytes = vec![0; size + 2];
-    stream.read_exact(&mut bytes).await.map_err(|_| Ended::Within)?;
+    stream.read_exact(&mut bytes).await.map_err(|_| ConnectionEnd::WithinMessage)?;
     bytes.truncate(size);
     Ok((size > 0).then_some(bytes))
 }

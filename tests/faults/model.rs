@@ -14,33 +14,33 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::message::Message;
 
 /// A connection from the router.
-pub type Peer = BufReader<TcpStream>;
-type Play = Arc<dyn Fn(Peer) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+pub type RouterConnection = BufReader<TcpStream>;
+type ConnectionHandler = Arc<dyn Fn(RouterConnection) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// A model server at an address of its own.
 pub struct Replica {
     pub address: SocketAddr,
-    play: Play,
-    listening: Option<Listening>,
+    handler: ConnectionHandler,
+    listener: Option<ReplicaListener>,
 }
 
-struct Listening {
+struct ReplicaListener {
     task: JoinHandle<()>,
-    hang_up: mpsc::UnboundedSender<()>,
+    close_connections: mpsc::UnboundedSender<()>,
 }
 
 impl Replica {
     /// Plays each connection as `play` does.
     pub async fn new<F, R>(play: F) -> Self
     where
-        F: Fn(Peer) -> R + Send + Sync + 'static,
+        F: Fn(RouterConnection) -> R + Send + Sync + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let play: Play = Arc::new(move |peer| Box::pin(play(peer)));
-        let listening = Some(Listening::start(listener, play.clone()));
-        Self { address, play, listening }
+        let play: ConnectionHandler = Arc::new(move |peer| Box::pin(play(peer)));
+        let listening = Some(ReplicaListener::start(listener, play.clone()));
+        Self { address, handler: play, listener: listening }
     }
 
     /// Answers each request, after `takes`, with its name and the request's body.
@@ -48,7 +48,7 @@ impl Replica {
         Self::new(move |mut peer| async move {
             while let Ok(request) = Message::read(&mut peer).await {
                 tokio::time::sleep(takes).await;
-                if peer.get_mut().write_all(&echoed(name, &request)).await.is_err() {
+                if peer.get_mut().write_all(&echo_response(name, &request)).await.is_err() {
                     break;
                 }
             }
@@ -57,15 +57,15 @@ impl Replica {
     }
 
     /// Closes every connection; new ones are accepted.
-    pub fn hang_up(&self) {
-        if let Some(listening) = &self.listening {
-            let _ = listening.hang_up.send(());
+    pub fn close_connections(&self) {
+        if let Some(listening) = &self.listener {
+            let _ = listening.close_connections.send(());
         }
     }
 
     /// Closes the listener and every connection.
-    pub async fn die(&mut self) {
-        if let Some(listening) = self.listening.take() {
+    pub async fn stop_listening(&mut self) {
+        if let Some(listening) = self.listener.take() {
             listening.task.abort();
             // Cancelled, as it should be.
             let _ = listening.task.await;
@@ -73,22 +73,22 @@ impl Replica {
     }
 
     /// Listens again at the same address.
-    pub async fn revive(&mut self) {
+    pub async fn listen_again(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
-        self.listening = Some(Listening::start(listener, self.play.clone()));
+        self.listener = Some(ReplicaListener::start(listener, self.handler.clone()));
     }
 }
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        if let Some(listening) = &self.listening {
+        if let Some(listening) = &self.listener {
             listening.task.abort();
         }
     }
 }
 
-impl Listening {
-    fn start(listener: TcpListener, play: Play) -> Self {
+impl ReplicaListener {
+    fn start(listener: TcpListener, play: ConnectionHandler) -> Self {
         let (hang_up, mut orders) = mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -103,12 +103,12 @@ impl Listening {
                 }
             }
         });
-        Self { task, hang_up }
+        Self { task, close_connections: hang_up }
     }
 }
 
 /// The answer of a model of this name to this request: 200 with its name and the request's body.
-pub fn echoed(name: &str, request: &Message) -> Vec<u8> {
+pub fn echo_response(name: &str, request: &Message) -> Vec<u8> {
     let mut answer =
         format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name} ", name.len() + 1 + request.body.len())
             .into_bytes();

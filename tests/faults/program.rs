@@ -11,17 +11,17 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::client::{Caller, KEY, Question};
+use crate::client::{CheckingClient, KEY, CheckedRequest};
 use crate::load::{Load, Tally};
 use crate::model::Replica;
-use crate::vitals::Vitals;
-use crate::{LOOK, PATIENCE, soon};
+use crate::process_stats::ProcessStats;
+use crate::{POLL_INTERVAL, WAIT_TIMEOUT, with_timeout};
 
 /// Memory that may have been added, in KiB, when all is over: buffers that the allocator keeps for the next time.
-pub const MARGIN: u64 = 6 * 1024;
+pub const MEMORY_MARGIN_KIB: u64 = 6 * 1024;
 
 /// Whose turn it is: a test measures its program while no other is at work.
-static TURN: Mutex<()> = Mutex::const_new(());
+static TEST_TURN: Mutex<()> = Mutex::const_new(());
 
 /// A document of the endpoint `my-endpoint`; `deployments` as YAML flow, with all traffic for the first, `blue`.
 pub fn endpoint(deployments: &[String]) -> String {
@@ -51,7 +51,7 @@ pub struct Program {
     pub scoring: SocketAddr,
     pub admin_address: SocketAddr,
     /// Kept open, so that it is there when nothing new can be opened, and counts among the descriptors from the start.
-    admin: Caller,
+    admin: CheckingClient,
     child: Child,
     folder: tempfile::TempDir,
     log: Arc<StdMutex<Vec<String>>>,
@@ -70,7 +70,7 @@ impl Program {
 
     /// Waits for this test's turn, which lasts as long as the value.
     pub async fn turn() -> MutexGuard<'static, ()> {
-        TURN.lock().await
+        TEST_TURN.lock().await
     }
 
     /// Starts the program at these addresses, whoever's turn it is.
@@ -95,40 +95,40 @@ impl Program {
             .unwrap();
         let log = collect(child.stderr.take().unwrap());
         let mut program =
-            Self { scoring, admin_address: admin, admin: Caller::new(admin), child, folder, log, _turn: None };
-        program.scoring = program.listener("scoring").await;
-        program.admin_address = program.listener("admin").await;
-        program.admin = Caller::new(program.admin_address);
-        program.until_ready().await;
+            Self { scoring, admin_address: admin, admin: CheckingClient::new(admin), child, folder, log, _turn: None };
+        program.scoring = program.listener_address("scoring").await;
+        program.admin_address = program.listener_address("admin").await;
+        program.admin = CheckingClient::new(program.admin_address);
+        program.wait_until_ready().await;
         program
     }
 
     /// The address in the log line about a listener.
-    async fn listener(&mut self, what: &str) -> SocketAddr {
-        let line = self.until_logged(&format!("{what} listener")).await;
+    async fn listener_address(&mut self, what: &str) -> SocketAddr {
+        let line = self.wait_until_logged(&format!("{what} listener")).await;
         line.split_once("address=").unwrap().1.trim().parse().unwrap()
     }
 
-    async fn until_ready(&mut self) {
-        soon("a router that is ready", async {
+    async fn wait_until_ready(&mut self) {
+        with_timeout("a router that is ready", async {
             while !self.get("/readyz").await.contains("\"ready\"") {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         })
         .await;
     }
 
     /// Waits for a line of the log that has `part` in it.
-    pub async fn until_logged(&mut self, part: &str) -> String {
+    pub async fn wait_until_logged(&mut self, part: &str) -> String {
         let started = Instant::now();
         loop {
             let found = self.log.lock().unwrap().iter().find(|line| line.contains(part)).cloned();
             if let Some(line) = found {
                 return line;
             }
-            assert!(started.elapsed() < PATIENCE, "not logged: {part}\n{}", self.log());
+            assert!(started.elapsed() < WAIT_TIMEOUT, "not logged: {part}\n{}", self.log());
             assert!(self.child.try_wait().unwrap().is_none(), "ended: {}", self.log());
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -141,8 +141,8 @@ impl Program {
         self.child.id()
     }
 
-    pub fn vitals(&self) -> Vitals {
-        Vitals::of(self.pid())
+    pub fn process_stats(&self) -> ProcessStats {
+        ProcessStats::from_pid(self.pid())
     }
 
     /// The file with the endpoint's document.
@@ -153,7 +153,7 @@ impl Program {
     /// `GET` on the admin listener, over the connection that is kept for it.
     pub async fn get(&mut self, path: &str) -> String {
         let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\n\r\n");
-        let answer = soon("an answer of the admin listener", async {
+        let answer = with_timeout("an answer of the admin listener", async {
             self.admin.connect().await.unwrap();
             self.admin.exchange(request.as_bytes()).await.unwrap()
         });
@@ -176,21 +176,21 @@ impl Program {
     }
 
     /// Waits until `condition` holds for the deployments.
-    pub async fn until(&mut self, what: &str, condition: impl Fn(&[Value]) -> bool) {
+    pub async fn wait_until(&mut self, what: &str, condition: impl Fn(&[Value]) -> bool) {
         let started = Instant::now();
         loop {
             let now = self.deployments().await;
             if condition(&now) {
                 return;
             }
-            assert!(started.elapsed() < PATIENCE, "timed out: {what}: {now:#?}");
-            tokio::time::sleep(LOOK).await;
+            assert!(started.elapsed() < WAIT_TIMEOUT, "timed out: {what}: {now:#?}");
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
     /// Waits until nothing is in a slot or in a queue and no client is connected.
-    pub async fn until_idle(&mut self) {
-        self.until("no request anywhere", |all| all.iter().all(is_idle)).await;
+    pub async fn wait_until_idle(&mut self) {
+        self.wait_until("no request anywhere", |all| all.iter().all(is_idle)).await;
         let started = Instant::now();
         loop {
             let open = self.metric("connections", &["scoring"]).await;
@@ -198,73 +198,73 @@ impl Program {
             if open + in_flight == 0.0 {
                 return;
             }
-            assert!(started.elapsed() < PATIENCE, "{open} connections, {in_flight} requests in flight");
-            tokio::time::sleep(LOOK).await;
+            assert!(started.elapsed() < WAIT_TIMEOUT, "{open} connections, {in_flight} requests in flight");
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
     /// Clients in the background that ask the deployment `blue`, which echoes.
     pub fn load(&self) -> Load {
-        Load::start(self.scoring, 4, |number| Question::echo("blue", number))
+        Load::start(self.scoring, 4, |number| CheckedRequest::echo("blue", number))
     }
 
     /// A round of load, and what the router is like afterwards, with no connection left on either side.
-    pub async fn warmed_up(&mut self, replicas: &[&Replica]) -> Vitals {
+    pub async fn warm_up(&mut self, replicas: &[&Replica]) -> ProcessStats {
         let load = self.load();
-        load.go_on_for(200).await;
-        load.stop().await.only(&[]);
-        self.at_rest(replicas).await
+        load.wait_for_answers(200).await;
+        load.stop().await.assert_only(&[]);
+        self.stats_when_idle(replicas).await
     }
 
     /// What the router is like when nobody is connected to it and it is connected to nobody.
-    pub async fn at_rest(&mut self, replicas: &[&Replica]) -> Vitals {
-        self.until_idle().await;
-        replicas.iter().for_each(|replica| replica.hang_up());
+    pub async fn stats_when_idle(&mut self, replicas: &[&Replica]) -> ProcessStats {
+        self.wait_until_idle().await;
+        replicas.iter().for_each(|replica| replica.close_connections());
         // Its idle connections to replicas are swept once a second; what is left then stays.
-        let (mut last, mut since) = (self.vitals(), Instant::now());
+        let (mut last, mut since) = (self.process_stats(), Instant::now());
         while since.elapsed().as_millis() < 1200 {
-            tokio::time::sleep(LOOK).await;
-            let now = self.vitals();
+            tokio::time::sleep(POLL_INTERVAL).await;
+            let now = self.process_stats();
             if now.descriptors != last.descriptors {
                 (last, since) = (now, Instant::now());
             }
         }
-        self.vitals()
+        self.process_stats()
     }
 
     /// Waits until the router is as it was before: no request, no connection, no descriptor and no thread more, and
     /// not more than `margin` KiB more memory.
-    pub async fn back_to(&mut self, before: &Vitals, replicas: &[&Replica], margin: u64) {
+    pub async fn assert_back_to(&mut self, before: &ProcessStats, replicas: &[&Replica], margin: u64) {
         let started = Instant::now();
         let mut used = started;
-        self.until_idle().await;
+        self.wait_until_idle().await;
         loop {
-            replicas.iter().for_each(|replica| replica.hang_up());
-            let now = self.vitals();
+            replicas.iter().for_each(|replica| replica.close_connections());
+            let now = self.process_stats();
             let same = (now.descriptors, now.threads) == (before.descriptors, before.threads);
-            if same && now.memory <= before.memory + margin {
-                println!("  memory {} KiB, before {} KiB; {} descriptors", now.memory, before.memory, now.descriptors);
+            if same && now.memory_kib <= before.memory_kib + margin {
+                println!("  memory {} KiB, before {} KiB; {} descriptors", now.memory_kib, before.memory_kib, now.descriptors);
                 return;
             }
-            assert!(started.elapsed() < PATIENCE, "{now:?} is not what was before, {before:?}");
-            tokio::time::sleep(LOOK).await;
-            if same && used.elapsed() > LOOK * 10 {
+            assert!(started.elapsed() < WAIT_TIMEOUT, "{now:?} is not what was before, {before:?}");
+            tokio::time::sleep(POLL_INTERVAL).await;
+            if same && used.elapsed() > POLL_INTERVAL * 10 {
                 // The allocator gives back what was freed when it is asked for something the next time.
                 let load = self.load();
-                load.go_on_for(20).await;
-                load.stop().await.only(&[]);
-                self.until_idle().await;
+                load.wait_for_answers(20).await;
+                load.stop().await.assert_only(&[]);
+                self.wait_until_idle().await;
                 used = Instant::now();
             }
         }
     }
 
     /// The common end: all that the clients in the background saw is exact or one of `allowed`, and nothing is left.
-    pub async fn recovers(&mut self, load: Load, allowed: &[&str], before: &Vitals, replicas: &[&Replica]) -> Tally {
+    pub async fn assert_recovers(&mut self, load: Load, allowed: &[&str], before: &ProcessStats, replicas: &[&Replica]) -> Tally {
         let tally = load.stop().await;
-        tally.only(allowed);
+        tally.assert_only(allowed);
         println!("  {} exact answers, the slowest took {:?}", tally.exact, tally.slowest);
-        self.back_to(before, replicas, MARGIN).await;
+        self.assert_back_to(before, replicas, MEMORY_MARGIN_KIB).await;
         tally
     }
 
@@ -273,13 +273,13 @@ impl Program {
     }
 
     /// Waits for the end of the process.
-    pub async fn ended(&mut self) -> ExitStatus {
-        soon("the end of the router", async {
+    pub async fn wait_for_exit(&mut self) -> ExitStatus {
+        with_timeout("the end of the router", async {
             loop {
                 if let Some(status) = self.child.try_wait().unwrap() {
                     return status;
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         })
         .await

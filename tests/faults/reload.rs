@@ -42,9 +42,9 @@ async fn a_reload_every_fifty_milliseconds_fails_nothing_and_leaves_nothing_behi
     // As many changes as follow, so that what they leave for good is there before.
     for number in 1..8 {
         write(number);
-        router.until("a change", is_there(number)).await;
+        router.wait_until("a change", is_there(number)).await;
     }
-    let before = router.warmed_up(&all).await;
+    let before = router.warm_up(&all).await;
     let load = router.load();
     let mut pace = tokio::time::interval(PACE);
     let mut slowest = Duration::ZERO;
@@ -53,15 +53,15 @@ async fn a_reload_every_fifty_milliseconds_fails_nothing_and_leaves_nothing_behi
         let written = Instant::now();
         write(number);
         if number % 10 == 0 {
-            router.until("a change", is_there(number)).await;
+            router.wait_until("a change", is_there(number)).await;
             slowest = slowest.max(written.elapsed());
         }
     }
     // The version that was there at the start, but for its number.
     write(8 * 1000);
-    router.until("the last change", is_there(8 * 1000)).await;
+    router.wait_until("the last change", is_there(8 * 1000)).await;
     println!("  {CHANGES} changes, the slowest of those looked at took effect after {slowest:?}");
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     assert_eq!(router.metric("config_reloads_total", &["error"]).await, 0.0);
-    router.recovers(load, &[], &before, &all).await;
+    router.assert_recovers(load, &[], &before, &all).await;
 }

@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 
-use crate::client::{head, sent};
+use crate::client::{head, connect_and_send};
 use crate::message::Message;
-use crate::model::{Peer, Replica};
+use crate::model::{RouterConnection, Replica};
 use crate::program::{Program, deployment, endpoint};
-use crate::{PATIENCE, soon};
+use crate::{WAIT_TIMEOUT, with_timeout};
 
 const LENGTH: usize = 100 * 1024 * 1024;
 const PIECE: usize = 64 * 1024;
 /// How far ahead of the slower model the client gets.
-const AHEAD: usize = 4 * PIECE;
+const MAX_AHEAD_BYTES: usize = 4 * PIECE;
 
 /// The endpoint with half of the live requests copied.
-fn mirrored(live: &Replica, shadow: &Replica, of_shadow: &str) -> String {
+fn mirrored_document(live: &Replica, shadow: &Replica, of_shadow: &str) -> String {
     let deployments = [
         deployment("blue", &[live], "maxConcurrentRequestsPerInstance: 8"),
         deployment("shadow", &[shadow], &format!("maxConcurrentRequestsPerInstance: 8{of_shadow}")),
@@ -27,10 +27,10 @@ fn mirrored(live: &Replica, shadow: &Replica, of_shadow: &str) -> String {
 }
 
 /// A model that takes bodies and says how far it is.
-async fn sink() -> (Replica, Arc<AtomicUsize>) {
+async fn start_sink_model() -> (Replica, Arc<AtomicUsize>) {
     let taken = Arc::new(AtomicUsize::new(0));
     let counted = taken.clone();
-    let replica = Replica::new(move |mut peer: Peer| {
+    let replica = Replica::new(move |mut peer: RouterConnection| {
         let taken = counted.clone();
         async move {
             let mut room = vec![0; PIECE];
@@ -55,34 +55,34 @@ async fn sink() -> (Replica, Arc<AtomicUsize>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_copy_of_the_largest_body_takes_little_memory() {
-    let ((live, at_live), (shadow, at_shadow)) = (sink().await, sink().await);
-    let mut router = Program::start(mirrored(&live, &shadow, ""), "").await;
+    let ((live, at_live), (shadow, at_shadow)) = (start_sink_model().await, start_sink_model().await);
+    let mut router = Program::start(mirrored_document(&live, &shadow, ""), "").await;
     let (mut before, mut most) = (0, 0);
     // The first is not: it shows what a body takes without a copy. One of two at most is copied, at the latest one of six.
     while router.metric("mirror_requests_total", &["answered"]).await == 0.0 {
         [&at_live, &at_shadow].iter().for_each(|taken| taken.store(0, Ordering::Relaxed));
-        let mut stream = sent(router.scoring, head("score", "", LENGTH)).await;
+        let mut stream = connect_and_send(router.scoring, head("score", "", LENGTH)).await;
         let (piece, begun) = (vec![b'x'; PIECE], Instant::now());
         for from in (0..LENGTH).step_by(PIECE) {
-            soon("room for more", stream.write_all(&piece)).await.unwrap();
+            with_timeout("room for more", stream.write_all(&piece)).await.unwrap();
             let waits = || {
                 let [live, shadow] = [&at_live, &at_shadow].map(|taken| taken.load(Ordering::Relaxed));
                 let may_begin = from == 0 && shadow == 0 && begun.elapsed() < Duration::from_millis(200);
-                may_begin || from > live + AHEAD || shadow > 0 && from > shadow + AHEAD
+                may_begin || from > live + MAX_AHEAD_BYTES || shadow > 0 && from > shadow + MAX_AHEAD_BYTES
             };
             while waits() {
-                assert!(begun.elapsed() < PATIENCE, "timed out: the models");
+                assert!(begun.elapsed() < WAIT_TIMEOUT, "timed out: the models");
                 tokio::task::yield_now().await;
             }
             if from % (16 * PIECE) == 0 {
-                most = most.max(router.vitals().memory);
+                most = most.max(router.process_stats().memory_kib);
                 if at_shadow.load(Ordering::Relaxed) == 0 {
                     before = before.max(most);
                 }
             }
         }
         let mut stream = BufReader::new(stream);
-        assert_eq!(soon("an answer", Message::read(&mut stream)).await.unwrap().status(), 200);
+        assert_eq!(with_timeout("an answer", Message::read(&mut stream)).await.unwrap().status(), 200);
         // The copy has had the last of it too, if there is one.
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -94,20 +94,20 @@ async fn the_copy_of_the_largest_body_takes_little_memory() {
 async fn a_shadow_that_dies_and_comes_back_costs_no_live_answer() {
     let live = Replica::echo("blue", Duration::from_millis(1)).await;
     let mut shadow = Replica::echo("shadow", Duration::from_millis(5)).await;
-    let mut router = Program::start(mirrored(&live, &shadow, ", requestTimeoutMs: 200"), "").await;
+    let mut router = Program::start(mirrored_document(&live, &shadow, ", requestTimeoutMs: 200"), "").await;
     let load = router.load();
-    load.go_on_for(300).await;
+    load.wait_for_answers(300).await;
     let copies = router.metric("mirror_requests_total", &["answered"]).await;
     assert!(copies > 0.0);
     for _ in 0..3 {
-        shadow.hang_up();
-        load.go_on_for(100).await;
-        shadow.die().await;
-        load.go_on_for(100).await;
-        shadow.revive().await;
-        load.go_on_for(100).await;
+        shadow.close_connections();
+        load.wait_for_answers(100).await;
+        shadow.stop_listening().await;
+        load.wait_for_answers(100).await;
+        shadow.listen_again().await;
+        load.wait_for_answers(100).await;
     }
-    load.stop().await.only(&[]);
+    load.stop().await.assert_only(&[]);
     let failed = router.metric("mirror_requests_total", &[]).await - copies;
     assert!(failed > 0.0 && router.metric("mirror_requests_total", &["closed"]).await > 0.0);
     let blue = &router.deployments().await[0];

@@ -11,24 +11,24 @@ use crate::client::{KEY, head};
 use crate::message::Message;
 use crate::model::Replica;
 use crate::program::{Program, deployment, endpoint};
-use crate::soon;
+use crate::with_timeout;
 
-const SLOW: usize = 16;
+const SLOW_READERS: usize = 16;
 /// Far more than all the buffers on the way take.
-const RESPONSE: usize = 32 << 20;
+const RESPONSE_BYTES: usize = 32 << 20;
 /// Memory that each may take while it is served, in KiB; the contract allows 4 MiB (PRODUCT.md 10).
-const MORE: u64 = 3 * 1024;
+const MAX_KIB_PER_READER: u64 = 3 * 1024;
 /// `limits.bodyIdleTimeout` in the settings.
-const PATIENCE_WITH_CLIENTS: Duration = Duration::from_secs(2);
+const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A model that answers everything with [`RESPONSE`] bytes.
-async fn endless() -> Replica {
+async fn start_large_response_model() -> Replica {
     Replica::new(|mut peer| async move {
         while Message::read(&mut peer).await.is_ok() {
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {RESPONSE}\r\n\r\n");
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {RESPONSE_BYTES}\r\n\r\n");
             let _ = peer.get_mut().write_all(head.as_bytes()).await;
             let block = vec![b'x'; 64 << 10];
-            for _ in 0..RESPONSE / block.len() {
+            for _ in 0..RESPONSE_BYTES / block.len() {
                 if peer.get_mut().write_all(&block).await.is_err() {
                     return;
                 }
@@ -41,7 +41,7 @@ async fn endless() -> Replica {
 /// All slow clients at once, until the last of them is cut off.
 async fn read_slowly(router: &mut Program, before: u64) {
     let started = Instant::now();
-    let readers = (0..SLOW).map(|_| {
+    let readers = (0..SLOW_READERS).map(|_| {
         let address = router.scoring;
         tokio::spawn(async move {
             let socket = TcpSocket::new_v4().unwrap();
@@ -57,19 +57,19 @@ async fn read_slowly(router: &mut Program, before: u64) {
         })
     });
     let readers: Vec<_> = readers.collect();
-    router.until("slow clients in all slots", |all| all[1]["slots"]["busy"] == SLOW).await;
+    router.wait_until("slow clients in all slots", |all| all[1]["slots"]["busy"] == SLOW_READERS).await;
     let mut most = 0;
     // What was sent before it was cut off a client can read long afterwards.
     while router.deployments().await[1]["slots"]["busy"] != 0 {
-        most = most.max(router.vitals().memory);
-        assert!(started.elapsed() < crate::PATIENCE, "still served");
-        tokio::time::sleep(crate::LOOK).await;
+        most = most.max(router.process_stats().memory_kib);
+        assert!(started.elapsed() < crate::WAIT_TIMEOUT, "still served");
+        tokio::time::sleep(crate::POLL_INTERVAL).await;
     }
     let cut_after = started.elapsed();
     let more = most.saturating_sub(before);
-    println!("  {SLOW} slow readers of {RESPONSE} bytes: {more} KiB more, cut off after {cut_after:?}");
-    assert!(more <= SLOW as u64 * MORE, "{more} KiB");
-    assert!(cut_after >= PATIENCE_WITH_CLIENTS, "cut off at once");
+    println!("  {SLOW_READERS} slow readers of {RESPONSE_BYTES} bytes: {more} KiB more, cut off after {cut_after:?}");
+    assert!(more <= SLOW_READERS as u64 * MAX_KIB_PER_READER, "{more} KiB");
+    assert!(cut_after >= BODY_IDLE_TIMEOUT, "cut off at once");
     readers.iter().for_each(|reader| reader.abort());
 }
 
@@ -79,18 +79,18 @@ async fn read_slowly(router: &mut Program, before: u64) {
 #[tokio::test]
 async fn clients_that_read_a_byte_a_second_hold_no_memory_and_are_cut_off() {
     let blue = Replica::echo("blue", Duration::from_millis(2)).await;
-    let green = endless().await;
+    let green = start_large_response_model().await;
     let document = endpoint(&[
         deployment("blue", &[&blue], "maxConcurrentRequestsPerInstance: 2"),
         deployment("green", &[&green], "maxConcurrentRequestsPerInstance: 16, requestTimeoutMs: 2000"),
     ]);
     let mut router = Program::start(document, "limits: {bodyIdleTimeout: 2s}").await;
-    let first = router.warmed_up(&[&blue, &green]).await;
-    read_slowly(&mut router, first.memory).await;
-    let before = router.warmed_up(&[&blue, &green]).await;
+    let first = router.warm_up(&[&blue, &green]).await;
+    read_slowly(&mut router, first.memory_kib).await;
+    let before = router.warm_up(&[&blue, &green]).await;
     let load = router.load();
-    read_slowly(&mut router, before.memory).await;
-    let tally = router.recovers(load, &[], &before, &[&blue, &green]).await;
+    read_slowly(&mut router, before.memory_kib).await;
+    let tally = router.assert_recovers(load, &[], &before, &[&blue, &green]).await;
     assert!(tally.slowest < Duration::from_secs(2), "others are slowed: {tally:?}");
 }
 
@@ -99,13 +99,13 @@ async fn clients_that_read_a_byte_a_second_hold_no_memory_and_are_cut_off() {
 #[tokio::test]
 async fn http2_streams_that_are_not_read_are_reset_and_no_other() {
     const STREAMS: usize = 3;
-    let (blue, green) = (Replica::echo("blue", Duration::from_millis(2)).await, endless().await);
+    let (blue, green) = (Replica::echo("blue", Duration::from_millis(2)).await, start_large_response_model().await);
     let document = endpoint(&[
         deployment("blue", &[&blue], "maxConcurrentRequestsPerInstance: 2"),
         deployment("green", &[&green], "maxConcurrentRequestsPerInstance: 3, requestTimeoutMs: 2000"),
     ]);
     let mut router = Program::start(document, "limits: {bodyIdleTimeout: 2s}").await;
-    let before = router.warmed_up(&[&blue, &green]).await;
+    let before = router.warm_up(&[&blue, &green]).await;
     let load = router.load();
     let stream = TcpStream::connect(router.scoring).await.unwrap();
     let io = hyper_util::rt::TokioIo::new(stream);
@@ -123,31 +123,31 @@ async fn http2_streams_that_are_not_read_are_reset_and_no_other() {
     };
     let mut unread = Vec::new();
     for _ in 0..STREAMS {
-        unread.push(soon("a response", sender.send_request(ask("green", ""))).await.unwrap());
+        unread.push(with_timeout("a response", sender.send_request(ask("green", ""))).await.unwrap());
     }
     let started = Instant::now();
     while router.deployments().await[1]["slots"]["busy"] != 0 {
-        let answer = soon("a response", sender.send_request(ask("blue", "{}"))).await.unwrap();
+        let answer = with_timeout("a response", sender.send_request(ask("blue", "{}"))).await.unwrap();
         assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "blue {}");
-        assert!(started.elapsed() < crate::PATIENCE, "still served");
-        tokio::time::sleep(crate::LOOK).await;
+        assert!(started.elapsed() < crate::WAIT_TIMEOUT, "still served");
+        tokio::time::sleep(crate::POLL_INTERVAL).await;
     }
     let reset_after = started.elapsed();
     println!("  HTTP/2 streams that are not read are reset after {reset_after:?}");
-    assert!(reset_after >= PATIENCE_WITH_CLIENTS, "reset at once");
+    assert!(reset_after >= BODY_IDLE_TIMEOUT, "reset at once");
     for response in unread {
-        assert!(soon("the end of a stream", response.into_body().collect()).await.is_err(), "it looks whole");
+        assert!(with_timeout("the end of a stream", response.into_body().collect()).await.is_err(), "it looks whole");
     }
     // One that is read slowly, but read, is not reset.
-    let mut slowly = soon("a response", sender.send_request(ask("green", ""))).await.unwrap().into_body();
+    let mut slowly = with_timeout("a response", sender.send_request(ask("green", ""))).await.unwrap().into_body();
     let (mut taken, started) = (0, Instant::now());
-    while let Some(frame) = soon("a frame", slowly.frame()).await {
+    while let Some(frame) = with_timeout("a frame", slowly.frame()).await {
         taken += frame.unwrap().data_ref().map_or(0, Bytes::len);
-        if started.elapsed() < 2 * PATIENCE_WITH_CLIENTS {
+        if started.elapsed() < 2 * BODY_IDLE_TIMEOUT {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    assert_eq!(taken, RESPONSE);
+    assert_eq!(taken, RESPONSE_BYTES);
     drop((sender, slowly));
-    router.recovers(load, &[], &before, &[&blue, &green]).await;
+    router.assert_recovers(load, &[], &before, &[&blue, &green]).await;
 }

@@ -2,23 +2,23 @@
 
 use std::fmt::Write as _;
 
-use crate::target::Expect::{self, Passed, Refused};
+use crate::target::Http1Expectation::{self, Passed, Refused};
 use crate::target::{Target, post};
 
-const BAD: Expect = Refused(400, "bad_request");
+const BAD: Http1Expectation = Refused(400, "bad_request");
 const CHUNKED: &str = "transfer-encoding: chunked\r\n";
 
-async fn all(cases: &[(&str, Expect)]) {
+async fn assert_all(cases: &[(&str, Http1Expectation)]) {
     let mut target = Target::start().await;
     for (body, expected) in cases {
         let shown = &body[..body.len().min(60)];
-        target.expect(&format!("{shown:?}"), &post(CHUNKED, body), *expected).await;
+        target.assert_attack(&format!("{shown:?}"), &post(CHUNKED, body), *expected).await;
     }
 }
 
 #[tokio::test]
 async fn a_chunk_size_is_hexadecimal_digits() {
-    all(&[
+    assert_all(&[
         ("5\r\nhello\r\n0\r\n\r\n", Passed("hello")),
         ("05\r\nhello\r\n00000\r\n\r\n", Passed("hello")),
         ("A\r\nhellohello\r\n0\r\n\r\n", Passed("hellohello")),
@@ -43,12 +43,12 @@ async fn a_chunk_size_is_hexadecimal_digits() {
 #[tokio::test]
 async fn a_chunk_that_never_ends_is_given_up() {
     let late = Refused(408, "client_timeout");
-    all(&[("ffffffffffffffff\r\nhello\r\n0\r\n\r\n", late), ("7fffffffffffffff\r\nhello\r\n0\r\n\r\n", late)]).await;
+    assert_all(&[("ffffffffffffffff\r\nhello\r\n0\r\n\r\n", late), ("7fffffffffffffff\r\nhello\r\n0\r\n\r\n", late)]).await;
 }
 
 #[tokio::test]
 async fn chunks_and_their_data_end_with_cr_lf() {
-    all(&[
+    assert_all(&[
         ("5\nhello\r\n0\r\n\r\n", BAD),
         ("5\rhello\r\n0\r\n\r\n", BAD),
         ("5\r\nhello\n0\r\n\r\n", BAD),
@@ -66,7 +66,7 @@ async fn chunks_and_their_data_end_with_cr_lf() {
 async fn chunk_extensions_are_skipped_and_bounded() {
     let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(20_000));
     let many = format!("{}0\r\n\r\n", format!("1;{}\r\nx\r\n", "y".repeat(100)).repeat(400));
-    all(&[
+    assert_all(&[
         ("5;name=value\r\nhello\r\n0;last\r\n\r\n", Passed("hello")),
         ("5;a=\"b;c\"\r\nhello\r\n0\r\n\r\n", Passed("hello")),
         ("5;a=\"\r\nhello\r\n0\r\n\r\n", Passed("hello")),
@@ -102,7 +102,7 @@ async fn trailers_are_bounded_and_change_nothing_of_the_request() {
         let announced = "trailer: x, content-length, transfer-encoding, host, authorization\r\nte: trailers\r\n";
         for fields in [CHUNKED, &format!("{CHUNKED}{announced}")] {
             let what = &trailers[..trailers.len().min(40)];
-            let seen = target.expect(what, &post(fields, &body), expected).await;
+            let seen = target.assert_attack(what, &post(fields, &body), expected).await;
             for (name, _) in seen.iter().flat_map(|seen| &seen.trailers) {
                 assert_eq!(name, "x", "a trailer that the model could take for a header: {seen:?}");
             }

@@ -5,25 +5,25 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 use crate::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GOAWAY, H2, HEADERS, PING, POST, PRIORITY,
-    RST_STREAM, WINDOW_UPDATE, block, frame, head, settings, text,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GOAWAY, H2Connection, HEADERS, PING, POST_PSEUDO_HEADERS, PRIORITY,
+    RST_STREAM, WINDOW_UPDATE, block, frame, head, settings, hpack_string,
 };
 use crate::target::Target;
 
 /// A target that only a flood makes lose its patience within a test.
-async fn patient(request_settings: &str) -> Target {
+async fn start_patient_target(request_settings: &str) -> Target {
     Target::start_with(request_settings, |settings| {
-        settings.limits.header_read_timeout = FOR_EVER;
-        settings.limits.body_idle_timeout = FOR_EVER;
+        settings.limits.header_read_timeout = LONG_TIMEOUT;
+        settings.limits.body_idle_timeout = LONG_TIMEOUT;
     })
     .await
 }
 
-const FOR_EVER: Duration = Duration::from_secs(600);
+const LONG_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Writes `first`, then `rounds` times `round`, or until the router closes; it must. Returns the frames that came.
 async fn flood(target: &mut Target, first: &[u8], rounds: usize, round: impl Fn(usize) -> Vec<u8>) -> Vec<Frame> {
-    let mut client = H2::connect(target.router.scoring, &[]).await;
+    let mut client = H2Connection::connect(target.router.scoring, &[]).await;
     client.write(first).await;
     let attack = async move {
         let mut frames = Vec::new();
@@ -40,12 +40,12 @@ async fn flood(target: &mut Target, first: &[u8], rounds: usize, round: impl Fn(
         }
         frames
     };
-    target.under(attack).await
+    target.serve_good_client_during(attack).await
 }
 
 /// Asserts that the attacker, if it was told anything, was told to calm down. (A GOAWAY can be lost in the reset that
 /// follows when the attacker goes on writing.)
-fn calmed(what: &str, frames: &[Frame]) {
+fn assert_told_to_calm_down(what: &str, frames: &[Frame]) {
     if let Some(last) = frames.iter().rev().find(|frame| frame.kind == GOAWAY) {
         assert_eq!(last.error(), ENHANCE_YOUR_CALM, "{what}: {last:?}");
     }
@@ -53,20 +53,20 @@ fn calmed(what: &str, frames: &[Frame]) {
 
 #[tokio::test]
 async fn rapid_resets_end_the_connection() {
-    let mut target = patient("{maxConcurrentRequestsPerInstance: 1000}").await;
+    let mut target = start_patient_target("{maxConcurrentRequestsPerInstance: 1000}").await;
     let round = |round: usize| {
         let streams = (0..20).map(|n| 1 + 2 * (20 * round as u32 + n));
         let reset = |stream| [head(stream, END_STREAM, &[]), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat();
         streams.flat_map(reset).collect()
     };
-    calmed("rapid resets", &flood(&mut target, &[], 500, round).await);
-    target.idle().await;
+    assert_told_to_calm_down("rapid resets", &flood(&mut target, &[], 500, round).await);
+    target.wait_until_idle().await;
 }
 
 #[tokio::test]
 async fn resets_slow_enough_to_be_looked_at_end_the_connection_too() {
-    let mut target = patient("{maxConcurrentRequestsPerInstance: 1000}").await;
-    let mut client = H2::connect(target.router.scoring, &[]).await;
+    let mut target = start_patient_target("{maxConcurrentRequestsPerInstance: 1000}").await;
+    let mut client = H2Connection::connect(target.router.scoring, &[]).await;
     let attack = async move {
         for number in 0..300 {
             let streams = (0..10).map(|n| 1 + 2 * (10 * number + n));
@@ -84,30 +84,30 @@ async fn resets_slow_enough_to_be_looked_at_end_the_connection_too() {
         }
         300
     };
-    let rounds = target.under(attack).await;
+    let rounds = target.serve_good_client_during(attack).await;
     assert!((50..150).contains(&rounds), "cut off after {rounds} rounds of ten");
-    target.idle().await;
+    target.wait_until_idle().await;
 }
 
 #[tokio::test]
 async fn heads_without_end_end_the_connection() {
-    let mut target = patient("{}").await;
-    let start = frame(HEADERS, END_STREAM, 1, &block(&POST));
+    let mut target = start_patient_target("{}").await;
+    let start = frame(HEADERS, END_STREAM, 1, &block(&POST_PSEUDO_HEADERS));
     for (what, piece) in [
         ("empty", Vec::new()),
         ("small", block(&[("x", "y")])),
         ("large", block(&[("x", &"y".repeat(16_000))])),
-        ("half a field", [vec![0], text(b"x"), vec![0x7f, 0x80]].concat()),
+        ("half a field", [vec![0], hpack_string(b"x"), vec![0x7f, 0x80]].concat()),
     ] {
         let frames = flood(&mut target, &start, 10_000, |_| frame(CONTINUATION, 0, 1, &piece)).await;
         assert!(frames.iter().all(|frame| frame.kind != DATA), "{what}: {frames:?}");
     }
-    assert!(target.mine.take().is_empty());
+    assert!(target.recorder.take_requests().is_empty());
 }
 
 #[tokio::test]
 async fn frames_that_ask_for_nothing_end_the_connection() {
-    let mut target = patient("{requestTimeoutMs: 300000}").await;
+    let mut target = start_patient_target("{requestTimeoutMs: 300000}").await;
     let open = head(1, 0, &[]);
     for (what, first, piece) in [
         ("SETTINGS", &[][..], settings(&[(3, 100)])),
@@ -120,8 +120,8 @@ async fn frames_that_ask_for_nothing_end_the_connection() {
         ("empty DATA", &open, frame(DATA, 0, 1, &[])),
         ("DATA of one byte", &open, frame(DATA, 0, 1, b"x")),
     ] {
-        calmed(what, &flood(&mut target, first, 1_000, |_| piece.repeat(100)).await);
-        target.idle().await;
+        assert_told_to_calm_down(what, &flood(&mut target, first, 1_000, |_| piece.repeat(100)).await);
+        target.wait_until_idle().await;
     }
 }
 
@@ -129,8 +129,8 @@ async fn frames_that_ask_for_nothing_end_the_connection() {
 async fn a_small_head_that_unpacks_to_a_large_one_is_not_unpacked() {
     let mut target = Target::start().await;
     // A field of 4,000 bytes goes into the table and is then named by one byte each.
-    let large = [vec![0x40], text(b"x"), text("y".repeat(4_000).as_bytes())].concat();
-    let start = [block(&POST), large].concat();
+    let large = [vec![0x40], hpack_string(b"x"), hpack_string("y".repeat(4_000).as_bytes())].concat();
+    let start = [block(&POST_PSEUDO_HEADERS), large].concat();
     for (what, bytes) in [
         ("in one frame", frame(HEADERS, END_STREAM | END_HEADERS, 1, &[start.clone(), vec![0xbe; 8_000]].concat())),
         (
@@ -138,39 +138,39 @@ async fn a_small_head_that_unpacks_to_a_large_one_is_not_unpacked() {
             [frame(HEADERS, END_STREAM, 1, &start), frame(CONTINUATION, END_HEADERS, 1, &[0xbe; 16_000])].concat(),
         ),
     ] {
-        let mut client = H2::connect(target.router.scoring, &[]).await;
+        let mut client = H2Connection::connect(target.router.scoring, &[]).await;
         client.write(&bytes).await;
-        target.good().await;
-        let frames = client.until_end(1).await;
+        target.send_good_request().await;
+        let frames = client.read_until_stream_end(1).await;
         let last = frames.last().unwrap_or_else(|| panic!("{what}: closed without a word"));
         assert_eq!((last.kind, last.error()), (GOAWAY, ENHANCE_YOUR_CALM), "{what}: {last:?}");
     }
     // A little too large is answered.
-    let mut client = H2::connect(target.router.scoring, &[]).await;
+    let mut client = H2Connection::connect(target.router.scoring, &[]).await;
     client.write(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &[start, vec![0xbe; 20]].concat())).await;
-    let frames = client.until_end(1).await;
+    let frames = client.read_until_stream_end(1).await;
     let body: Vec<u8> = frames.iter().filter(|f| f.kind == DATA).flat_map(|f| f.payload.clone()).collect();
     let document: serde_json::Value = serde_json::from_slice(&body).unwrap();
     assert_eq!((document["status"].as_u64(), document["code"].as_str()), (Some(431), Some("head_too_large")));
-    target.good().await;
-    assert!(target.mine.take().is_empty());
+    target.send_good_request().await;
+    assert!(target.recorder.take_requests().is_empty());
 }
 
 #[tokio::test]
 async fn no_more_streams_than_announced() {
     let mut target = Target::start_with("{requestTimeoutMs: 1000}", |_| ()).await;
-    let mut client = H2::connect(target.router.scoring, &[]).await;
+    let mut client = H2Connection::connect(target.router.scoring, &[]).await;
     // Open, with bodies that never come.
     let heads: Vec<u8> = (0..300).flat_map(|n| head(1 + 2 * n, 0, &[("content-length", "5")])).collect();
     client.write(&heads).await;
-    target.good().await;
+    target.send_good_request().await;
     let mut refused = 0;
     while refused < 44 {
         let frame = client.next().await.expect("the connection should live");
         refused += usize::from(frame.kind == RST_STREAM && frame.error() == 7);
     }
     drop(client);
-    target.good().await;
-    target.idle().await;
-    assert!(target.mine.take().iter().all(|seen| !seen.whole));
+    target.send_good_request().await;
+    target.wait_until_idle().await;
+    assert!(target.recorder.take_requests().iter().all(|seen| !seen.is_complete));
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{KEY, soon};
+use crate::harness::{KEY, with_timeout};
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -33,7 +33,7 @@ pub const PROTOCOL_ERROR: u32 = 1;
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// What an ordinary scoring request begins with.
-pub const POST: [(&str, &str); 4] = [
+pub const POST_PSEUDO_HEADERS: [(&str, &str); 4] = [
     (":method", "POST"),
     (":scheme", "http"),
     (":path", "/api/v1/endpoint/my-endpoint/score"),
@@ -63,11 +63,11 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// A header block without indexing and without Huffman coding.
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    fields.iter().flat_map(|(name, value)| [vec![0], text(name.as_bytes()), text(value.as_bytes())].concat()).collect()
+    fields.iter().flat_map(|(name, value)| [vec![0], hpack_string(name.as_bytes()), hpack_string(value.as_bytes())].concat()).collect()
 }
 
 /// A string of a header block.
-pub fn text(bytes: &[u8]) -> Vec<u8> {
+pub fn hpack_string(bytes: &[u8]) -> Vec<u8> {
     let mut written = Vec::new();
     if bytes.len() < 127 {
         written.push(bytes.len() as u8);
@@ -87,7 +87,7 @@ pub fn text(bytes: &[u8]) -> Vec<u8> {
 /// The head of a request with the right key, whole, with `more` fields; [`END_STREAM`] among the `flags` for no body.
 pub fn head(stream: u32, flags: u8, more: &[(&str, &str)]) -> Vec<u8> {
     let key = format!("Bearer {KEY}");
-    let fields = [&POST[..], &[("authorization", &*key)], more].concat();
+    let fields = [&POST_PSEUDO_HEADERS[..], &[("authorization", &*key)], more].concat();
     frame(HEADERS, flags | END_HEADERS, stream, &block(&fields))
 }
 
@@ -98,12 +98,12 @@ pub fn settings(pairs: &[(u16, u32)]) -> Vec<u8> {
 }
 
 /// The client's end of a connection.
-pub struct H2 {
+pub struct H2Connection {
     pub stream: TcpStream,
     bytes: Vec<u8>,
 }
 
-impl H2 {
+impl H2Connection {
     /// Connects, and sends preface and these settings.
     pub async fn connect(address: SocketAddr, pairs: &[(u16, u32)]) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
@@ -115,16 +115,16 @@ impl H2 {
 
     /// Writes as much as the router takes; one that has closed takes nothing.
     pub async fn write(&mut self, bytes: &[u8]) {
-        let _ = soon("written bytes", self.stream.write_all(bytes)).await;
+        let _ = with_timeout("written bytes", self.stream.write_all(bytes)).await;
     }
 
     /// The next frame. `None`: the connection has ended.
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
-            if let Some(frame) = self.read_already() {
+            if let Some(frame) = self.buffered_frame() {
                 return Some(frame);
             }
-            let read = soon("a frame", self.stream.read_buf(&mut self.bytes)).await;
+            let read = with_timeout("a frame", self.stream.read_buf(&mut self.bytes)).await;
             if !read.is_ok_and(|read| read > 0) {
                 return None;
             }
@@ -134,10 +134,10 @@ impl H2 {
     /// The next frame of those that are there.
     pub fn try_next(&mut self) -> Option<Frame> {
         while let Ok(1..) = self.stream.try_read_buf(&mut self.bytes) {}
-        self.read_already()
+        self.buffered_frame()
     }
 
-    fn read_already(&mut self) -> Option<Frame> {
+    fn buffered_frame(&mut self) -> Option<Frame> {
         let length = u32::from_be_bytes([0, *self.bytes.first()?, *self.bytes.get(1)?, *self.bytes.get(2)?]) as usize;
         if self.bytes.len() < 9 + length {
             return None;
@@ -148,7 +148,7 @@ impl H2 {
     }
 
     /// The frames up to the end of `stream` or of the connection.
-    pub async fn until_end(&mut self, stream: u32) -> Vec<Frame> {
+    pub async fn read_until_stream_end(&mut self, stream: u32) -> Vec<Frame> {
         let mut frames = Vec::new();
         while let Some(frame) = self.next().await {
             let flagged = matches!(frame.kind, DATA | HEADERS) && frame.flags & END_STREAM != 0;

@@ -1,16 +1,16 @@
 //! Where a request ends: every way to make two servers disagree on it.
 
 use crate::harness::KEY;
-use crate::target::Expect::{self, Declined, Passed, PassedAlone, Refused};
+use crate::target::Http1Expectation::{self, RefusedKeptAlive, Passed, PassedAndClosed, Refused};
 use crate::target::{Target, post};
 
-const BAD: Expect = Refused(400, "bad_request");
+const BAD: Http1Expectation = Refused(400, "bad_request");
 const CHUNKED: &str = "5\r\nhello\r\n0\r\n\r\n";
 
-async fn all(cases: &[(&str, &str, Expect)]) {
+async fn assert_all(cases: &[(&str, &str, Http1Expectation)]) {
     let mut target = Target::start().await;
     for (fields, body, expected) in cases {
-        target.expect(fields, &post(fields, body), *expected).await;
+        target.assert_attack(fields, &post(fields, body), *expected).await;
     }
 }
 
@@ -21,7 +21,7 @@ fn smuggled() -> String {
 
 #[tokio::test]
 async fn a_content_length_is_digits_and_one() {
-    all(&[
+    assert_all(&[
         ("content-length: 5\r\n", "hello", Passed("hello")),
         ("Content-Length:5\r\n", "hello", Passed("hello")),
         ("content-length:   5\t \r\n", "hello", Passed("hello")),
@@ -56,7 +56,7 @@ async fn a_content_length_is_digits_and_one() {
 #[tokio::test]
 async fn a_huge_content_length_is_neither_believed_nor_wrapped() {
     let too_large = Refused(413, "payload_too_large");
-    all(&[
+    assert_all(&[
         ("content-length: 104857601\r\n", "hello", too_large),
         ("content-length: 4294967301\r\n", "hello", too_large),
         ("content-length: 9223372036854775807\r\n", "hello", too_large),
@@ -72,13 +72,13 @@ async fn a_huge_content_length_is_neither_believed_nor_wrapped() {
 #[tokio::test]
 async fn of_a_length_and_an_encoding_the_encoding_counts_and_nothing_follows() {
     // RFC 9112 section 6.1: such a request is answered by the encoding, and the connection is closed.
-    all(&[
-        ("content-length: 5\r\ntransfer-encoding: chunked\r\n", CHUNKED, PassedAlone("hello")),
-        ("transfer-encoding: chunked\r\ncontent-length: 5\r\n", CHUNKED, PassedAlone("hello")),
-        ("content-length: 0\r\ntransfer-encoding: chunked\r\n", CHUNKED, PassedAlone("hello")),
-        ("transfer-encoding: chunked\r\ncontent-length: 999999999\r\n", CHUNKED, PassedAlone("hello")),
-        ("content-length: 3\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n", CHUNKED, PassedAlone("hello")),
-        ("transfer-encoding: chunked\r\ncontent-length: 3\r\ncontent-length: 4\r\n", CHUNKED, PassedAlone("hello")),
+    assert_all(&[
+        ("content-length: 5\r\ntransfer-encoding: chunked\r\n", CHUNKED, PassedAndClosed("hello")),
+        ("transfer-encoding: chunked\r\ncontent-length: 5\r\n", CHUNKED, PassedAndClosed("hello")),
+        ("content-length: 0\r\ntransfer-encoding: chunked\r\n", CHUNKED, PassedAndClosed("hello")),
+        ("transfer-encoding: chunked\r\ncontent-length: 999999999\r\n", CHUNKED, PassedAndClosed("hello")),
+        ("content-length: 3\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n", CHUNKED, PassedAndClosed("hello")),
+        ("transfer-encoding: chunked\r\ncontent-length: 3\r\ncontent-length: 4\r\n", CHUNKED, PassedAndClosed("hello")),
         ("content-length: x\r\ntransfer-encoding: chunked\r\n", CHUNKED, BAD),
         ("content-length: 3\r\ntransfer-encoding: xchunked\r\n", CHUNKED, BAD),
         ("content-length: 3\r\ntransfer-encoding: identity\r\n", CHUNKED, BAD),
@@ -87,17 +87,17 @@ async fn of_a_length_and_an_encoding_the_encoding_counts_and_nothing_follows() {
     let mut target = Target::start().await;
     let smuggled = smuggled();
     let by_length = format!("content-length: {}\r\ntransfer-encoding: chunked\r\n", smuggled.len() + 5);
-    let seen = target.expect("CL.TE", &post(&by_length, &format!("0\r\n\r\n{smuggled}")), PassedAlone("")).await;
+    let seen = target.assert_attack("CL.TE", &post(&by_length, &format!("0\r\n\r\n{smuggled}")), PassedAndClosed("")).await;
     assert_eq!(seen.len(), 1, "{seen:?}");
     let chunk = format!("{:x}\r\n{smuggled}\r\n0\r\n\r\n", smuggled.len());
-    let struck = target.strike(&post("content-length: 4\r\ntransfer-encoding: chunked\r\n", &chunk)).await;
+    let struck = target.send_attack(&post("content-length: 4\r\ntransfer-encoding: chunked\r\n", &chunk)).await;
     assert_eq!(struck.answers.len(), 1, "{struck:?}");
     assert_eq!((struck.seen.len(), &struck.seen[0].body), (1, &smuggled), "TE.CL: {struck:?}");
 }
 
 #[tokio::test]
 async fn a_transfer_encoding_is_chunked_and_one() {
-    all(&[
+    assert_all(&[
         ("transfer-encoding: chunked\r\n", CHUNKED, Passed("hello")),
         ("Transfer-Encoding:Chunked\r\n", CHUNKED, Passed("hello")),
         ("transfer-encoding: \t chunked\t\r\n", CHUNKED, Passed("hello")),
@@ -144,12 +144,12 @@ async fn http_1_0_has_no_transfer_encoding_and_no_second_request_unasked() {
     for (fields, body, expected) in [
         ("transfer-encoding: chunked\r\n", CHUNKED, BAD),
         ("content-length: 5\r\ntransfer-encoding: chunked\r\n", CHUNKED, BAD),
-        ("content-length: 5\r\n", "hello", PassedAlone("hello")),
+        ("content-length: 5\r\n", "hello", PassedAndClosed("hello")),
         ("connection: keep-alive\r\ncontent-length: 5\r\n", "hello", Passed("hello")),
         // Without a length there is no body.
-        ("", "hello", PassedAlone("")),
+        ("", "hello", PassedAndClosed("")),
     ] {
-        target.expect(fields, format!("{head}{fields}\r\n{body}").as_bytes(), expected).await;
+        target.assert_attack(fields, format!("{head}{fields}\r\n{body}").as_bytes(), expected).await;
     }
 }
 
@@ -158,13 +158,13 @@ async fn a_request_that_is_refused_for_its_content_does_not_leave_its_body_behin
     let mut target = Target::start().await;
     let smuggled = smuggled();
     for (what, key, path, expected) in [
-        ("a wrong key", "wrong-key-0123456789", "my-endpoint/score", Declined(401, "invalid_key")),
-        ("no endpoint", KEY, "no-endpoint/score", Declined(404, "endpoint_not_found")),
+        ("a wrong key", "wrong-key-0123456789", "my-endpoint/score", RefusedKeptAlive(401, "invalid_key")),
+        ("no endpoint", KEY, "no-endpoint/score", RefusedKeptAlive(404, "endpoint_not_found")),
         ("dots", KEY, "my-endpoint/../score", BAD),
     ] {
         let head = format!("POST /api/v1/endpoint/{path} HTTP/1.1\r\nhost: router\r\nauthorization: Bearer {key}\r\n");
         let request = format!("{head}content-length: {}\r\n\r\n{smuggled}", smuggled.len());
-        let seen = target.expect(what, request.as_bytes(), expected).await;
+        let seen = target.assert_attack(what, request.as_bytes(), expected).await;
         assert!(seen.iter().all(|seen| seen.target() == "/canary"), "{what}: {seen:?}");
     }
 }
@@ -174,11 +174,11 @@ async fn line_ends_are_never_seen_where_they_are_not() {
     let mut target = Target::start().await;
     let lf = String::from_utf8(post("content-length: 5\r\n", "hello")).unwrap();
     // RFC 9112 section 2.2 lets a lone LF end a line; the model gets CR LF.
-    target.expect("lone LF", lf.replace("\r\n", "\n").as_bytes(), Passed("hello")).await;
-    target.expect("lone CR", lf.replace("\r\n", "\r").as_bytes(), BAD).await;
-    target.expect("CR CR LF", lf.replace("\r\n", "\r\r\n").as_bytes(), BAD).await;
-    target.expect("LF CR", lf.replace("\r\n", "\n\r").as_bytes(), BAD).await;
+    target.assert_attack("lone LF", lf.replace("\r\n", "\n").as_bytes(), Passed("hello")).await;
+    target.assert_attack("lone CR", lf.replace("\r\n", "\r").as_bytes(), BAD).await;
+    target.assert_attack("CR CR LF", lf.replace("\r\n", "\r\r\n").as_bytes(), BAD).await;
+    target.assert_attack("LF CR", lf.replace("\r\n", "\n\r").as_bytes(), BAD).await;
     for line_end in ["\r\n", "\n", "\r\n\r\n"] {
-        target.expect("empty lines before", format!("{line_end}{lf}").as_bytes(), Passed("hello")).await;
+        target.assert_attack("empty lines before", format!("{line_end}{lf}").as_bytes(), Passed("hello")).await;
     }
 }

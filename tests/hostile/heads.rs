@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use crate::harness::KEY;
-use crate::target::Expect::{self, Declined, Passed, Refused};
+use crate::target::Http1Expectation::{self, RefusedKeptAlive, Passed, Refused};
 use crate::target::{Target, canary, post};
 
-const BAD: Expect = Refused(400, "bad_request");
-const TOO_LARGE: Expect = Refused(431, "head_too_large");
+const BAD: Http1Expectation = Refused(400, "bad_request");
+const TOO_LARGE: Http1Expectation = Refused(431, "head_too_large");
 const PATH: &str = "/api/v1/endpoint/my-endpoint/score";
 
 /// A request with this first line.
@@ -49,9 +49,9 @@ async fn a_request_line_has_three_parts_and_a_version_we_speak() {
         (format!("GET {PATH}\u{b}x HTTP/1.1"), BAD),
         (format!("GET {PATH}\0 HTTP/1.1"), BAD),
         (format!("GET {PATH}\u{7f} HTTP/1.1"), BAD),
-        (format!("TRACE {PATH} HTTP/1.1"), Declined(405, "method_not_allowed")),
+        (format!("TRACE {PATH} HTTP/1.1"), RefusedKeptAlive(405, "method_not_allowed")),
     ] {
-        target.expect(&start, line(&start).as_bytes(), expected).await;
+        target.assert_attack(&start, line(&start).as_bytes(), expected).await;
     }
 }
 
@@ -76,11 +76,11 @@ async fn what_is_not_http_is_refused_and_closed() {
         ("a response", b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"),
         ("Redis", b"*1\r\n$4\r\nPING\r\n"),
     ] {
-        target.expect(what, bytes, BAD).await;
+        target.assert_attack(what, bytes, BAD).await;
     }
     // Prior knowledge gone wrong: nobody knows which protocol would be understood.
     for bytes in ["PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "PRI * HTTP/2.0\r\nhost: x\r\n\r\n"] {
-        let struck = target.strike(&[bytes.as_bytes(), canary().as_bytes()].concat()).await;
+        let struck = target.send_attack(&[bytes.as_bytes(), canary().as_bytes()].concat()).await;
         assert!(struck.answers.iter().all(|(status, _)| *status == 400), "{bytes:?}: {struck:?}");
         assert!(struck.seen.is_empty(), "{bytes:?}: {struck:?}");
     }
@@ -118,7 +118,7 @@ async fn header_fields_keep_to_their_characters() {
         ("x: y\r\n\tz\r\n", BAD),
         (" x: y\r\n", BAD),
     ] {
-        target.expect(&format!("{field:?}"), &post(field, ""), expected).await;
+        target.assert_attack(&format!("{field:?}"), &post(field, ""), expected).await;
     }
 }
 
@@ -142,10 +142,10 @@ async fn heads_are_bounded_in_bytes_and_in_fields() {
         ("a large one", one(1, 60_000), Passed("")),
         ("one too large", one(1, 70_000), TOO_LARGE),
         ("one far too large", one(1, 4_000_000), TOO_LARGE),
-        ("a name too large", one(70_000, 1), Expect::Refused(431, "head_too_large")),
+        ("a name too large", one(70_000, 1), Http1Expectation::Refused(431, "head_too_large")),
         ("together too large", one(10, 1000).repeat(90), TOO_LARGE),
     ] {
-        target.expect(what, &post(&fields, ""), expected).await;
+        target.assert_attack(what, &post(&fields, ""), expected).await;
     }
 }
 
@@ -158,13 +158,13 @@ async fn a_huge_target_is_too_large() {
         (
             "a long name",
             format!("GET /api/v1/endpoint/{}/score HTTP/1.1", "a".repeat(60_000)),
-            Declined(404, "endpoint_not_found"),
+            RefusedKeptAlive(404, "endpoint_not_found"),
         ),
         ("a path too long", format!("GET {PATH}/{} HTTP/1.1", "a/".repeat(33_000)), TOO_LARGE),
         ("a query too long", format!("GET {PATH}?{} HTTP/1.1", "a".repeat(70_000)), TOO_LARGE),
         ("a target that never ends", format!("GET /{}", "a".repeat(1_000_000)), TOO_LARGE),
         ("a method that never ends", "G".repeat(1_000_000), TOO_LARGE),
     ] {
-        target.expect(what, line(&start).as_bytes(), expected).await;
+        target.assert_attack(what, line(&start).as_bytes(), expected).await;
     }
 }

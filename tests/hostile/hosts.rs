@@ -1,10 +1,10 @@
 //! Which host a request is for, and forms of targets other than a path.
 
 use crate::harness::KEY;
-use crate::target::Expect::{self, Declined, Passed, Refused};
+use crate::target::Http1Expectation::{self, RefusedKeptAlive, Passed, Refused};
 use crate::target::Target;
 
-const BAD: Expect = Refused(400, "bad_request");
+const BAD: Http1Expectation = Refused(400, "bad_request");
 const PATH: &str = "/api/v1/endpoint/my-endpoint/score";
 
 /// A request to this target, with these `host` fields.
@@ -39,10 +39,10 @@ async fn a_request_names_one_host() {
         ("host: router\0\r\n", BAD),
         ("host : router\r\n", BAD),
     ] {
-        target.expect(&format!("{hosts:?}"), request("HTTP/1.1", PATH, hosts).as_bytes(), expected).await;
+        target.assert_attack(&format!("{hosts:?}"), request("HTTP/1.1", PATH, hosts).as_bytes(), expected).await;
     }
     let old = request("HTTP/1.0", PATH, "connection: keep-alive\r\n");
-    target.expect("HTTP/1.0 needs none", old.as_bytes(), Passed("")).await;
+    target.assert_attack("HTTP/1.0 needs none", old.as_bytes(), Passed("")).await;
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn of_a_target_and_a_host_field_the_target_counts_and_it_has_no_user() {
     ] {
         let whole = format!("http://{authority}{PATH}");
         let request = request("HTTP/1.1", &whole, &format!("host: {host}\r\n"));
-        let seen = target.expect(&whole, request.as_bytes(), expected).await;
+        let seen = target.assert_attack(&whole, request.as_bytes(), expected).await;
         if let Some(seen) = seen.first() {
             assert_eq!((seen.target(), seen.get("x-forwarded-host")), ("/score", Some(authority)), "{seen:?}");
             assert!(!format!("{seen:?}").contains("evil"), "{seen:?}");
@@ -70,7 +70,7 @@ async fn of_a_target_and_a_host_field_the_target_counts_and_it_has_no_user() {
 #[tokio::test]
 async fn other_forms_of_targets_name_no_endpoint() {
     let mut target = Target::start().await;
-    let not_found = Declined(404, "endpoint_not_found");
+    let not_found = RefusedKeptAlive(404, "endpoint_not_found");
     for (method, form, expected) in [
         ("OPTIONS", "*", not_found),
         ("GET", "*", not_found),
@@ -87,7 +87,7 @@ async fn other_forms_of_targets_name_no_endpoint() {
         ("GET", "\\api\\v1\\endpoint\\my-endpoint\\score", BAD),
     ] {
         let bytes = format!("{method} {form} HTTP/1.1\r\nhost: router\r\nauthorization: Bearer {KEY}\r\n\r\n");
-        target.expect(form, bytes.as_bytes(), expected).await;
+        target.assert_attack(form, bytes.as_bytes(), expected).await;
     }
 }
 
@@ -96,7 +96,7 @@ async fn nobody_gets_a_tunnel() {
     let mut target = Target::start().await;
     for form in ["router:443", PATH, "http://router/api/v1/endpoint/my-endpoint/score", "127.0.0.1:22"] {
         let bytes = format!("CONNECT {form} HTTP/1.1\r\nhost: router\r\nauthorization: Bearer {KEY}\r\n\r\n");
-        let struck = target.strike(&[bytes.as_bytes(), crate::target::canary().as_bytes()].concat()).await;
+        let struck = target.send_attack(&[bytes.as_bytes(), crate::target::canary().as_bytes()].concat()).await;
         let refused = [(405, "method_not_allowed".to_owned()), (400, "bad_request".to_owned())];
         assert!(refused.contains(&struck.answers[0]), "{form}: {struck:?}");
         assert!(struck.seen.iter().all(|seen| seen.target() == "/canary"), "{form}: {struck:?}");
@@ -105,7 +105,7 @@ async fn nobody_gets_a_tunnel() {
         "upgrade: websocket\r\nconnection: upgrade\r\n",
         "upgrade: h2c\r\nconnection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n",
     ] {
-        let seen = target.expect(fields, &crate::target::post(fields, ""), Passed("")).await;
+        let seen = target.assert_attack(fields, &crate::target::post(fields, ""), Passed("")).await;
         for name in ["upgrade", "connection", "http2-settings"] {
             assert_eq!(seen[0].get(name), None, "{seen:?}");
         }

@@ -4,39 +4,39 @@ use crate::harness::KEY;
 use crate::target::{OTHER_KEY, Target};
 
 /// What must become of a path.
-enum Path {
+enum PathExpectation {
     /// The model behind `my-endpoint` gets this target.
-    To(&'static str),
+    Reaches(&'static str),
     /// The answer has this status.
     Refused(u16),
 }
-use Path::{Refused, To};
+use PathExpectation::{Refused, Reaches};
 
 /// Below `/api/v1/endpoint/`.
-const PATHS: &[(&[u8], Path)] = &[
-    (b"my-endpoint/score", To("/score")),
-    (b"MY-Endpoint/score", To("/score")),
-    (b"my-endpoint", To("/")),
-    (b"my-endpoint/", To("/")),
-    (b"my-endpoint?a=/../b", To("/?a=/../b")),
-    (b"my-endpoint/score?", To("/score?")),
-    (b"my-endpoint/score/", To("/score/")),
-    (b"my-endpoint/Score", To("/Score")),
-    (b"my-endpoint//score", To("//score")),
-    (b"my-endpoint/a%2Fb", To("/a%2Fb")),
-    (b"my-endpoint/a%5cb", To("/a%5cb")),
-    (b"my-endpoint/a;b=c/d,e", To("/a;b=c/d,e")),
-    (b"my-endpoint/...", To("/...")),
-    (b"my-endpoint/.hidden/a..b", To("/.hidden/a..b")),
+const PATHS: &[(&[u8], PathExpectation)] = &[
+    (b"my-endpoint/score", Reaches("/score")),
+    (b"MY-Endpoint/score", Reaches("/score")),
+    (b"my-endpoint", Reaches("/")),
+    (b"my-endpoint/", Reaches("/")),
+    (b"my-endpoint?a=/../b", Reaches("/?a=/../b")),
+    (b"my-endpoint/score?", Reaches("/score?")),
+    (b"my-endpoint/score/", Reaches("/score/")),
+    (b"my-endpoint/Score", Reaches("/Score")),
+    (b"my-endpoint//score", Reaches("//score")),
+    (b"my-endpoint/a%2Fb", Reaches("/a%2Fb")),
+    (b"my-endpoint/a%5cb", Reaches("/a%5cb")),
+    (b"my-endpoint/a;b=c/d,e", Reaches("/a;b=c/d,e")),
+    (b"my-endpoint/...", Reaches("/...")),
+    (b"my-endpoint/.hidden/a..b", Reaches("/.hidden/a..b")),
     // Cut by the parser of targets before any rule is applied.
-    (b"my-endpoint/a#/../../other-endpoint/score", To("/a")),
+    (b"my-endpoint/a#/../../other-endpoint/score", Reaches("/a")),
     // Decoded once it is no dot segment, and nobody may decode twice (RFC 3986 section 2.4).
-    (b"my-endpoint/%252e%252e/other-endpoint/score", To("/%252e%252e/other-endpoint/score")),
-    (b"my-endpoint/%25%32%65%25%32%65/x", To("/%25%32%65%25%32%65/x")),
+    (b"my-endpoint/%252e%252e/other-endpoint/score", Reaches("/%252e%252e/other-endpoint/score")),
+    (b"my-endpoint/%25%32%65%25%32%65/x", Reaches("/%25%32%65%25%32%65/x")),
     // Not UTF-8, and no dot for anybody who keeps to RFC 3629.
-    (b"my-endpoint/%c0%ae%c0%ae/x", To("/%c0%ae%c0%ae/x")),
-    (b"my-endpoint/%e0%80%ae%e0%80%ae/x", To("/%e0%80%ae%e0%80%ae/x")),
-    (b"my-endpoint/%ef%bc%8e%ef%bc%8e/x", To("/%ef%bc%8e%ef%bc%8e/x")),
+    (b"my-endpoint/%c0%ae%c0%ae/x", Reaches("/%c0%ae%c0%ae/x")),
+    (b"my-endpoint/%e0%80%ae%e0%80%ae/x", Reaches("/%e0%80%ae%e0%80%ae/x")),
+    (b"my-endpoint/%ef%bc%8e%ef%bc%8e/x", Reaches("/%ef%bc%8e%ef%bc%8e/x")),
     (b"my-endpoint/..", Refused(400)),
     (b"my-endpoint/.", Refused(400)),
     (b"my-endpoint/../other-endpoint/score", Refused(400)),
@@ -101,9 +101,9 @@ async fn a_path_asks_the_model_of_the_endpoint_whose_rules_were_applied_or_none(
     for prefix in ["/api/v1/endpoint/", "/api/v1/service/", "http://router/api/v1/endpoint/"] {
         for (path, must) in PATHS {
             let shown = format!("{prefix}{}", path.escape_ascii());
-            let struck = target.strike(&request(prefix, path, KEY)).await;
+            let struck = target.send_attack(&request(prefix, path, KEY)).await;
             let (status, codes): (u16, &[&str]) = match must {
-                To(_) => (200, &[""]),
+                Reaches(_) => (200, &[""]),
                 Refused(404) => (404, &["endpoint_not_found"]),
                 Refused(status) => (*status, &["bad_request"]),
             };
@@ -112,10 +112,10 @@ async fn a_path_asks_the_model_of_the_endpoint_whose_rules_were_applied_or_none(
             assert!(codes.contains(&&*struck.answers[0].1), "{shown}: {struck:?}");
             let targets: Vec<&str> = struck.seen.iter().map(|seen| seen.target()).collect();
             match must {
-                To(expected) => assert_eq!(targets, [*expected], "{shown}"),
+                Reaches(expected) => assert_eq!(targets, [*expected], "{shown}"),
                 Refused(_) => assert!(targets.is_empty(), "{shown}: {targets:?}"),
             }
-            let others = target.other.take();
+            let others = target.other_recorder.take_requests();
             assert!(others.is_empty(), "{shown} with the key of another endpoint: {others:?}");
         }
     }
@@ -127,12 +127,12 @@ async fn the_key_of_one_endpoint_never_opens_another_however_its_path_is_written
     for prefix in ["/api/v1/endpoint/", "/api/v1/service/"] {
         for (path, _) in PATHS {
             let shown = format!("{prefix}{}", path.escape_ascii());
-            let struck = target.strike(&request(prefix, path, OTHER_KEY)).await;
+            let struck = target.send_attack(&request(prefix, path, OTHER_KEY)).await;
             assert!(struck.seen.is_empty(), "{shown}: {struck:?}");
             assert!([400, 401, 404].contains(&struck.answers[0].0), "{shown}: {struck:?}");
         }
     }
     // As a check that the key is one at all.
-    let struck = target.strike(&request("/api/v1/endpoint/", b"other-endpoint/score", OTHER_KEY)).await;
-    assert_eq!((struck.answers.len(), struck.answers[0].0, target.other.take().len()), (1, 200, 1));
+    let struck = target.send_attack(&request("/api/v1/endpoint/", b"other-endpoint/score", OTHER_KEY)).await;
+    assert_eq!((struck.answers.len(), struck.answers[0].0, target.other_recorder.take_requests().len()), (1, 200, 1));
 }

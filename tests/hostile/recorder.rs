@@ -10,7 +10,7 @@ use crate::harness::Model;
 
 /// What a model saw of one request.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub struct RecordedRequest {
     /// The request line.
     pub start: String,
     /// Names in small letters.
@@ -18,10 +18,10 @@ pub struct Seen {
     pub body: String,
     pub trailers: Vec<(String, String)>,
     /// Whether it came to its end.
-    pub whole: bool,
+    pub is_complete: bool,
 }
 
-impl Seen {
+impl RecordedRequest {
     pub fn target(&self) -> &str {
         self.start.split(' ').nth(1).unwrap_or_default()
     }
@@ -31,60 +31,60 @@ impl Seen {
 }
 
 /// A model, and what it saw.
-pub struct Recorder {
+pub struct RecordingModel {
     pub model: Model,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    recorded: Arc<Mutex<Vec<RecordedRequest>>>,
 }
 
-impl Recorder {
+impl RecordingModel {
     /// Answers every request with 200 and `ok`.
     pub async fn start() -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let noted = seen.clone();
-        let model = Model::raw(move |stream| {
-            let mut reader = Reader { stream, bytes: Vec::new(), seen: noted.clone(), at: 0 };
+        let model = Model::from_connections(move |stream| {
+            let mut reader = RecordingConnection { stream, bytes: Vec::new(), recorded: noted.clone(), current_index: 0 };
             async move { while reader.request().await.is_some() {} }
         })
         .await;
-        Self { model, seen }
+        Self { model, recorded: seen }
     }
 
     /// What it saw since it was asked last.
-    pub fn take(&self) -> Vec<Seen> {
-        std::mem::take(&mut *self.seen.lock().unwrap())
+    pub fn take_requests(&self) -> Vec<RecordedRequest> {
+        std::mem::take(&mut *self.recorded.lock().unwrap())
     }
 }
 
 /// One connection of a recorder.
-struct Reader {
+struct RecordingConnection {
     stream: TcpStream,
     bytes: Vec<u8>,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    recorded: Arc<Mutex<Vec<RecordedRequest>>>,
     /// Where in `seen` the current request is.
-    at: usize,
+    current_index: usize,
 }
 
-impl Reader {
+impl RecordingConnection {
     /// Reads and answers one request. `None`: the connection is over.
     async fn request(&mut self) -> Option<()> {
         let mut start = self.line().await?;
         // An answer may be late: what was seen before was taken meanwhile.
-        let mut head = Seen { start: std::mem::take(&mut start), ..Seen::default() };
+        let mut head = RecordedRequest { start: std::mem::take(&mut start), ..RecordedRequest::default() };
         head.fields = self.fields().await?;
         let all = |name: &str| head.fields.iter().filter(|(n, _)| n == name).map(|(_, v)| v.clone()).collect();
         let (lengths, codings): (Vec<String>, Vec<String>) = (all("content-length"), all("transfer-encoding"));
         let parts: Vec<&str> = head.start.split(' ').collect();
         assert!(parts.len() == 3 && parts[2] == "HTTP/1.1", "the model got the request line {:?}", head.start);
         assert!(lengths.len() + codings.len() <= 1, "the model could choose the length of {head:?}");
-        self.at = {
-            let mut seen = self.seen.lock().unwrap();
+        self.current_index = {
+            let mut seen = self.recorded.lock().unwrap();
             seen.push(head.clone());
             seen.len() - 1
         };
         if let Some(length) = lengths.first() {
             let number: usize = length.parse().unwrap();
             assert_eq!(*length, number.to_string(), "the model got an odd length");
-            head.body = self.exactly(number).await?;
+            head.body = self.read_exact_text(number).await?;
         }
         if let Some(coding) = codings.first() {
             assert_eq!(coding, "chunked", "the model got an odd coding");
@@ -94,13 +94,13 @@ impl Reader {
                 if length == 0 {
                     break;
                 }
-                head.body += &self.exactly(length).await?;
+                head.body += &self.read_exact_text(length).await?;
                 assert_eq!(self.line().await?, "");
             }
             head.trailers = self.fields().await?;
         }
-        head.whole = true;
-        if let Some(noted) = self.seen.lock().unwrap().get_mut(self.at) {
+        head.is_complete = true;
+        if let Some(noted) = self.recorded.lock().unwrap().get_mut(self.current_index) {
             *noted = head;
         }
         self.stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.ok()
@@ -135,7 +135,7 @@ impl Reader {
         Some(String::from_utf8_lossy(&line).into_owned())
     }
 
-    async fn exactly(&mut self, length: usize) -> Option<String> {
+    async fn read_exact_text(&mut self, length: usize) -> Option<String> {
         while self.bytes.len() < length {
             self.more().await?;
         }

@@ -2,7 +2,7 @@
 //! never made a request of HTTP/1.
 
 use crate::frames::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, H2, HEADERS, PADDED, PING, POST, PRIORITY,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, H2Connection, HEADERS, PADDED, PING, POST_PSEUDO_HEADERS, PRIORITY,
     PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, head, settings,
 };
 use crate::harness::KEY;
@@ -10,7 +10,7 @@ use crate::target::Target;
 
 /// What must come of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Expect {
+enum StreamExpectation {
     /// 200, with this body at the model.
     Passed(&'static str),
     /// A problem document.
@@ -18,18 +18,18 @@ enum Expect {
     /// The stream is reset; the connection lives.
     Reset,
     /// The connection is closed, with a GOAWAY.
-    Gone,
+    ConnectionClosed,
     /// Either of the two: RFC 9113 section 5.4 lets a stream error be taken for one of the connection.
-    ResetOrGone,
+    ResetOrConnectionClosed,
 }
-use Expect::{Gone, Passed, Problem, Reset, ResetOrGone};
+use StreamExpectation::{ConnectionClosed, Passed, Problem, Reset, ResetOrConnectionClosed};
 
 /// What came of it.
-fn came_of(frames: &[Frame]) -> Expect {
+fn stream_outcome(frames: &[Frame]) -> StreamExpectation {
     let body: Vec<u8> = frames.iter().filter(|f| f.kind == DATA).flat_map(|f| f.payload.clone()).collect();
     match frames.last().map(|last| last.kind) {
         Some(RST_STREAM) => Reset,
-        None | Some(GOAWAY) => Gone,
+        None | Some(GOAWAY) => ConnectionClosed,
         _ if body == b"ok" => Passed(""),
         _ => {
             let document: serde_json::Value = serde_json::from_slice(&body).unwrap_or_else(|_| panic!("{frames:?}"));
@@ -41,45 +41,45 @@ fn came_of(frames: &[Frame]) -> Expect {
 
 /// Sends `bytes`, with stream 1 in them, over a connection of its own, and judges; where the connection should live, an
 /// ordinary request must be answered after it.
-async fn expect(target: &mut Target, what: &str, bytes: &[u8], expected: Expect) {
-    let mut client = H2::connect(target.router.scoring, &[]).await;
+async fn assert_stream(target: &mut Target, what: &str, bytes: &[u8], expected: StreamExpectation) {
+    let mut client = H2Connection::connect(target.router.scoring, &[]).await;
     client.write(bytes).await;
-    target.good().await;
-    let frames = client.until_end(1).await;
-    let came = came_of(&frames);
+    target.send_good_request().await;
+    let frames = client.read_until_stream_end(1).await;
+    let came = stream_outcome(&frames);
     let same = match expected {
         Passed(_) => came == Passed(""),
-        ResetOrGone => matches!(came, Reset | Gone),
+        ResetOrConnectionClosed => matches!(came, Reset | ConnectionClosed),
         other => came == other,
     };
     assert!(same, "{what}: {expected:?} expected, but {came:?}: {frames:?}");
-    if came != Gone {
+    if came != ConnectionClosed {
         client.write(&head(101, END_STREAM, &[])).await;
-        let frames = client.until_end(101).await;
-        assert_eq!(came_of(&frames), Passed(""), "{what}: the connection should live, but {frames:?}");
+        let frames = client.read_until_stream_end(101).await;
+        assert_eq!(stream_outcome(&frames), Passed(""), "{what}: the connection should live, but {frames:?}");
     }
     drop(client);
-    target.good().await;
-    target.idle().await;
-    let whole: Vec<String> = target.mine.take().into_iter().filter(|s| s.whole).map(|s| s.body).collect();
+    target.send_good_request().await;
+    target.wait_until_idle().await;
+    let whole: Vec<String> = target.recorder.take_requests().into_iter().filter(|s| s.is_complete).map(|s| s.body).collect();
     let mut bodies: Vec<&str> = if let Passed(body) = expected { vec![body] } else { vec![] };
-    bodies.extend((came != Gone).then_some(""));
+    bodies.extend((came != ConnectionClosed).then_some(""));
     assert_eq!(whole, bodies, "{what}");
-    assert!(target.other.take().is_empty(), "{what}: reached the other endpoint");
+    assert!(target.other_recorder.take_requests().is_empty(), "{what}: reached the other endpoint");
 }
 
 /// A head of these fields alone, without the key.
-fn only(flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
+fn head_of_fields(flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
     frame(HEADERS, flags | END_HEADERS, 1, &block(fields))
 }
 
 /// An ordinary head without a body, one pseudo header replaced.
-fn with(name: &str, value: &str) -> Vec<u8> {
+fn head_with_pseudo_header(name: &str, value: &str) -> Vec<u8> {
     let key = format!("Bearer {KEY}");
-    let mut fields = POST.to_vec();
+    let mut fields = POST_PSEUDO_HEADERS.to_vec();
     fields.iter_mut().filter(|(known, _)| *known == name).for_each(|field| field.1 = value);
     fields.push(("authorization", &key));
-    only(END_STREAM, &fields)
+    head_of_fields(END_STREAM, &fields)
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn header_fields_of_the_connection_have_no_place_in_http2() {
         ("proxy-connection", "keep-alive", Reset),
         ("upgrade", "websocket", Reset),
     ] {
-        expect(&mut target, &format!("{name}: {value}"), &head(1, END_STREAM, &[(name, value)]), expected).await;
+        assert_stream(&mut target, &format!("{name}: {value}"), &head(1, END_STREAM, &[(name, value)]), expected).await;
     }
 }
 
@@ -121,7 +121,7 @@ async fn names_and_values_keep_to_their_characters() {
         ("cookie", "a=b\r\nhost: evil"),
     ] {
         let what = format!("{name:?}: {value:?}");
-        expect(&mut target, &what, &head(1, END_STREAM, &[(name, value)]), ResetOrGone).await;
+        assert_stream(&mut target, &what, &head(1, END_STREAM, &[(name, value)]), ResetOrConnectionClosed).await;
     }
 }
 
@@ -130,27 +130,27 @@ async fn pseudo_headers_are_there_once_and_first() {
     let mut target = Target::start().await;
     let key = format!("Bearer {KEY}");
     let key = ("authorization", &*key);
-    let [method, scheme, path, authority] = POST;
+    let [method, scheme, path, authority] = POST_PSEUDO_HEADERS;
     for (what, fields, expected) in [
-        ("two methods", vec![method, method, scheme, path, authority, key], ResetOrGone),
+        ("two methods", vec![method, method, scheme, path, authority, key], ResetOrConnectionClosed),
         (
             "two paths",
             vec![method, scheme, path, (":path", "/api/v1/endpoint/other-endpoint/score"), authority, key],
-            ResetOrGone,
+            ResetOrConnectionClosed,
         ),
-        ("two authorities", vec![method, scheme, path, authority, authority, key], ResetOrGone),
-        ("two schemes", vec![method, scheme, scheme, path, authority, key], ResetOrGone),
-        ("one that is late", vec![method, scheme, path, key, authority], ResetOrGone),
-        ("one that is unknown", vec![method, scheme, path, authority, (":evil", "x"), key], ResetOrGone),
-        ("one of a response", vec![method, scheme, path, authority, (":status", "200"), key], ResetOrGone),
+        ("two authorities", vec![method, scheme, path, authority, authority, key], ResetOrConnectionClosed),
+        ("two schemes", vec![method, scheme, scheme, path, authority, key], ResetOrConnectionClosed),
+        ("one that is late", vec![method, scheme, path, key, authority], ResetOrConnectionClosed),
+        ("one that is unknown", vec![method, scheme, path, authority, (":evil", "x"), key], ResetOrConnectionClosed),
+        ("one of a response", vec![method, scheme, path, authority, (":status", "200"), key], ResetOrConnectionClosed),
         (
             "a protocol",
             vec![(":method", "CONNECT"), scheme, path, authority, (":protocol", "websocket"), key],
-            ResetOrGone,
+            ResetOrConnectionClosed,
         ),
-        ("no method", vec![scheme, path, authority, key], ResetOrGone),
-        ("no scheme", vec![method, path, authority, key], ResetOrGone),
-        ("no path", vec![method, scheme, authority, key], ResetOrGone),
+        ("no method", vec![scheme, path, authority, key], ResetOrConnectionClosed),
+        ("no scheme", vec![method, path, authority, key], ResetOrConnectionClosed),
+        ("no path", vec![method, scheme, authority, key], ResetOrConnectionClosed),
         ("no authority and no host", vec![method, scheme, path, key], Problem(400, "bad_request")),
         ("a host instead of the authority", vec![method, scheme, path, key, ("host", "router")], Passed("")),
         ("the same host twice", vec![method, scheme, path, authority, key, ("host", "router")], Passed("")),
@@ -164,7 +164,7 @@ async fn pseudo_headers_are_there_once_and_first() {
         ("a tunnel", vec![(":method", "CONNECT"), authority, key], Problem(405, "method_not_allowed")),
         ("TRACE", vec![(":method", "TRACE"), scheme, path, authority, key], Problem(405, "method_not_allowed")),
     ] {
-        expect(&mut target, what, &only(END_STREAM, &fields), expected).await;
+        assert_stream(&mut target, what, &head_of_fields(END_STREAM, &fields), expected).await;
     }
 }
 
@@ -172,27 +172,27 @@ async fn pseudo_headers_are_there_once_and_first() {
 async fn pseudo_headers_cannot_carry_more_than_their_own() {
     let mut target = Target::start().await;
     for (name, value, expected) in [
-        (":path", "/api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nx: y", ResetOrGone),
-        (":path", "/api/v1/endpoint/my-endpoint/score\r\n\r\nGET /smuggled HTTP/1.1", ResetOrGone),
-        (":path", "/api/v1/endpoint/my-endpoint/score x", ResetOrGone),
-        (":path", "/api/v1/endpoint/my-endpoint/\0", ResetOrGone),
+        (":path", "/api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nx: y", ResetOrConnectionClosed),
+        (":path", "/api/v1/endpoint/my-endpoint/score\r\n\r\nGET /smuggled HTTP/1.1", ResetOrConnectionClosed),
+        (":path", "/api/v1/endpoint/my-endpoint/score x", ResetOrConnectionClosed),
+        (":path", "/api/v1/endpoint/my-endpoint/\0", ResetOrConnectionClosed),
         (":path", "/api/v1/endpoint/my-endpoint/../other-endpoint/score", Problem(400, "bad_request")),
         (":path", "/api/v1/endpoint/my-endpoint/%2e%2e/other-endpoint/score", Problem(400, "bad_request")),
-        (":path", "api/v1/endpoint/my-endpoint/score", ResetOrGone),
-        (":path", "http://router/api/v1/endpoint/my-endpoint/score", ResetOrGone),
-        (":path", "", ResetOrGone),
+        (":path", "api/v1/endpoint/my-endpoint/score", ResetOrConnectionClosed),
+        (":path", "http://router/api/v1/endpoint/my-endpoint/score", ResetOrConnectionClosed),
+        (":path", "", ResetOrConnectionClosed),
         (":path", "*", Problem(404, "endpoint_not_found")),
-        (":method", "GET / HTTP/1.1\r\n", ResetOrGone),
-        (":method", "G T", ResetOrGone),
-        (":method", "", ResetOrGone),
-        (":scheme", "http\r\nx: y", ResetOrGone),
+        (":method", "GET / HTTP/1.1\r\n", ResetOrConnectionClosed),
+        (":method", "G T", ResetOrConnectionClosed),
+        (":method", "", ResetOrConnectionClosed),
+        (":scheme", "http\r\nx: y", ResetOrConnectionClosed),
         (":scheme", "", Passed("")),
-        (":authority", "router\r\nx: y", ResetOrGone),
-        (":authority", "router/path", ResetOrGone),
+        (":authority", "router\r\nx: y", ResetOrConnectionClosed),
+        (":authority", "router/path", ResetOrConnectionClosed),
         (":authority", "user@router", Problem(400, "bad_request")),
         (":authority", "user:password@router", Problem(400, "bad_request")),
     ] {
-        expect(&mut target, &format!("{name}: {value:?}"), &with(name, value), expected).await;
+        assert_stream(&mut target, &format!("{name}: {value:?}"), &head_with_pseudo_header(name, value), expected).await;
     }
 }
 
@@ -222,11 +222,11 @@ async fn a_content_length_is_true() {
             let flags = if number + 1 == data.len() { END_STREAM } else { 0 };
             bytes.extend(frame(DATA, flags, 1, part.as_bytes()));
         }
-        expect(&mut target, &format!("{lengths:?} for {data:?}"), &bytes, expected).await;
+        assert_stream(&mut target, &format!("{lengths:?} for {data:?}"), &bytes, expected).await;
     }
     let large = head(1, 0, &[("content-length", "100000000000")]);
-    expect(&mut target, "a length too large", &large, Problem(413, "payload_too_large")).await;
-    expect(&mut target, "a length without a body", &head(1, END_STREAM, &[("content-length", "5")]), Reset).await;
+    assert_stream(&mut target, "a length too large", &large, Problem(413, "payload_too_large")).await;
+    assert_stream(&mut target, "a length without a body", &head(1, END_STREAM, &[("content-length", "5")]), Reset).await;
 }
 
 #[tokio::test]
@@ -246,14 +246,14 @@ async fn trailers_are_fields_and_the_end() {
         ("a status", trailers(END_STREAM, &[(":status", "200")]), Passed("hello")),
         ("of the connection", trailers(END_STREAM, &[("connection", "close")]), Reset),
         ("an encoding", trailers(END_STREAM, &[("transfer-encoding", "chunked")]), Reset),
-        ("upper case", trailers(END_STREAM, &[("X", "y")]), ResetOrGone),
-        ("a broken line", trailers(END_STREAM, &[("x", "y\r\nz: 1")]), ResetOrGone),
-        ("not the end", trailers(0, &[("x", "y")]), ResetOrGone),
+        ("upper case", trailers(END_STREAM, &[("X", "y")]), ResetOrConnectionClosed),
+        ("a broken line", trailers(END_STREAM, &[("x", "y\r\nz: 1")]), ResetOrConnectionClosed),
+        ("not the end", trailers(0, &[("x", "y")]), ResetOrConnectionClosed),
         ("a length", trailers(END_STREAM, &[("content-length", "3")]), Passed("hello")),
         ("a host", trailers(END_STREAM, &[("host", "evil")]), Passed("hello")),
         ("a large one", trailers(END_STREAM, &many), Passed("hello")),
     ] {
-        expect(&mut target, what, &bytes, expected).await;
+        assert_stream(&mut target, what, &bytes, expected).await;
     }
 }
 
@@ -296,7 +296,7 @@ async fn frames_that_break_the_connection_end_it() {
         ("a table larger than allowed", frame(HEADERS, END_STREAM | END_HEADERS, 1, &[0x3f, 0xe1, 0xff, 0x03])),
         ("a string longer than its block", frame(HEADERS, END_STREAM | END_HEADERS, 1, &[0, 0x7f, 0xff, 0x01])),
     ] {
-        expect(&mut target, what, &bytes, Gone).await;
+        assert_stream(&mut target, what, &bytes, ConnectionClosed).await;
     }
 }
 
@@ -306,11 +306,11 @@ async fn frames_that_break_a_stream_reset_it_or_mean_nothing() {
     let post = head(1, 0, &[]);
     let ended = frame(DATA, END_STREAM, 1, b"hello");
     for (what, bytes, expected) in [
-        ("a window update of nothing", [post.clone(), frame(WINDOW_UPDATE, 0, 1, &[0; 4])].concat(), ResetOrGone),
+        ("a window update of nothing", [post.clone(), frame(WINDOW_UPDATE, 0, 1, &[0; 4])].concat(), ResetOrConnectionClosed),
         (
             "a window over 2^31",
             [post.clone(), frame(WINDOW_UPDATE, 0, 1, &0x7fff_ffff_u32.to_be_bytes())].concat(),
-            ResetOrGone,
+            ResetOrConnectionClosed,
         ),
         (
             "a frame of an unknown kind",
@@ -319,21 +319,21 @@ async fn frames_that_break_a_stream_reset_it_or_mean_nothing() {
         ),
         ("an unknown setting", [settings(&[(0xbbbb, 7)]), post.clone(), ended].concat(), Passed("hello")),
     ] {
-        expect(&mut target, what, &bytes, expected).await;
+        assert_stream(&mut target, what, &bytes, expected).await;
     }
 }
 
 #[tokio::test]
 async fn http1_inside_of_http2_is_no_request() {
     let mut target = Target::start().await;
-    let mut client = H2::connect(target.router.scoring, &[]).await;
+    let mut client = H2Connection::connect(target.router.scoring, &[]).await;
     client.write(crate::target::canary().as_bytes()).await;
-    let frames = client.until_end(1).await;
-    assert_eq!(came_of(&frames), Gone, "{frames:?}");
+    let frames = client.read_until_stream_end(1).await;
+    assert_eq!(stream_outcome(&frames), ConnectionClosed, "{frames:?}");
     if let Some(last) = frames.last() {
         // A frame of 4,670,804 bytes is what `GET ` says.
         assert!([PROTOCOL_ERROR, 6].contains(&last.error()), "{last:?}");
     }
-    target.good().await;
-    assert!(target.mine.take().is_empty());
+    target.send_good_request().await;
+    assert!(target.recorder.take_requests().is_empty());
 }

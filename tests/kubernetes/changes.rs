@@ -10,10 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::cluster::{Cluster, KEY, object};
-use crate::endpoints::until_condition;
-use crate::router::{Model, Router, free_port, served};
-use crate::support::apiserver::Fault;
-use crate::until;
+use crate::endpoints::wait_until_condition;
+use crate::router::{Model, Router, free_port, start_with_one_model};
+use crate::support::apiserver::InjectedFault;
+use crate::wait_until;
 
 fn blue(port: u16, target: &Value) -> Value {
     json!([{"name": "blue", "port": port, "targetRef": target, "requestSettings": {"maxQueueWaitMs": 5000}}])
@@ -30,18 +30,18 @@ async fn port_of(cluster: &Cluster, name: &str) -> u16 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_cannot_be_used_leaves_the_last_good_version() {
-    let (cluster, router, _model) = served("127.0.15.1").await;
+    let (cluster, router, _model) = start_with_one_model("127.0.15.1").await;
     let port = port_of(&cluster, "scored").await;
     for (target, reason) in [
         (target("apps/v1", "Deployment", "missing"), "TargetNotFound"),
         (target("v1", "Secret", "keys"), "BadTarget"),
         (target("nobody.example/v1", "Thing", "model"), "BadTarget"),
     ] {
-        cluster.change("scored", json!({"spec": {"deployments": blue(port, &target)}})).await;
-        until_condition(&cluster, "scored", "Accepted", ("False", reason)).await;
+        cluster.patch_endpoint("scored", json!({"spec": {"deployments": blue(port, &target)}})).await;
+        wait_until_condition(&cluster, "scored", "Accepted", ("False", reason)).await;
         assert_eq!(router.score("scored", KEY).await.0, 200, "{target}");
     }
-    if let Some(server) = &cluster.server {
+    if let Some(server) = &cluster.api_server {
         let asked = server.store.requests();
         let is_of_all =
             |one: &&String| one.starts_with("GET") && one.contains("/secrets?") && !one.contains("fieldSelector");
@@ -50,16 +50,16 @@ async fn a_target_that_cannot_be_used_leaves_the_last_good_version() {
     assert!(!router.problems().await.contains("Thing"), "an endpoint's mistake is no problem of the router's");
     // What is missing comes, and counts; what served before is let go of.
     let second = target("apps/v1", "Deployment", "second");
-    cluster.change("scored", json!({"spec": {"deployments": blue(port, &second)}})).await;
-    until_condition(&cluster, "scored", "Accepted", ("False", "TargetNotFound")).await;
+    cluster.patch_endpoint("scored", json!({"spec": {"deployments": blue(port, &second)}})).await;
+    wait_until_condition(&cluster, "scored", "Accepted", ("False", "TargetNotFound")).await;
     let _second = Model::start("127.0.15.2", port, &[]).await;
-    cluster.workload("second", 1).await;
-    cluster.pod("two", "second").await;
-    cluster.pod_is("two", "127.0.15.2", true).await;
+    cluster.create_workload("second", 1).await;
+    cluster.create_pod("two", "second").await;
+    cluster.set_pod_status("two", "127.0.15.2", true).await;
     let look = || async { (router.score("scored", KEY).await == (200, "at-127.0.15.2".to_owned())).then_some(()) };
-    until("the second model answers", look).await;
-    until_condition(&cluster, "scored", "Accepted", ("True", "Accepted")).await;
-    cluster.end().await;
+    wait_until("the second model answers", look).await;
+    wait_until_condition(&cluster, "scored", "Accepted", ("True", "Accepted")).await;
+    cluster.delete_namespaces().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,35 +67,35 @@ async fn nobody_takes_the_pods_of_an_endpoint_that_serves() {
     let cluster = Cluster::start().await;
     let port = free_port();
     let _model = Model::start("127.0.16.1", port, &[]).await;
-    cluster.secret("keys", KEY).await;
-    cluster.workload("model", 1).await;
-    cluster.workload("other", 0).await;
+    cluster.create_key_secret("keys", KEY).await;
+    cluster.create_workload("model", 1).await;
+    cluster.create_workload("other", 0).await;
     let other = target("apps/v1", "Deployment", "other");
-    cluster.endpoint("older", port, json!({"targetRef": other})).await;
+    cluster.create_endpoint("older", port, json!({"targetRef": other})).await;
     // Creation is told to the second.
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    cluster.endpoint("younger", port, json!({})).await;
-    cluster.pod("one", "model").await;
-    cluster.pod_is("one", "127.0.16.1", true).await;
-    let router = Router::ready(&cluster).await;
-    router.until_scores("younger", 200).await;
+    cluster.create_endpoint("younger", port, json!({})).await;
+    cluster.create_pod("one", "model").await;
+    cluster.set_pod_status("one", "127.0.16.1", true).await;
+    let router = Router::start_ready(&cluster).await;
+    router.wait_until_scores("younger", 200).await;
     let model = target("apps/v1", "Deployment", "model");
-    cluster.change("older", json!({"spec": {"deployments": blue(port, &model)}})).await;
-    until_condition(&cluster, "older", "Accepted", ("False", "TargetInUse")).await;
+    cluster.patch_endpoint("older", json!({"spec": {"deployments": blue(port, &model)}})).await;
+    wait_until_condition(&cluster, "older", "Accepted", ("False", "TargetInUse")).await;
     assert_eq!(router.score("younger", KEY).await.0, 200);
-    until_condition(&cluster, "younger", "Accepted", ("True", "Accepted")).await;
+    wait_until_condition(&cluster, "younger", "Accepted", ("True", "Accepted")).await;
     // Nor after a restart.
     drop(router);
-    let router = Router::ready(&cluster).await;
-    router.until_scores("younger", 200).await;
+    let router = Router::start_ready(&cluster).await;
+    router.wait_until_scores("younger", 200).await;
     assert_eq!(router.score("older", KEY).await.0, 503);
     cluster.endpoints().delete("younger", &DeleteParams::default()).await.unwrap();
-    router.until_scores("older", 200).await;
-    cluster.end().await;
+    router.wait_until_scores("older", 200).await;
+    cluster.delete_namespaces().await;
 }
 
 /// A model that takes its time, and the most requests that it has had at once.
-async fn counting(ip: &str, port: u16) -> Arc<AtomicUsize> {
+async fn start_counting_model(ip: &str, port: u16) -> Arc<AtomicUsize> {
     let (most, now) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (listener, counted) = (TcpListener::bind((ip, port)).await.unwrap(), most.clone());
     tokio::spawn(async move {
@@ -124,14 +124,14 @@ async fn counting(ip: &str, port: u16) -> Arc<AtomicUsize> {
 async fn a_pod_that_changes_hands_never_gets_more_than_it_takes() {
     let cluster = Cluster::start().await;
     let port = free_port();
-    let most = counting("127.0.17.1", port).await;
-    cluster.secret("keys", KEY).await;
-    cluster.workload("model", 1).await;
-    cluster.endpoint("scored", port, json!({"requestSettings": {"maxQueueWaitMs": 5000}})).await;
-    cluster.pod("one", "model").await;
-    cluster.pod_is("one", "127.0.17.1", true).await;
-    let router = Arc::new(Router::ready(&cluster).await);
-    router.until_scores("scored", 200).await;
+    let most = start_counting_model("127.0.17.1", port).await;
+    cluster.create_key_secret("keys", KEY).await;
+    cluster.create_workload("model", 1).await;
+    cluster.create_endpoint("scored", port, json!({"requestSettings": {"maxQueueWaitMs": 5000}})).await;
+    cluster.create_pod("one", "model").await;
+    cluster.set_pod_status("one", "127.0.17.1", true).await;
+    let router = Arc::new(Router::start_ready(&cluster).await);
+    router.wait_until_scores("scored", 200).await;
     let clients: Vec<_> = (0..4)
         .map(|_| {
             let router = router.clone();
@@ -151,7 +151,7 @@ async fn a_pod_that_changes_hands_never_gets_more_than_it_takes() {
         deployments[0]["name"] = json!(name);
         let other = if name == "blue" { "green" } else { "blue" };
         let change = json!({"spec": {"traffic": {name: 100, other: null}, "deployments": deployments}});
-        cluster.change("scored", change).await;
+        cluster.patch_endpoint("scored", change).await;
     }
     let mut answers = Vec::new();
     for client in clients {
@@ -159,22 +159,22 @@ async fn a_pod_that_changes_hands_never_gets_more_than_it_takes() {
     }
     assert_eq!(most.load(Ordering::SeqCst), 1, "{answers:?}");
     assert!(answers.iter().filter(|status| **status == 200).count() >= 24, "{answers:?}");
-    cluster.end().await;
+    cluster.delete_namespaces().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_has_ended_gets_nothing_whatever_it_still_says() {
-    let (cluster, router, _model) = served("127.0.18.1").await;
+    let (cluster, router, _model) = start_with_one_model("127.0.18.1").await;
     let failed = json!({"status": {"phase": "Failed", "reason": "Evicted"}});
     cluster.pods().patch_status("one", &PatchParams::default(), &Patch::Merge(failed)).await.unwrap();
-    router.until_scores("scored", 503).await;
-    cluster.end().await;
+    router.wait_until_scores("scored", 503).await;
+    cluster.delete_namespaces().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_status_of_each_of_many_is_written_and_none_again_and_again() {
     let cluster = Cluster::start().await;
-    let router = Router::ready(&cluster).await;
+    let router = Router::start_ready(&cluster).await;
     let target = target("apps/v1", "Deployment", "missing");
     for number in 0..60 {
         let spec = json!({"authMode": "none", "traffic": {"blue": 100},
@@ -191,41 +191,41 @@ async fn the_status_of_each_of_many_is_written_and_none_again_and_again() {
         }
         Some(())
     };
-    until("every status", written).await;
-    if let Some(server) = &cluster.server {
+    wait_until("every status", written).await;
+    if let Some(server) = &cluster.api_server {
         let all = server.store.requests();
         let writes = |number: u32| all.iter().filter(|one| one.contains(&format!("/many-{number}/status"))).count();
         let most = (0..60).map(writes).max();
         assert!(most <= Some(2), "{most:?} writes of one");
     }
     assert!(router.is_ready().await);
-    cluster.end().await;
+    cluster.delete_namespaces().await;
 }
 
 /// Faults can only be asked of the server of the tests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_router_is_not_ready_before_it_knows_workloads_and_who_else_scales_them() {
     let cluster = Cluster::start().await;
-    let Some(server) = &cluster.server else { return cluster.end().await };
+    let Some(server) = &cluster.api_server else { return cluster.delete_namespaces().await };
     let port = free_port();
     let _model = Model::start("127.0.19.1", port, &[]).await;
-    cluster.secret("keys", KEY).await;
-    cluster.workload("model", 1).await;
-    cluster.endpoint("scored", port, json!({"scaleSettings": {"instanceCount": 3}})).await;
-    cluster.pod("one", "model").await;
-    cluster.pod_is("one", "127.0.19.1", true).await;
+    cluster.create_key_secret("keys", KEY).await;
+    cluster.create_workload("model", 1).await;
+    cluster.create_endpoint("scored", port, json!({"scaleSettings": {"instanceCount": 3}})).await;
+    cluster.create_pod("one", "model").await;
+    cluster.set_pod_status("one", "127.0.19.1", true).await;
     let autoscaler = json!({
         "apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler",
         "metadata": {"name": "somebody", "namespace": cluster.namespace},
         "spec": {"scaleTargetRef": target("apps/v1beta2", "Deployment", "model"), "minReplicas": 1, "maxReplicas": 2},
     });
-    let autoscalers = cluster.of("autoscaling/v1", "HorizontalPodAutoscaler", "horizontalpodautoscalers");
+    let autoscalers = cluster.namespaced_api("autoscaling/v1", "HorizontalPodAutoscaler", "horizontalpodautoscalers");
     autoscalers.create(&PostParams::default(), &object(autoscaler)).await.unwrap();
     for path in ["/deployments", "/horizontalpodautoscalers", "/apis/apps/v1"] {
-        server.store.fail(Fault { method: "GET", path, code: 500, times: 6 });
-        let router = Router::ready(&cluster).await;
+        server.store.inject_fault(InjectedFault { method: "GET", path, code: 500, times: 6 });
+        let router = Router::start_ready(&cluster).await;
         assert_eq!(router.score("scored", KEY).await.0, 200, "{path}: from the first moment on");
-        until_condition(&cluster, "scored", "Scaled", ("False", "HorizontalPodAutoscaler")).await;
+        wait_until_condition(&cluster, "scored", "Scaled", ("False", "HorizontalPodAutoscaler")).await;
         let replicas = cluster.deployments().get("model").await.unwrap().data["spec"]["replicas"].clone();
         assert_eq!(replicas, 1, "{path}: it is left to the other");
     }
@@ -233,8 +233,8 @@ async fn a_router_is_not_ready_before_it_knows_workloads_and_who_else_scales_the
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_of_a_secret_that_the_router_does_not_look_at_are_not_rotated() {
-    let (cluster, router, _model) = served("127.0.20.1").await;
-    cluster.has_secret("keys", "Opaque", &[("primaryKey", KEY)]).await;
+    let (cluster, router, _model) = start_with_one_model("127.0.20.1").await;
+    cluster.replace_secret("keys", "Opaque", &[("primaryKey", KEY)]).await;
     let rotated = std::process::Command::new(env!("CARGO_BIN_EXE_inference-router"))
         .args(["keys", "rotate", "--endpoint", "scored", "-n", &cluster.namespace, "--key", "primary"])
         .env("KUBECONFIG", &cluster.kubeconfig)
@@ -243,5 +243,5 @@ async fn keys_of_a_secret_that_the_router_does_not_look_at_are_not_rotated() {
     let said = String::from_utf8_lossy(&rotated.stderr);
     assert!(!rotated.status.success() && said.contains("inference-router.dev/endpoint-keys"), "{said}");
     assert_eq!(router.score("scored", KEY).await.0, 200, "the last good key");
-    cluster.end().await;
+    cluster.delete_namespaces().await;
 }

@@ -13,10 +13,10 @@ pub struct Cluster {
     pub client: Client,
     pub namespace: String,
     /// Another one.
-    pub neighbour: String,
+    pub other_namespace: String,
     pub kubeconfig: PathBuf,
     /// Where faults are asked for; `None`: it is a real one.
-    pub server: Option<ApiServer>,
+    pub api_server: Option<ApiServer>,
     _folder: tempfile::TempDir,
 }
 
@@ -44,10 +44,10 @@ impl Cluster {
         let config = Config::from_custom_kubeconfig(read, &kube::config::KubeConfigOptions::default()).await.unwrap();
         let client = Client::try_from(config).unwrap();
         let neighbour = format!("{namespace}-too");
-        let cluster = Self { client, namespace, neighbour, kubeconfig, server, _folder: folder };
-        cluster.define_endpoints().await;
-        let namespaces = cluster.at("v1", "Namespace", "namespaces");
-        for name in [&cluster.namespace, &cluster.neighbour] {
+        let cluster = Self { client, namespace, other_namespace: neighbour, kubeconfig, api_server: server, _folder: folder };
+        cluster.install_endpoint_crd().await;
+        let namespaces = cluster.cluster_api("v1", "Namespace", "namespaces");
+        for name in [&cluster.namespace, &cluster.other_namespace] {
             let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
             namespaces.create(&PostParams::default(), &object(namespace)).await.unwrap();
         }
@@ -55,9 +55,9 @@ impl Cluster {
     }
 
     /// Defines `OnlineEndpoint`; without its rules in CEL where the cluster is too old to know of any.
-    async fn define_endpoints(&self) {
+    async fn install_endpoint_crd(&self) {
         let mut crd: Value = inference_router::model::crd::definition();
-        let definitions = self.at("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
+        let definitions = self.cluster_api("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
         let apply = PatchParams::apply("test").force();
         let name = crd["metadata"]["name"].as_str().unwrap().to_owned();
         match definitions.patch(&name, &apply, &Patch::Apply(&crd)).await {
@@ -70,7 +70,7 @@ impl Cluster {
     }
 
     /// Defines a kind of workload of somebody else's: `servers.models.example`.
-    pub async fn define_servers(&self) {
+    pub async fn install_server_crd(&self) {
         let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
         let scale = json!({
             "specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas",
@@ -88,18 +88,18 @@ impl Cluster {
                 }],
             },
         });
-        let definitions = self.at("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
+        let definitions = self.cluster_api("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
         let apply = PatchParams::apply("test").force();
         definitions.patch("servers.models.example", &apply, &Patch::Apply(&definition)).await.unwrap();
     }
 
     /// Objects that are in no namespace.
-    fn at(&self, api_version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+    fn cluster_api(&self, api_version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
         Api::all_with(self.client.clone(), &resource(api_version, kind, plural))
     }
 
     /// Objects in the namespace of the test.
-    pub fn of(&self, api_version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+    pub fn namespaced_api(&self, api_version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), &self.namespace, &resource(api_version, kind, plural))
     }
 
@@ -113,23 +113,23 @@ impl Cluster {
     }
 
     pub fn pods(&self) -> Api<DynamicObject> {
-        self.of("v1", "Pod", "pods")
+        self.namespaced_api("v1", "Pod", "pods")
     }
 
     pub fn deployments(&self) -> Api<DynamicObject> {
-        self.of("apps/v1", "Deployment", "deployments")
+        self.namespaced_api("apps/v1", "Deployment", "deployments")
     }
 
     pub fn secrets(&self) -> Api<DynamicObject> {
-        self.of("v1", "Secret", "secrets")
+        self.namespaced_api("v1", "Secret", "secrets")
     }
 
     /// An endpoint with the deployment `blue`, whose pods are those of the Deployment `model`.
-    pub async fn endpoint(&self, name: &str, port: u16, more: Value) {
-        self.endpoint_in(&self.namespace, name, port, more).await;
+    pub async fn create_endpoint(&self, name: &str, port: u16, more: Value) {
+        self.create_endpoint_in(&self.namespace, name, port, more).await;
     }
 
-    pub async fn endpoint_in(&self, namespace: &str, name: &str, port: u16, more: Value) {
+    pub async fn create_endpoint_in(&self, namespace: &str, name: &str, port: u16, more: Value) {
         let mut blue = json!({
             "name": "blue", "port": port,
             "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "model"},
@@ -146,7 +146,7 @@ impl Cluster {
         self.endpoints_in(namespace).create(&PostParams::default(), &object(endpoint)).await.unwrap();
     }
 
-    pub async fn secret(&self, name: &str, key: &str) {
+    pub async fn create_key_secret(&self, name: &str, key: &str) {
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": self.namespace},
             "type": "inference-router.dev/endpoint-keys", "data": {"primaryKey": base64(key)},
@@ -155,7 +155,7 @@ impl Cluster {
     }
 
     /// A Secret with these entries, or with these instead of those it has.
-    pub async fn has_secret(&self, name: &str, kind: &str, entries: &[(&str, &str)]) {
+    pub async fn replace_secret(&self, name: &str, kind: &str, entries: &[(&str, &str)]) {
         let data: Value = entries.iter().map(|(name, text)| ((*name).to_owned(), json!(base64(text)))).collect();
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": self.namespace},
@@ -168,7 +168,7 @@ impl Cluster {
     }
 
     /// A Deployment whose pods have the label `app`; nobody makes them.
-    pub async fn workload(&self, name: &str, replicas: u32) {
+    pub async fn create_workload(&self, name: &str, replicas: u32) {
         let labels = json!({"app": name});
         let deployment = json!({
             "apiVersion": "apps/v1", "kind": "Deployment",
@@ -185,7 +185,7 @@ impl Cluster {
     }
 
     /// A pod as a ReplicaSet would make it, which no scheduler takes.
-    pub async fn pod(&self, name: &str, app: &str) {
+    pub async fn create_pod(&self, name: &str, app: &str) {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": self.namespace, "labels": {"app": app}},
@@ -195,7 +195,7 @@ impl Cluster {
     }
 
     /// What a kubelet would say of it.
-    pub async fn pod_is(&self, name: &str, ip: &str, is_ready: bool) {
+    pub async fn set_pod_status(&self, name: &str, ip: &str, is_ready: bool) {
         let ready = if is_ready { "True" } else { "False" };
         let status = json!({"status": {
             "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
@@ -209,7 +209,7 @@ impl Cluster {
     }
 
     /// Changes an endpoint as `kubectl edit` would.
-    pub async fn change(&self, name: &str, change: Value) {
+    pub async fn patch_endpoint(&self, name: &str, change: Value) {
         self.endpoints().patch(name, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
     }
 
@@ -227,10 +227,10 @@ impl Cluster {
     }
 
     /// Ends what is not in memory.
-    pub async fn end(self) {
-        if self.server.is_none() {
-            let namespaces = self.at("v1", "Namespace", "namespaces");
-            for name in [&self.namespace, &self.neighbour] {
+    pub async fn delete_namespaces(self) {
+        if self.api_server.is_none() {
+            let namespaces = self.cluster_api("v1", "Namespace", "namespaces");
+            for name in [&self.namespace, &self.other_namespace] {
                 namespaces.delete(name, &DeleteParams::default()).await.unwrap();
             }
         }

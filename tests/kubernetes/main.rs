@@ -13,29 +13,29 @@ mod changes;
 mod cluster;
 mod endpoints;
 mod fleet;
-mod people;
+mod kubeconfig_users;
 mod pods;
 mod router;
 mod scaling;
 mod secrets;
-mod size;
+mod large_cluster;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything in a test: only a broken router takes it.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a condition that is waited for is looked at.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Waits until `look` finds something, and says how long that took.
-async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> (T, Duration) {
+async fn wait_until<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> (T, Duration) {
     let started = Instant::now();
     loop {
-        if let Some(found) = look().await {
+        if let Some(found) = probe().await {
             return (found, started.elapsed());
         }
-        assert!(started.elapsed() < PATIENCE, "timed out: {what}");
-        tokio::time::sleep(LOOK).await;
+        assert!(started.elapsed() < WAIT_TIMEOUT, "timed out: {what}");
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

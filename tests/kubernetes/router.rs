@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, KEY};
 use crate::support::apiserver::merge;
-use crate::until;
+use crate::wait_until;
 
 /// What a model takes.
 const ROWS: &str = r#"{"data": [[1,2,3,4,5,6,7,8,9,10]]}"#;
@@ -39,7 +39,7 @@ impl Router {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = json!({
             "scoring": {"address": "127.0.0.1:0"}, "admin": {"address": "127.0.0.1:0"}, "workers": 2,
-            "endpoints": {"kubernetes": {"namespaces": [cluster.namespace, cluster.neighbour]}},
+            "endpoints": {"kubernetes": {"namespaces": [cluster.namespace, cluster.other_namespace]}},
             "log": {"format": "text", "access": false},
             "shutdown": {"unreadyDelay": "0s"}, "tokens": {"signingKeyFile": "signing.pem"},
         });
@@ -68,7 +68,7 @@ impl Router {
         });
         let address = async |what: &str| {
             let look = || async { line(&log, &format!("{what} listener")) };
-            let (line, _) = until(what, look).await;
+            let (line, _) = wait_until(what, look).await;
             format!("http://{}", line.split_once("address=").unwrap().1.trim())
         };
         let (scoring, admin) = (address("scoring").await, address("admin").await);
@@ -77,9 +77,9 @@ impl Router {
     }
 
     /// Started, and ready.
-    pub async fn ready(cluster: &Cluster) -> Self {
+    pub async fn start_ready(cluster: &Cluster) -> Self {
         let router = Self::start(cluster).await;
-        until("a router that is ready", || async { router.is_ready().await.then_some(()) }).await;
+        wait_until("a router that is ready", || async { router.is_ready().await.then_some(()) }).await;
         router
     }
 
@@ -105,9 +105,9 @@ impl Router {
     }
 
     /// Whether a request is answered, which is asked until it is so, or not so any more.
-    pub async fn until_scores(&self, endpoint: &str, wanted: u16) -> std::time::Duration {
+    pub async fn wait_until_scores(&self, endpoint: &str, wanted: u16) -> std::time::Duration {
         let look = || async { (self.score(endpoint, KEY).await.0 == wanted).then_some(()) };
-        until(&format!("{endpoint} answers {wanted}"), look).await.1
+        wait_until(&format!("{endpoint} answers {wanted}"), look).await.1
     }
 
     pub async fn deployments(&self, endpoint: &str) -> Vec<Value> {
@@ -163,27 +163,27 @@ fn line(log: &Mutex<Vec<String>>, part: &str) -> Option<String> {
 }
 
 /// A cluster with one model server, and the endpoint `scored` over it.
-pub async fn served(ip: &str) -> (Cluster, Router, Model) {
+pub async fn start_with_one_model(ip: &str) -> (Cluster, Router, Model) {
     let cluster = Cluster::start().await;
     let port = free_port();
     let model = Model::start(ip, port, &[]).await;
-    cluster.secret("keys", KEY).await;
-    cluster.workload("model", 1).await;
-    cluster.endpoint("scored", port, json!({})).await;
-    cluster.pod("one", "model").await;
-    cluster.pod_is("one", ip, true).await;
-    let router = Router::ready(&cluster).await;
-    router.until_scores("scored", 200).await;
+    cluster.create_key_secret("keys", KEY).await;
+    cluster.create_workload("model", 1).await;
+    cluster.create_endpoint("scored", port, json!({})).await;
+    cluster.create_pod("one", "model").await;
+    cluster.set_pod_status("one", ip, true).await;
+    let router = Router::start_ready(&cluster).await;
+    router.wait_until_scores("scored", 200).await;
     (cluster, router, model)
 }
 
 /// A port that is free on every loopback address, and given to nobody else: the system may give one again that nobody listens
 /// at yet.
 pub fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    static ASSIGNED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
-        if GIVEN.lock().unwrap().insert(port) {
+        if ASSIGNED.lock().unwrap().insert(port) {
             return port;
         }
     }
@@ -203,7 +203,7 @@ impl Model {
             .unwrap();
         let model = Self(child);
         let connect = || async { tokio::net::TcpStream::connect((ip, port)).await.ok() };
-        until("a model server", connect).await;
+        wait_until("a model server", connect).await;
         model
     }
 }

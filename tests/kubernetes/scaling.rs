@@ -10,10 +10,10 @@ use serde_json::json;
 
 use crate::cluster::{Cluster, KEY};
 use crate::router::{Model, Router, free_port};
-use crate::until;
+use crate::wait_until;
 
 /// How long a pod takes to start.
-const START: Duration = Duration::from_secs(20);
+const POD_START_TIME: Duration = Duration::from_secs(20);
 
 /// Makes and deletes pods as a Deployment's controller and a kubelet would, each with a model server, until it is dropped.
 struct Controller(tokio::task::JoinHandle<()>);
@@ -28,7 +28,7 @@ impl Controller {
             loop {
                 let wanted = cluster.deployments().get("model").await.unwrap().data["spec"]["replicas"].as_u64();
                 while pods.len() < wanted.unwrap() as usize {
-                    cluster.pod(&format!("model-{next}"), "model").await;
+                    cluster.create_pod(&format!("model-{next}"), "model").await;
                     pods.insert(next, (Instant::now(), None));
                     next += 1;
                 }
@@ -53,10 +53,10 @@ impl Controller {
                 }
                 for (number, (since, model)) in &mut pods {
                     // The first was there before.
-                    if model.is_none() && (*number == 1 || since.elapsed() >= START) {
+                    if model.is_none() && (*number == 1 || since.elapsed() >= POD_START_TIME) {
                         let ip = format!("127.0.{net}.{number}");
                         *model = Some(Model::start(&ip, port, &["--delay-ms", "50"]).await);
-                        cluster.pod_is(&format!("model-{number}"), &ip, true).await;
+                        cluster.set_pod_status(&format!("model-{number}"), &ip, true).await;
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -106,24 +106,24 @@ impl Load {
 async fn pods_that_take_long_to_start_follow_the_load_up_and_down_and_no_request_fails() {
     let cluster = Arc::new(Cluster::start().await);
     let port = free_port();
-    cluster.secret("keys", KEY).await;
-    cluster.workload("model", 1).await;
+    cluster.create_key_secret("keys", KEY).await;
+    cluster.create_workload("model", 1).await;
     let settings = json!({
         "requestSettings": {"maxQueueWaitMs": 120000},
         "scaleSettings": {"type": "target_utilization", "minInstances": 1, "maxInstances": 4},
     });
-    cluster.endpoint("scored", port, settings).await;
+    cluster.create_endpoint("scored", port, settings).await;
     let controller = Controller::start(&cluster, 8, port);
-    let router = Router::ready(&cluster).await;
-    router.until_scores("scored", 200).await;
+    let router = Router::start_ready(&cluster).await;
+    router.wait_until_scores("scored", 200).await;
     let replicas = async || cluster.deployments().get("model").await.unwrap().data["spec"]["replicas"].as_u64();
     // Fifty a second for 50 ms each are two and a half at a time: four at 70 %.
     let load = Load::start(&router, Duration::from_millis(20));
-    until("four are asked for", || async { (replicas().await == Some(4)).then_some(()) }).await;
+    wait_until("four are asked for", || async { (replicas().await == Some(4)).then_some(()) }).await;
     let ready = async || router.deployments("scored").await[0]["readyReplicas"].as_u64().unwrap();
     let all = || async { (ready().await == 4).then_some(()) };
-    let (_, took) = until("four are ready", all).await;
-    assert!(took > START - Duration::from_secs(5), "{took:?}");
+    let (_, took) = wait_until("four are ready", all).await;
+    assert!(took > POD_START_TIME - Duration::from_secs(5), "{took:?}");
     assert_eq!(replicas().await, Some(4), "those that start count");
     assert!(load.stop().await > 100);
     // A light load goes on while pods go.
@@ -134,9 +134,9 @@ async fn pods_that_take_long_to_start_follow_the_load_up_and_down_and_no_request
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(started.elapsed() > Duration::from_secs(55), "{:?}", started.elapsed());
-    until("one is left", || async { (ready().await == 1).then_some(()) }).await;
+    wait_until("one is left", || async { (ready().await == 1).then_some(()) }).await;
     light.stop().await;
-    let events = cluster.of("events.k8s.io/v1", "Event", "events").list(&ListParams::default()).await.unwrap();
+    let events = cluster.namespaced_api("events.k8s.io/v1", "Event", "events").list(&ListParams::default()).await.unwrap();
     let has = |reason: &str| events.items.iter().any(|event| event.data["reason"] == reason);
     assert!(has("ScaledUp") && has("ScaledDown"), "{events:?}");
     drop(controller);
@@ -148,21 +148,21 @@ async fn the_first_request_has_a_pod_be_started_where_there_is_none() {
     let cluster = Cluster::start().await;
     let port = free_port();
     let _model = Model::start("127.0.15.1", port, &[]).await;
-    cluster.secret("keys", KEY).await;
-    cluster.workload("model", 0).await;
+    cluster.create_key_secret("keys", KEY).await;
+    cluster.create_workload("model", 0).await;
     let scale = json!({"type": "target_utilization", "minInstances": 0, "maxInstances": 2, "idleBeforeZero": "2s"});
-    cluster.endpoint("scored", port, json!({"scaleSettings": scale})).await;
-    let router = Router::ready(&cluster).await;
+    cluster.create_endpoint("scored", port, json!({"scaleSettings": scale})).await;
+    let router = Router::start_ready(&cluster).await;
     let ready = || async { cluster.condition("scored", "Ready").await.filter(|(status, _)| status == "True") };
-    until("it says that it can serve", ready).await;
+    wait_until("it says that it can serve", ready).await;
     let replicas = async || cluster.deployments().get("model").await.unwrap().data["spec"]["replicas"].as_u64();
     let asked = async {
-        until("one is asked for", || async { (replicas().await == Some(1)).then_some(()) }).await;
-        cluster.pod("one", "model").await;
-        cluster.pod_is("one", "127.0.15.1", true).await;
+        wait_until("one is asked for", || async { (replicas().await == Some(1)).then_some(()) }).await;
+        cluster.create_pod("one", "model").await;
+        cluster.set_pod_status("one", "127.0.15.1", true).await;
     };
     let ((status, _), ()) = tokio::join!(router.score("scored", KEY), asked);
     assert_eq!(status, 200, "it has waited for the pod");
-    until("none is asked for", || async { (replicas().await == Some(0)).then_some(()) }).await;
-    cluster.end().await;
+    wait_until("none is asked for", || async { (replicas().await == Some(0)).then_some(()) }).await;
+    cluster.delete_namespaces().await;
 }

@@ -13,13 +13,13 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::cluster::{Cluster, KEY, object};
 use crate::router::{Router, free_port};
-use crate::support::authority::{Authority, Pair, provider};
-use crate::until;
+use crate::support::authority::{Authority, CertifiedKeyPair, provider};
+use crate::wait_until;
 
 const TLS: &str = "kubernetes.io/tls";
 
-async fn pair_in(cluster: &Cluster, name: &str, pair: &Pair) {
-    cluster.has_secret(name, TLS, &[("tls.crt", &pair.cert), ("tls.key", &pair.key)]).await;
+async fn write_tls_secret(cluster: &Cluster, name: &str, pair: &CertifiedKeyPair) {
+    cluster.replace_secret(name, TLS, &[("tls.crt", &pair.cert), ("tls.key", &pair.key)]).await;
 }
 
 /// A key that tokens can be signed with.
@@ -52,24 +52,24 @@ async fn certificates_and_signing_keys_are_in_secrets_of_the_routers_namespace()
         let problems = router.problems().await;
         parts.iter().all(|part| problems.contains(part)).then_some(())
     };
-    until("the Secrets are missed", || says(&["starting", "Secret web", "Secret signing", "no such Secret"])).await;
-    pair_in(&cluster, "web", &first.sign(&["localhost", "127.0.0.1"])).await;
-    until("one Secret is missed", || says(&["Secret signing"])).await;
+    wait_until("the Secrets are missed", || says(&["starting", "Secret web", "Secret signing", "no such Secret"])).await;
+    write_tls_secret(&cluster, "web", &first.sign(&["localhost", "127.0.0.1"])).await;
+    wait_until("one Secret is missed", || says(&["Secret signing"])).await;
     let key = signing_key();
-    cluster.has_secret("signing", "Opaque", &[("signingKey", "no key")]).await;
-    until("the key is none", || says(&["starting", "its entry `signingKey` is not a private key"])).await;
+    cluster.replace_secret("signing", "Opaque", &[("signingKey", "no key")]).await;
+    wait_until("the key is none", || says(&["starting", "its entry `signingKey` is not a private key"])).await;
     assert!(!router.is_ready().await);
-    cluster.has_secret("signing", "Opaque", &[("signingKey", &key)]).await;
-    until("the router is ready", || async { router.is_ready().await.then_some(()) }).await;
+    cluster.replace_secret("signing", "Opaque", &[("signingKey", &key)]).await;
+    wait_until("the router is ready", || async { router.is_ready().await.then_some(()) }).await;
 
     let url = format!("https://localhost:{port}/api/v1/endpoint/nobody/score");
     let answers = async |authority: &Authority| {
         client(authority).get(&url).send().await.is_ok_and(|answer| answer.status() == 404).then_some(())
     };
-    until("the certificate is shown", || answers(&first)).await;
+    wait_until("the certificate is shown", || answers(&first)).await;
     assert!(answers(&second).await.is_none(), "the other authority has not signed it");
-    pair_in(&cluster, "web", &second.sign(&["localhost"])).await;
-    let (_, took) = until("the new certificate is shown", || answers(&second)).await;
+    write_tls_secret(&cluster, "web", &second.sign(&["localhost"])).await;
+    let (_, took) = wait_until("the new certificate is shown", || answers(&second)).await;
     assert!(took.as_secs_f64() < 2.0, "{took:?}");
 
     let issued = async || {
@@ -79,17 +79,17 @@ async fn certificates_and_signing_keys_are_in_secrets_of_the_routers_namespace()
     };
     assert_eq!(issued().await, 1);
     let entries = [("signingKey", &*signing_key()), ("previousKey1", &*key)];
-    cluster.has_secret("signing", "Opaque", &entries).await;
-    until("the key of before stays good", || async { (issued().await == 2).then_some(()) }).await;
+    cluster.replace_secret("signing", "Opaque", &entries).await;
+    wait_until("the key of before stays good", || async { (issued().await == 2).then_some(()) }).await;
 
     cluster.secrets().delete("web", &DeleteParams::default()).await.unwrap();
-    until("the Secret is missed", || says(&["ready", "Secret web", "no such Secret"])).await;
+    wait_until("the Secret is missed", || says(&["ready", "Secret web", "no such Secret"])).await;
     assert!(answers(&second).await.is_some() && router.is_ready().await, "the last good one serves");
-    cluster.end().await;
+    cluster.delete_namespaces().await;
 }
 
 /// A model at `ip` with this certificate, which answers those that `clients` has signed.
-async fn model(ip: &str, port: u16, own: &Pair, clients: &Authority) {
+async fn model(ip: &str, port: u16, own: &CertifiedKeyPair, clients: &Authority) {
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(clients.roots()), provider()).build().unwrap();
     let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
     let config = config.with_client_cert_verifier(verifier).with_single_cert(own.chain(), own.private_key()).unwrap();
@@ -116,18 +116,18 @@ async fn tls_towards_pods_is_made_of_a_secret_of_the_endpoints_namespace() {
     let cluster = Cluster::start().await;
     let (ip, port, models, routers) = ("127.0.13.1", free_port(), Authority::new(), Authority::new());
     model(ip, port, &models.sign(&["models.example"]), &routers).await;
-    cluster.secret("keys", KEY).await;
-    cluster.workload("model", 1).await;
+    cluster.create_key_secret("keys", KEY).await;
+    cluster.create_workload("model", 1).await;
     let tls = json!({"upstreamTls": {"secretRef": {"name": "upstream"}, "serverName": "models.example"}});
-    cluster.endpoint("scored", port, tls).await;
-    cluster.pod("one", "model").await;
-    cluster.pod_is("one", ip, true).await;
-    let router = Router::ready(&cluster).await;
+    cluster.create_endpoint("scored", port, tls).await;
+    cluster.create_pod("one", "model").await;
+    cluster.set_pod_status("one", ip, true).await;
+    let router = Router::start_ready(&cluster).await;
     let condition = async |reason: &str| {
         let (_, now) = cluster.condition("scored", "Accepted").await?;
         (now == reason).then_some(())
     };
-    until("the Secret is missed", || condition("Invalid")).await;
+    wait_until("the Secret is missed", || condition("Invalid")).await;
     assert_eq!(router.score("scored", KEY).await.0, 404, "there is no good version yet");
     let own = routers.sign(&["router"]);
     let all =
@@ -135,43 +135,43 @@ async fn tls_towards_pods_is_made_of_a_secret_of_the_endpoints_namespace() {
     let texts = |all: &[(&'static str, String)]| all.to_vec();
     let put = async |entries: Vec<(&'static str, String)>| {
         let entries: Vec<(&str, &str)> = entries.iter().map(|(name, text)| (*name, text.as_str())).collect();
-        cluster.has_secret("upstream", "Opaque", &entries).await;
+        cluster.replace_secret("upstream", "Opaque", &entries).await;
     };
     put(texts(&all(&models))).await;
-    router.until_scores("scored", 200).await;
+    router.wait_until_scores("scored", 200).await;
     assert_eq!(router.score("scored", KEY).await, (200, "tls".to_owned()));
-    until("it is accepted", || condition("Accepted")).await;
+    wait_until("it is accepted", || condition("Accepted")).await;
     // One that cannot be read leaves the last good one.
     put(vec![("ca.crt", "no certificate".to_owned())]).await;
-    until("it is refused", || condition("Invalid")).await;
+    wait_until("it is refused", || condition("Invalid")).await;
     assert_eq!(router.score("scored", KEY).await.0, 200);
     // Authorities that have not signed the model's certificate count at the next connection.
     put(texts(&all(&routers))).await;
-    router.until_scores("scored", 502).await;
+    router.wait_until_scores("scored", 502).await;
     put(texts(&all(&models))).await;
-    router.until_scores("scored", 200).await;
+    router.wait_until_scores("scored", 200).await;
     // Without TLS nobody watches the Secret any more, and the model understands nothing.
-    cluster.change("scored", json!({"spec": {"deployments": [{
+    cluster.patch_endpoint("scored", json!({"spec": {"deployments": [{
         "name": "blue", "port": port, "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "model"},
     }]}})).await;
-    router.until_scores("scored", 502).await;
-    cluster.end().await;
+    router.wait_until_scores("scored", 502).await;
+    cluster.delete_namespaces().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scoring_uris_are_those_of_the_routers_service() {
     let cluster = Cluster::start().await;
-    cluster.secret("keys", KEY).await;
-    cluster.workload("model", 0).await;
-    cluster.endpoint("scored", 5001, json!({})).await;
+    cluster.create_key_secret("keys", KEY).await;
+    cluster.create_workload("model", 0).await;
+    cluster.create_endpoint("scored", 5001, json!({})).await;
     let settings = json!({"endpoints": {"kubernetes": {"service": "router"}}});
     let router = Router::start_with(&cluster, settings).await;
-    until("the Service is missed", || async {
+    wait_until("the Service is missed", || async {
         let problems = router.problems().await;
         (problems.contains("endpoints.kubernetes.service") && router.is_ready().await).then_some(())
     })
     .await;
-    let services = cluster.of("v1", "Service", "services");
+    let services = cluster.namespaced_api("v1", "Service", "services");
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "router", "namespace": cluster.namespace},
         "spec": {"type": "LoadBalancer", "ports": [{"name": "http", "port": 80}], "selector": {"app": "router"}},
@@ -182,10 +182,10 @@ async fn scoring_uris_are_those_of_the_routers_service() {
         (endpoint.data["status"]["scoringUri"] == format!("{url}/api/v1/endpoint/scored/score")).then_some(())
     };
     let inside = format!("http://router.{}.svc", cluster.namespace);
-    until("the name inside the cluster", || uri_is(&inside)).await;
+    wait_until("the name inside the cluster", || uri_is(&inside)).await;
     let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}}});
     services.patch_status("router", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
-    until("the address of the load balancer", || uri_is("http://192.0.2.7")).await;
+    wait_until("the address of the load balancer", || uri_is("http://192.0.2.7")).await;
     assert!(!router.problems().await.contains("endpoints.kubernetes.service"));
-    cluster.end().await;
+    cluster.delete_namespaces().await;
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::parsers;
 
 /// Calls `property` with every file of the corpus of that name, and with pieces of each.
-fn all(target: &str, property: fn(&[u8])) {
+fn check_corpus(target: &str, property: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut count = 0;
     for entry in std::fs::read_dir(&folder).unwrap() {
@@ -24,25 +24,25 @@ fn all(target: &str, property: fn(&[u8])) {
 
 #[test]
 fn paths() {
-    all("paths", parsers::paths);
+    check_corpus("paths", parsers::paths);
 }
 
 #[test]
 fn heads() {
-    all("heads", parsers::heads);
+    check_corpus("heads", parsers::heads);
 }
 
 #[test]
 fn settings() {
-    all("settings", parsers::settings);
+    check_corpus("settings", parsers::settings);
 }
 
 #[test]
 fn endpoints() {
-    all("endpoints", parsers::endpoints);
+    check_corpus("endpoints", parsers::endpoints);
 }
 
 #[test]
 fn responses() {
-    all("responses", parsers::responses);
+    check_corpus("responses", parsers::responses);
 }

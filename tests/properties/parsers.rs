@@ -42,7 +42,7 @@ pub fn paths(data: &[u8]) {
             assert_eq!((parsed.as_str(), parsed.query()), (text, None), "another path would be sent");
             HeaderValue::from_str(text).unwrap();
         }
-        Err(error) => message(&error.to_string()),
+        Err(error) => assert_one_line(&error.to_string()),
     }
 }
 
@@ -125,7 +125,7 @@ const HOP_BY_HOP: [&str; 7] = [
     "upgrade",
 ];
 /// What the router itself says to a model; `connection` cannot take it away.
-const OURS: [&str; 9] = [
+const ROUTER_HEADERS: [&str; 9] = [
     "host",
     "te",
     "expect",
@@ -148,7 +148,7 @@ fn request_fields(version: Version, target: Uri, fields: HeaderMap) {
     (head.version, head.uri, head.headers) = (version, target, fields.clone());
     let notable = Notable::of(&fields);
     if let Err(why) = headers::check(&head, &notable) {
-        return message(why);
+        return assert_one_line(why);
     }
     assert!(fields.get_all(HOST).iter().count() <= 1 && fields.get_all(CONTENT_LENGTH).iter().count() <= 1);
     let origin = Origin { address: HeaderValue::from_static("192.0.2.1"), scheme: HeaderValue::from_static("http") };
@@ -178,7 +178,7 @@ fn request_fields(version: Version, target: Uri, fields: HeaderMap) {
     };
     assert_eq!((last("x-forwarded-for"), last("x-forwarded-proto")), (b"192.0.2.1".to_vec(), b"http".to_vec()));
     let named = named_by_connection(&fields);
-    for name in fields.keys().map(HeaderName::as_str).filter(|name| !OURS.contains(name) && *name != "x-forwarded-host")
+    for name in fields.keys().map(HeaderName::as_str).filter(|name| !ROUTER_HEADERS.contains(name) && *name != "x-forwarded-host")
     {
         let kept = fields.get_all(name).iter().eq(sent.get_all(name).iter());
         let gone = !sent.contains_key(name);
@@ -195,7 +195,7 @@ fn response_fields(mut fields: HeaderMap) {
         let may_go = must_go || name == "content-length";
         let kept = before.get_all(name).iter().eq(fields.get_all(name).iter());
         assert!(kept || may_go, "{name} of {before:?} became {fields:?}");
-        let protected = OURS.contains(&name) || name == "x-forwarded-host";
+        let protected = ROUTER_HEADERS.contains(&name) || name == "x-forwarded-host";
         assert!(!must_go || protected && name != "te" || !fields.contains_key(name), "{name} stays: {fields:?}");
     }
     let once = fields.clone();
@@ -240,7 +240,7 @@ pub fn settings(data: &[u8]) {
         }
         Err(rejected) => {
             assert!(!rejected.problems.is_empty(), "rejected without a word");
-            told(&rejected.problems, &["router.yaml", "environment"]);
+            assert_problems_located(&rejected.problems, &["router.yaml", "environment"]);
         }
     }
 }
@@ -253,8 +253,8 @@ pub fn endpoints(data: &[u8]) {
     let count = documents.len();
     assert!(parsed.endpoints.len() <= count, "more endpoints than documents");
     assert!(parsed.endpoints.len() == count || !parsed.problems.is_empty(), "refused without a word");
-    told(&parsed.problems, &["endpoints.yaml"]);
-    keeps_secrets(text, documents.into_iter().flatten(), &parsed.problems);
+    assert_problems_located(&parsed.problems, &["endpoints.yaml"]);
+    assert_no_key_in_problems(text, documents.into_iter().flatten(), &parsed.problems);
     let (table, status, metrics) = (Published::default(), Arc::<Status>::default(), Arc::new(Metrics::new().unwrap()));
     let mut index = Index::new(table.clone(), metrics.clone(), status.clone(), Arc::default());
     let desired = parsed.endpoints.iter().map(|spec| Desired {
@@ -289,21 +289,21 @@ pub fn endpoints(data: &[u8]) {
 }
 
 /// Each problem says where it is and what is wrong, in a message that fits a line of a log.
-fn told(problems: &[Problem], sources: &[&str]) {
+fn assert_problems_located(problems: &[Problem], sources: &[&str]) {
     for problem in problems {
         assert!(sources.iter().any(|source| problem.source.starts_with(source)), "{problem:?}");
         assert!(!problem.what.is_empty(), "{problem:?}");
-        message(&problem.to_string());
+        assert_one_line(&problem.to_string());
     }
 }
 
-fn message(text: &str) {
+fn assert_one_line(text: &str) {
     assert!(!text.is_empty() && text.len() < 10_000, "{} bytes: {text}", text.len());
     assert!(!text.chars().any(char::is_control), "breaks a line: {text:?}");
 }
 
 /// A key in a document is never repeated in what is said of the document.
-fn keeps_secrets(text: &str, documents: impl Iterator<Item = Value>, problems: &[Problem]) {
+fn assert_no_key_in_problems(text: &str, documents: impl Iterator<Item = Value>, problems: &[Problem]) {
     for document in documents {
         for which in ["/spec/keys/primary/value", "/spec/keys/secondary/value"] {
             let Some(key) = document.pointer(which).and_then(Value::as_str) else { continue };
@@ -331,9 +331,9 @@ pub fn responses(data: &[u8]) {
 }
 
 /// Head with trailers, body, and whether it is complete. `None`: not even the head is.
-type Understood = Option<(String, Vec<u8>, bool)>;
+type ParsedResponse = Option<(String, Vec<u8>, bool)>;
 
-fn read_response<'a>(method: &Method, mut pieces: impl Iterator<Item = &'a [u8]>) -> Result<Understood, Garbage> {
+fn read_response<'a>(method: &Method, mut pieces: impl Iterator<Item = &'a [u8]>) -> Result<ParsedResponse, Garbage> {
     let mut input = BytesMut::new();
     let Head { parts, body: mut receiving, keeps_alive } = loop {
         match codec::read_head(&mut input, method)? {

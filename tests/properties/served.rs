@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::generate::Generator;
-use crate::harness::{Model, Router, full, soon};
+use crate::harness::{Model, Router, full_body, with_timeout};
 
 const DOCUMENTS: usize = 2_000;
 const FILE_KEY: &str = "a-key-in-a-file-0123456789";
@@ -31,7 +31,7 @@ async fn echo() -> Model {
             "host": header("host"),
             "authorization": header("authorization"),
         });
-        Response::new(full(said.to_string()))
+        Response::new(full_body(said.to_string()))
     })
     .await
 }
@@ -39,7 +39,7 @@ async fn echo() -> Model {
 /// A client of one router, on one connection.
 struct Client(SendRequest<Full<Bytes>>);
 
-struct Answer {
+struct JsonAnswer {
     status: u16,
     headers: HeaderMap,
     body: Value,
@@ -54,15 +54,15 @@ impl Client {
         Self(sender)
     }
 
-    async fn ask(&mut self, method: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
+    async fn send(&mut self, method: &str, path: &str, fields: &[(&str, &str)]) -> JsonAnswer {
         let request = Request::builder().method(method).uri(path).header("host", "router");
         let request = fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-        soon(&format!("the answer to {method} {path} {fields:?}"), async {
+        with_timeout(&format!("the answer to {method} {path} {fields:?}"), async {
             self.0.ready().await.unwrap();
             let response = self.0.send_request(request.body(Full::default()).unwrap()).await.unwrap();
             let (status, headers) = (response.status().as_u16(), response.headers().clone());
             let body = response.into_body().collect().await.unwrap().to_bytes();
-            Answer { status, headers, body: serde_json::from_slice(&body).unwrap_or_default() }
+            JsonAnswer { status, headers, body: serde_json::from_slice(&body).unwrap_or_default() }
         })
         .await
     }
@@ -87,7 +87,7 @@ async fn what_is_accepted_is_served_as_written_and_what_is_not_says_where_and_wh
             for problem in problems {
                 let said = !problem.path.is_empty() && !problem.what.is_empty() && problem.what.len() < 2_000;
                 let whole = document.get("kind").is_none_or(|kind| kind != "OnlineEndpoint") || !document.is_object();
-                assert!(said || whole, "number {number}: {problem:?} of {}", cut(&document));
+                assert!(said || whole, "number {number}: {problem:?} of {}", shortened(&document));
             }
         }
     }
@@ -130,7 +130,7 @@ fn check(folder: &std::path::Path, document: &Value) -> Vec<inference_router::mo
 }
 
 /// A document in a message.
-fn cut(document: &Value) -> String {
+fn shortened(document: &Value) -> String {
     document.to_string().chars().take(3_000).collect()
 }
 
@@ -144,12 +144,12 @@ async fn served(client: &mut Client, document: &Value, model: &Model) {
     let mut bearer = keys.last().map(|key| format!("Bearer {key}"));
     if tokens {
         let asked: Vec<(&str, &str)> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
-        let answer = client.ask("POST", &path("token"), &asked).await;
+        let answer = client.send("POST", &path("token"), &asked).await;
         if keys.is_empty() {
-            assert_eq!((answer.status, &answer.body["code"]), (403, &json!("forbidden")), "{}", cut(document));
+            assert_eq!((answer.status, &answer.body["code"]), (403, &json!("forbidden")), "{}", shortened(document));
             return;
         }
-        assert_eq!(answer.status, 200, "{}", cut(document));
+        assert_eq!(answer.status, 200, "{}", shortened(document));
         bearer = Some(format!("Bearer {}", answer.body["accessToken"].as_str().unwrap()));
     }
     let proof: Vec<(&str, &str)> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
@@ -163,33 +163,33 @@ async fn served(client: &mut Client, document: &Value, model: &Model) {
             .sum::<u64>()
     };
 
-    let answer = client.ask("POST", &path("score?a=b"), &proof).await;
+    let answer = client.send("POST", &path("score?a=b"), &proof).await;
     let live: Vec<&Value> = deployments.iter().filter(|deployment| weight(deployment) > 0).collect();
     match live.as_slice() {
         [] => {
-            assert_eq!((answer.status, &answer.body["code"]), (404, &json!("no_live_deployment")), "{}", cut(document))
+            assert_eq!((answer.status, &answer.body["code"]), (404, &json!("no_live_deployment")), "{}", shortened(document))
         }
         live => {
             let by = answer.headers.get("azureml-model-deployment").map(|by| by.to_str().unwrap().to_owned());
             let chosen = by.or_else(|| answer.body["deployment"].as_str().map(str::to_owned));
             let chosen = live.iter().find(|d| chosen.as_deref() == d["name"].as_str());
             let chosen =
-                chosen.unwrap_or_else(|| panic!("answered by nobody live: {} of {}", answer.body, cut(document)));
-            answered(&answer, chosen, "scoringPath", "/score", "?a=b", bearer.as_deref(), model, document);
+                chosen.unwrap_or_else(|| panic!("answered by nobody live: {} of {}", answer.body, shortened(document)));
+            assert_answered_by(&answer, chosen, "scoringPath", "/score", "?a=b", bearer.as_deref(), model, document);
         }
     }
     for deployment in deployments {
         let named = deployment["name"].as_str().unwrap().to_ascii_uppercase();
         let fields = [&proof[..], &[("azureml-model-deployment", &*named)]].concat();
-        let answer = client.ask("GET", &path("swagger.json"), &fields).await;
-        answered(&answer, deployment, "swaggerPath", "/swagger.json", "", bearer.as_deref(), model, document);
+        let answer = client.send("GET", &path("swagger.json"), &fields).await;
+        assert_answered_by(&answer, deployment, "swaggerPath", "/swagger.json", "", bearer.as_deref(), model, document);
     }
     if !keys.is_empty() {
-        let answer = client.ask("GET", &path("score"), &[]).await;
-        assert_eq!((answer.status, &answer.body["code"]), (401, &json!("missing_credential")), "{}", cut(document));
-        let answer = client.ask("GET", &path("score"), &[("authorization", "Bearer another-key-0123")]).await;
+        let answer = client.send("GET", &path("score"), &[]).await;
+        assert_eq!((answer.status, &answer.body["code"]), (401, &json!("missing_credential")), "{}", shortened(document));
+        let answer = client.send("GET", &path("score"), &[("authorization", "Bearer another-key-0123")]).await;
         let code = if tokens { "malformed_token" } else { "invalid_key" };
-        assert_eq!((answer.status, &answer.body["code"]), (401, &json!(code)), "{}", cut(document));
+        assert_eq!((answer.status, &answer.body["code"]), (401, &json!(code)), "{}", shortened(document));
     }
     if let Some(cors) = spec.get("cors") {
         let origin = cors["allowOrigins"][0].as_str().unwrap();
@@ -197,12 +197,12 @@ async fn served(client: &mut Client, document: &Value, model: &Model) {
         let origin = origin.to_ascii_lowercase().trim_end_matches(":443").to_owned();
         let method = cors["allowMethods"][0].as_str().unwrap_or("POST").to_ascii_uppercase();
         let fields = [("origin", &*origin), ("access-control-request-method", &*method)];
-        let answer = client.ask("OPTIONS", &path("score"), &fields).await;
-        assert_eq!(answer.status, 204, "{}", cut(document));
+        let answer = client.send("OPTIONS", &path("score"), &fields).await;
+        assert_eq!(answer.status, 204, "{}", shortened(document));
         let allowed =
-            answer.headers.get("access-control-allow-origin").unwrap_or_else(|| panic!("refused by {}", cut(document)));
+            answer.headers.get("access-control-allow-origin").unwrap_or_else(|| panic!("refused by {}", shortened(document)));
         let any = cors["allowOrigins"][0] == "*" && allowed == "*";
-        assert!(any || allowed == origin.as_str(), "{allowed:?} for {}", cut(document));
+        assert!(any || allowed == origin.as_str(), "{allowed:?} for {}", shortened(document));
     }
 }
 
@@ -214,8 +214,8 @@ fn key(written: &Value) -> Option<String> {
 
 /// Asserts that `answer` is that of `deployment`, asked for the path in `field`.
 #[expect(clippy::too_many_arguments, reason = "each is another part of what is compared")]
-fn answered(
-    answer: &Answer,
+fn assert_answered_by(
+    answer: &JsonAnswer,
     deployment: &Value,
     field: &str,
     default: &str,
@@ -226,18 +226,18 @@ fn answered(
 ) {
     if deployment.get("process").is_some() {
         // None is running: the count is 0.
-        assert_eq!((answer.status, &answer.body["code"]), (503, &json!("no_ready_replica")), "{}", cut(document));
+        assert_eq!((answer.status, &answer.body["code"]), (503, &json!("no_ready_replica")), "{}", shortened(document));
         return;
     }
     let target = format!("{}{query}", deployment[field].as_str().unwrap_or(default));
     let host = deployment["host"].as_str().map_or_else(|| model.address.to_string(), str::to_owned);
     let forwarded = if deployment["forwardAuthorization"] == true { json!(bearer) } else { Value::Null };
     let expected = json!({"target": target, "host": host, "authorization": forwarded});
-    assert_eq!((answer.status, &answer.body), (200, &expected), "{}", cut(document));
+    assert_eq!((answer.status, &answer.body), (200, &expected), "{}", shortened(document));
     assert_eq!(
         answer.headers["azureml-model-deployment"].to_str().ok(),
         deployment["name"].as_str(),
         "{}",
-        cut(document)
+        shortened(document)
     );
 }

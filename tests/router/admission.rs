@@ -16,41 +16,41 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::harness::{Asked, KEY, Model, Router, call, endpoint, full, posted, score, send, soon};
-use crate::peers::{
-    ANSWER, Arrived, Refusing, blue, busy_and_queued, client, done, end, idle, next, read_eof, read_message, request,
-    scoring, streaming, total, wire,
+use crate::harness::{PendingRequest, KEY, Model, Router, call, endpoint, full_body, raw_scoring_request, score, send, with_timeout};
+use crate::raw_peers::{
+    ANSWER, ReceivedRequest, RefusingPort, first_deployment, wait_until_busy_and_queued, connect_and_send, join_task, shut_down, wait_until_idle, next_arrival, read_eof, read_message, request,
+    spawn_scoring, streaming, metric_sum, start_handover_model,
 };
 
 /// One slot, and times nobody reaches.
-const ONE: &str = "{maxConcurrentRequestsPerInstance: 1, maxQueueWaitMs: 60000, requestTimeoutMs: 60000}";
+const ONE_SLOT: &str = "{maxConcurrentRequestsPerInstance: 1, maxQueueWaitMs: 60000, requestTimeoutMs: 60000}";
 /// More slots than any test needs, and times nobody reaches.
-const MANY: &str = "{maxConcurrentRequestsPerInstance: 1000, maxQueueWaitMs: 60000, requestTimeoutMs: 60000}";
+const MANY_SLOTS: &str = "{maxConcurrentRequestsPerInstance: 1000, maxQueueWaitMs: 60000, requestTimeoutMs: 60000}";
 
-fn workers(count: usize) -> impl FnOnce(&mut Settings) {
+fn with_workers(count: usize) -> impl FnOnce(&mut Settings) {
     move |settings| settings.workers = Workers::Count(count.try_into().unwrap())
 }
 
 /// How many requests a model has at once, and had at most.
 #[derive(Default)]
-struct Gauge {
-    now: AtomicUsize,
-    most: AtomicUsize,
-    all: AtomicUsize,
+struct ConcurrencyGauge {
+    current: AtomicUsize,
+    highest: AtomicUsize,
+    total: AtomicUsize,
 }
 
-impl Gauge {
+impl ConcurrencyGauge {
     fn enter(&self) {
-        self.all.fetch_add(1, SeqCst);
-        self.most.fetch_max(self.now.fetch_add(1, SeqCst) + 1, SeqCst);
+        self.total.fetch_add(1, SeqCst);
+        self.highest.fetch_max(self.current.fetch_add(1, SeqCst) + 1, SeqCst);
     }
     fn leave(&self) {
-        self.now.fetch_sub(1, SeqCst);
+        self.current.fetch_sub(1, SeqCst);
     }
 }
 
 /// A model that counts, and answers while the gate is open.
-async fn gated(gauge: Arc<Gauge>, gate: Arc<Semaphore>) -> Model {
+async fn start_gated_model(gauge: Arc<ConcurrencyGauge>, gate: Arc<Semaphore>) -> Model {
     Model::http(move |_| {
         let (gauge, gate) = (gauge.clone(), gate.clone());
         async move {
@@ -61,67 +61,67 @@ async fn gated(gauge: Arc<Gauge>, gate: Arc<Semaphore>) -> Model {
                 tokio::task::yield_now().await;
             }
             gauge.leave();
-            Response::new(full("ok"))
+            Response::new(full_body("ok"))
         }
     })
     .await
 }
 
 /// 64 clients against so many replicas with such a cap: all slots are used, never one more, and all are answered.
-async fn the_cap_is_exact(worker_count: usize, replicas: usize, cap: usize) {
+async fn assert_cap_is_exact(worker_count: usize, replicas: usize, cap: usize) {
     const CLIENTS: usize = 64;
-    const EACH: usize = 5;
+    const REQUESTS_PER_CLIENT: usize = 5;
     let what = format!("{worker_count} workers, {replicas} replicas, cap {cap}");
     let gate = Arc::new(Semaphore::new(0));
-    let gauges: Vec<Arc<Gauge>> = (0..replicas).map(|_| Arc::default()).collect();
+    let gauges: Vec<Arc<ConcurrencyGauge>> = (0..replicas).map(|_| Arc::default()).collect();
     let mut models = Vec::new();
     for gauge in &gauges {
-        models.push(gated(gauge.clone(), gate.clone()).await);
+        models.push(start_gated_model(gauge.clone(), gate.clone()).await);
     }
     let addresses: Vec<SocketAddr> = models.iter().map(|model| model.address).collect();
     let settings =
         format!("{{maxConcurrentRequestsPerInstance: {cap}, maxQueueWaitMs: 60000, requestTimeoutMs: 60000}}");
-    let router = Router::start_with(&[&endpoint(&addresses, &settings)], workers(worker_count));
+    let router = Router::start_with(&[&endpoint(&addresses, &settings)], with_workers(worker_count));
     let mut clients = JoinSet::new();
     for _ in 0..CLIENTS {
         let address = router.scoring;
         clients.spawn(async move {
-            for _ in 0..EACH {
+            for _ in 0..REQUESTS_PER_CLIENT {
                 assert_eq!(call(address, score("{}")).await.status, 200);
             }
         });
     }
     let slots = replicas * cap;
-    busy_and_queued(&router, slots, CLIENTS - slots).await;
+    wait_until_busy_and_queued(&router, slots, CLIENTS - slots).await;
     router
-        .until("every slot taken", |all| {
-            let replicas = blue(all)["replicas"].as_array().unwrap();
+        .wait_until("every slot taken", |all| {
+            let replicas = first_deployment(all)["replicas"].as_array().unwrap();
             replicas.iter().all(|replica| replica["inFlight"] == cap)
         })
         .await;
-    gate.add_permits(CLIENTS * EACH);
-    while let Some(client) = soon(&what, clients.join_next()).await {
+    gate.add_permits(CLIENTS * REQUESTS_PER_CLIENT);
+    while let Some(client) = with_timeout(&what, clients.join_next()).await {
         client.unwrap();
     }
     for gauge in &gauges {
-        assert_eq!(gauge.most.load(SeqCst), cap, "{what}");
+        assert_eq!(gauge.highest.load(SeqCst), cap, "{what}");
     }
-    assert_eq!(gauges.iter().map(|gauge| gauge.all.load(SeqCst)).sum::<usize>(), CLIENTS * EACH, "{what}");
-    idle(&router).await;
-    end(router).await;
+    assert_eq!(gauges.iter().map(|gauge| gauge.total.load(SeqCst)).sum::<usize>(), CLIENTS * REQUESTS_PER_CLIENT, "{what}");
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
 async fn a_replica_never_has_more_in_flight_than_its_cap_and_every_slot_is_used_with_one_worker() {
     for (replicas, cap) in [(1, 1), (1, 3), (3, 1), (3, 3)] {
-        the_cap_is_exact(1, replicas, cap).await;
+        assert_cap_is_exact(1, replicas, cap).await;
     }
 }
 
 #[tokio::test]
 async fn a_replica_never_has_more_in_flight_than_its_cap_and_every_slot_is_used_with_two_workers() {
     for (replicas, cap) in [(1, 1), (1, 3), (3, 1), (3, 3)] {
-        the_cap_is_exact(2, replicas, cap).await;
+        assert_cap_is_exact(2, replicas, cap).await;
     }
 }
 
@@ -129,12 +129,12 @@ async fn a_replica_never_has_more_in_flight_than_its_cap_and_every_slot_is_used_
 async fn the_least_loaded_replica_gets_the_next_request() {
     let (first, mut at_first) = Model::manual().await;
     let (second, mut at_second) = Model::manual().await;
-    let router = Router::start_with(&[&endpoint(&[first.address, second.address], MANY)], workers(2));
-    let mut held: [Vec<Asked>; 2] = [Vec::new(), Vec::new()];
+    let router = Router::start_with(&[&endpoint(&[first.address, second.address], MANY_SLOTS)], with_workers(2));
+    let mut held: [Vec<PendingRequest>; 2] = [Vec::new(), Vec::new()];
     let mut clients = Vec::new();
-    let mut send_one = async |held: &mut [Vec<Asked>; 2]| {
-        clients.push(scoring(&router, "{}"));
-        soon("a request at a model", async {
+    let mut send_one = async |held: &mut [Vec<PendingRequest>; 2]| {
+        clients.push(spawn_scoring(&router, "{}"));
+        with_timeout("a request at a model", async {
             tokio::select! {
                 Some(asked) = at_first.recv() => held[0].push(asked),
                 Some(asked) = at_second.recv() => held[1].push(asked),
@@ -149,7 +149,7 @@ async fn the_least_loaded_replica_gets_the_next_request() {
     for asked in held[0].drain(1..) {
         asked.answer("ok");
     }
-    router.until("three slots free again", |all| blue(all)["slots"]["busy"] == 5).await;
+    router.wait_until("three slots free again", |all| first_deployment(all)["slots"]["busy"] == 5).await;
     for _ in 0..3 {
         send_one(&mut held).await;
     }
@@ -158,46 +158,46 @@ async fn the_least_loaded_replica_gets_the_next_request() {
         asked.answer("ok");
     }
     for client in clients {
-        assert_eq!(done(client).await.status, 200);
+        assert_eq!(join_task(client).await.status, 200);
     }
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
-async fn body_of(asked: &mut Asked) -> String {
-    let bytes = soon("a request body", asked.request.body_mut().collect()).await.unwrap().to_bytes();
+async fn read_request_body(asked: &mut PendingRequest) -> String {
+    let bytes = with_timeout("a request body", asked.request.body_mut().collect()).await.unwrap().to_bytes();
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-async fn first_come_first_served(worker_count: usize) {
+async fn assert_first_come_first_served(worker_count: usize) {
     const BODIES: [&str; 9] = ["0", "1", "2", "3", "4", "5", "6", "7", "8"];
     let (model, mut arrivals) = Model::manual().await;
-    let router = Router::start_with(&[&endpoint(&[model.address], ONE)], workers(worker_count));
+    let router = Router::start_with(&[&endpoint(&[model.address], ONE_SLOT)], with_workers(worker_count));
     let mut clients = Vec::new();
     for (ahead, body) in BODIES.into_iter().enumerate() {
-        clients.push(scoring(&router, body));
-        busy_and_queued(&router, 1, ahead).await;
+        clients.push(spawn_scoring(&router, body));
+        wait_until_busy_and_queued(&router, 1, ahead).await;
     }
     for body in BODIES {
-        let mut asked = next(&mut arrivals).await;
-        assert_eq!(body_of(&mut asked).await, body);
+        let mut asked = next_arrival(&mut arrivals).await;
+        assert_eq!(read_request_body(&mut asked).await, body);
         asked.answer("ok");
     }
     for client in clients {
-        assert_eq!(done(client).await.status, 200);
+        assert_eq!(join_task(client).await.status, 200);
     }
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
-async fn waiting_requests_are_served_in_the_order_in_which_they_came_with_one_worker() {
-    first_come_first_served(1).await;
+async fn queued_requests_are_served_in_the_order_in_which_they_came_with_one_worker() {
+    assert_first_come_first_served(1).await;
 }
 
 #[tokio::test]
-async fn waiting_requests_are_served_in_the_order_in_which_they_came_with_two_workers() {
-    first_come_first_served(2).await;
+async fn queued_requests_are_served_in_the_order_in_which_they_came_with_two_workers() {
+    assert_first_come_first_served(2).await;
 }
 
 #[tokio::test]
@@ -205,20 +205,20 @@ async fn a_request_waits_at_most_max_queue_wait_ms() {
     let (model, mut arrivals) = Model::manual().await;
     let settings = "{maxConcurrentRequestsPerInstance: 1, maxQueueWaitMs: 150, requestTimeoutMs: 60000}";
     let router = Router::start(&[&endpoint(&[model.address], settings)]);
-    let first = scoring(&router, "first");
-    let asked = next(&mut arrivals).await;
+    let first = spawn_scoring(&router, "first");
+    let asked = next_arrival(&mut arrivals).await;
     let start = Instant::now();
     let refused = router.score("second").await;
     assert!(start.elapsed() >= Duration::from_millis(150), "{:?}", start.elapsed());
     assert_eq!(refused.status, 503);
     assert_eq!(refused.code(), "too_many_requests");
     assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
-    busy_and_queued(&router, 1, 0).await;
+    wait_until_busy_and_queued(&router, 1, 0).await;
     asked.answer("ok");
-    assert_eq!(done(first).await.status, 200);
+    assert_eq!(join_task(first).await.status, 200);
     assert!(arrivals.try_recv().is_err(), "a refused request reached the model");
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -227,27 +227,27 @@ async fn at_most_max_queue_length_requests_wait() {
     let settings = "{maxConcurrentRequestsPerInstance: 1, maxQueueWaitMs: 60000, maxQueueLength: 2, \
                     requestTimeoutMs: 60000}";
     for worker_count in [1, 2] {
-        let router = Router::start_with(&[&endpoint(&[model.address], settings)], workers(worker_count));
+        let router = Router::start_with(&[&endpoint(&[model.address], settings)], with_workers(worker_count));
         let mut clients = Vec::new();
         for ahead in 0..3 {
-            clients.push(scoring(&router, "{}"));
-            busy_and_queued(&router, 1, ahead).await;
+            clients.push(spawn_scoring(&router, "{}"));
+            wait_until_busy_and_queued(&router, 1, ahead).await;
         }
         for _ in 0..4 {
             let refused = router.score("too many").await;
             assert_eq!((refused.status.as_u16(), refused.code().as_str()), (503, "too_many_requests"));
             assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
         }
-        busy_and_queued(&router, 1, 2).await;
+        wait_until_busy_and_queued(&router, 1, 2).await;
         for _ in 0..3 {
-            next(&mut arrivals).await.answer("ok");
+            next_arrival(&mut arrivals).await.answer("ok");
         }
         for client in clients {
-            assert_eq!(done(client).await.status, 200);
+            assert_eq!(join_task(client).await.status, 200);
         }
         assert!(arrivals.try_recv().is_err(), "a refused request reached the model");
-        idle(&router).await;
-        end(router).await;
+        wait_until_idle(&router).await;
+        shut_down(router).await;
     }
 }
 
@@ -256,127 +256,127 @@ async fn without_a_queue_a_request_is_served_or_refused_at_once() {
     for settings in ["maxQueueWaitMs: 0", "maxQueueWaitMs: 60000, maxQueueLength: 0"] {
         let (model, mut arrivals) = Model::manual().await;
         let settings = format!("{{maxConcurrentRequestsPerInstance: 1, requestTimeoutMs: 60000, {settings}}}");
-        let router = Router::start_with(&[&endpoint(&[model.address], &settings)], workers(2));
+        let router = Router::start_with(&[&endpoint(&[model.address], &settings)], with_workers(2));
         for _ in 0..10 {
-            let first = scoring(&router, "{}");
-            let asked = next(&mut arrivals).await;
+            let first = spawn_scoring(&router, "{}");
+            let asked = next_arrival(&mut arrivals).await;
             let refused = router.score("too many").await;
             assert_eq!((refused.status.as_u16(), refused.code().as_str()), (503, "too_many_requests"));
             assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
             asked.answer("ok");
-            assert_eq!(done(first).await.status, 200, "a slot is free");
+            assert_eq!(join_task(first).await.status, 200, "a slot is free");
             // The slot ends with the last byte, which the client may see a moment before.
-            idle(&router).await;
+            wait_until_idle(&router).await;
         }
         assert!(arrivals.try_recv().is_err(), "a refused request reached the model");
-        end(router).await;
+        shut_down(router).await;
     }
 }
 
 #[tokio::test]
-async fn a_waiting_request_whose_client_left_is_dropped() {
+async fn a_queued_request_whose_client_left_is_dropped() {
     for worker_count in [1, 2] {
         let (model, mut arrivals) = Model::manual().await;
-        let router = Router::start_with(&[&endpoint(&[model.address], ONE)], workers(worker_count));
-        let first = scoring(&router, "first");
-        let asked = next(&mut arrivals).await;
-        let leaving = client(router.scoring, &request("POST", "leaving")).await;
-        busy_and_queued(&router, 1, 1).await;
-        let last = scoring(&router, "last");
-        busy_and_queued(&router, 1, 2).await;
+        let router = Router::start_with(&[&endpoint(&[model.address], ONE_SLOT)], with_workers(worker_count));
+        let first = spawn_scoring(&router, "first");
+        let asked = next_arrival(&mut arrivals).await;
+        let leaving = connect_and_send(router.scoring, &request("POST", "leaving")).await;
+        wait_until_busy_and_queued(&router, 1, 1).await;
+        let last = spawn_scoring(&router, "last");
+        wait_until_busy_and_queued(&router, 1, 2).await;
         drop(leaving);
-        busy_and_queued(&router, 1, 1).await;
+        wait_until_busy_and_queued(&router, 1, 1).await;
         asked.answer("ok");
-        let mut asked = next(&mut arrivals).await;
-        assert_eq!(body_of(&mut asked).await, "last");
+        let mut asked = next_arrival(&mut arrivals).await;
+        assert_eq!(read_request_body(&mut asked).await, "last");
         asked.answer("ok");
-        assert_eq!(done(first).await.status, 200);
-        assert_eq!(done(last).await.status, 200);
-        idle(&router).await;
+        assert_eq!(join_task(first).await.status, 200);
+        assert_eq!(join_task(last).await.status, 200);
+        wait_until_idle(&router).await;
         assert!(arrivals.try_recv().is_err(), "the model saw a request whose client had left");
-        end(router).await;
+        shut_down(router).await;
     }
 }
 
 #[tokio::test]
-async fn a_waiting_request_whose_client_left_is_dropped_although_its_body_is_unread() {
+async fn a_queued_request_whose_client_left_is_dropped_although_its_body_is_unread() {
     // More than is read before there is a slot. What the system takes no more of hides an end, but no reset.
     for (length, resets) in [(100_000, false), (300_000, true)] {
         let (model, mut arrivals) = Model::manual().await;
-        let router = Router::start(&[&endpoint(&[model.address], ONE)]);
-        let first = scoring(&router, "first");
-        let asked = next(&mut arrivals).await;
+        let router = Router::start(&[&endpoint(&[model.address], ONE_SLOT)]);
+        let first = spawn_scoring(&router, "first");
+        let asked = next_arrival(&mut arrivals).await;
         let mut leaving = TcpStream::connect(router.scoring).await.unwrap();
-        leaving.write_all(&posted(length)).await.unwrap();
-        busy_and_queued(&router, 1, 1).await;
+        leaving.write_all(&raw_scoring_request(length)).await.unwrap();
+        wait_until_busy_and_queued(&router, 1, 1).await;
         if resets {
             SockRef::from(&leaving).set_linger(Some(Duration::ZERO)).unwrap();
         }
         drop(leaving);
-        busy_and_queued(&router, 1, 0).await;
+        wait_until_busy_and_queued(&router, 1, 0).await;
         // One that stays is served, and all of its body comes.
         let mut staying = TcpStream::connect(router.scoring).await.unwrap();
-        staying.write_all(&posted(length)).await.unwrap();
-        busy_and_queued(&router, 1, 1).await;
+        staying.write_all(&raw_scoring_request(length)).await.unwrap();
+        wait_until_busy_and_queued(&router, 1, 1).await;
         asked.answer("ok");
-        let mut asked = next(&mut arrivals).await;
-        assert_eq!(body_of(&mut asked).await.len(), length);
+        let mut asked = next_arrival(&mut arrivals).await;
+        assert_eq!(read_request_body(&mut asked).await.len(), length);
         asked.answer("ok");
-        assert_eq!(done(first).await.status, 200);
-        idle(&router).await;
-        end(router).await;
+        assert_eq!(join_task(first).await.status, 200);
+        wait_until_idle(&router).await;
+        shut_down(router).await;
     }
 }
 
 /// A request at the model whose client has left, and another one waiting for its slot.
-async fn left_behind(
+async fn start_abandoned_and_queued(
     settings: &str,
     worker_count: usize,
-) -> (Router, Model, mpsc::UnboundedReceiver<Arrived>, Arrived, tokio::task::JoinHandle<crate::harness::Answer>) {
-    let (model, mut arrivals) = wire().await;
-    let router = Router::start_with(&[&endpoint(&[model.address], settings)], workers(worker_count));
-    let leaving = client(router.scoring, &request("POST", "leaving")).await;
-    let mut abandoned = next(&mut arrivals).await;
+) -> (Router, Model, mpsc::UnboundedReceiver<ReceivedRequest>, ReceivedRequest, tokio::task::JoinHandle<crate::harness::Answer>) {
+    let (model, mut arrivals) = start_handover_model().await;
+    let router = Router::start_with(&[&endpoint(&[model.address], settings)], with_workers(worker_count));
+    let leaving = connect_and_send(router.scoring, &request("POST", "leaving")).await;
+    let mut abandoned = next_arrival(&mut arrivals).await;
     assert!(abandoned.text.ends_with("leaving"));
     drop(leaving);
     read_eof(&mut abandoned.stream).await;
-    busy_and_queued(&router, 1, 0).await;
-    let waiting = scoring(&router, "waiting");
-    busy_and_queued(&router, 1, 1).await;
+    wait_until_busy_and_queued(&router, 1, 0).await;
+    let waiting = spawn_scoring(&router, "waiting");
+    wait_until_busy_and_queued(&router, 1, 1).await;
     assert!(arrivals.try_recv().is_err(), "the model still works on the request of the client that left");
     (router, model, arrivals, abandoned, waiting)
 }
 
-async fn is_served_next(
+async fn assert_served_next(
     router: Router,
-    arrivals: &mut mpsc::UnboundedReceiver<Arrived>,
+    arrivals: &mut mpsc::UnboundedReceiver<ReceivedRequest>,
     waiting: tokio::task::JoinHandle<crate::harness::Answer>,
 ) {
-    let mut served = next(arrivals).await;
+    let mut served = next_arrival(arrivals).await;
     assert!(served.text.ends_with("waiting"));
     served.write(ANSWER).await;
-    assert_eq!(done(waiting).await.status, 200);
-    idle(&router).await;
-    end(router).await;
+    assert_eq!(join_task(waiting).await.status, 200);
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
 async fn when_the_client_leaves_the_slot_stays_busy_until_the_model_closes() {
     for worker_count in [1, 2] {
-        let (router, _model, mut arrivals, abandoned, waiting) = left_behind(ONE, worker_count).await;
+        let (router, _model, mut arrivals, abandoned, waiting) = start_abandoned_and_queued(ONE_SLOT, worker_count).await;
         drop(abandoned);
-        is_served_next(router, &mut arrivals, waiting).await;
+        assert_served_next(router, &mut arrivals, waiting).await;
     }
 }
 
 #[tokio::test]
 async fn when_the_client_leaves_the_slot_stays_busy_until_the_model_has_answered() {
     for worker_count in [1, 2] {
-        let (router, _model, mut arrivals, mut abandoned, waiting) = left_behind(ONE, worker_count).await;
+        let (router, _model, mut arrivals, mut abandoned, waiting) = start_abandoned_and_queued(ONE_SLOT, worker_count).await;
         abandoned.write("HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf").await;
-        busy_and_queued(&router, 1, 1).await;
+        wait_until_busy_and_queued(&router, 1, 1).await;
         abandoned.write("full").await;
-        is_served_next(router, &mut arrivals, waiting).await;
+        assert_served_next(router, &mut arrivals, waiting).await;
     }
 }
 
@@ -384,32 +384,32 @@ async fn when_the_client_leaves_the_slot_stays_busy_until_the_model_has_answered
 async fn when_the_client_leaves_the_slot_is_kept_no_longer_than_the_request_timeout() {
     let settings = "{maxConcurrentRequestsPerInstance: 1, maxQueueWaitMs: 60000, requestTimeoutMs: 1500}";
     let start = Instant::now();
-    let (router, _model, mut arrivals, mut abandoned, waiting) = left_behind(settings, 1).await;
-    let mut served = next(&mut arrivals).await;
+    let (router, _model, mut arrivals, mut abandoned, waiting) = start_abandoned_and_queued(settings, 1).await;
+    let mut served = next_arrival(&mut arrivals).await;
     assert!(start.elapsed() >= Duration::from_millis(1500), "{:?}", start.elapsed());
     served.write(ANSWER).await;
-    assert_eq!(done(waiting).await.status, 200);
+    assert_eq!(join_task(waiting).await.status, 200);
     // The connection is gone, whatever the model still writes.
-    soon("the end of the connection", async {
+    with_timeout("the end of the connection", async {
         while abandoned.stream.write_all(b"x").await.is_ok() {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
 async fn when_the_client_leaves_during_the_response_the_slot_stays_busy_until_the_model_ends() {
     for ending in ["closes", "ends the response"] {
-        let (model, mut arrivals) = wire().await;
-        let router = Router::start(&[&endpoint(&[model.address], ONE)]);
-        let mut leaving = client(router.scoring, &request("POST", "leaving")).await;
-        let mut abandoned = next(&mut arrivals).await;
+        let (model, mut arrivals) = start_handover_model().await;
+        let router = Router::start(&[&endpoint(&[model.address], ONE_SLOT)]);
+        let mut leaving = connect_and_send(router.scoring, &request("POST", "leaving")).await;
+        let mut abandoned = next_arrival(&mut arrivals).await;
         abandoned.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
         let mut seen = Vec::new();
-        soon("the first frame", async {
+        with_timeout("the first frame", async {
             while !seen.ends_with(b"first\r\n") {
                 assert_ne!(leaving.read_buf(&mut seen).await.unwrap(), 0);
             }
@@ -417,17 +417,17 @@ async fn when_the_client_leaves_during_the_response_the_slot_stays_busy_until_th
         .await;
         drop(leaving);
         read_eof(&mut abandoned.stream).await;
-        let waiting = scoring(&router, "waiting");
-        busy_and_queued(&router, 1, 1).await;
+        let waiting = spawn_scoring(&router, "waiting");
+        wait_until_busy_and_queued(&router, 1, 1).await;
         // What the model still says goes nowhere, and does not stop it.
         abandoned.write("6\r\nsecond\r\n").await;
-        busy_and_queued(&router, 1, 1).await;
+        wait_until_busy_and_queued(&router, 1, 1).await;
         if ending == "closes" {
             drop(abandoned);
         } else {
             abandoned.write("0\r\n\r\n").await;
         }
-        is_served_next(router, &mut arrivals, waiting).await;
+        assert_served_next(router, &mut arrivals, waiting).await;
     }
 }
 
@@ -435,27 +435,27 @@ async fn when_the_client_leaves_during_the_response_the_slot_stays_busy_until_th
 async fn a_slot_is_held_until_the_last_byte_of_the_response() {
     for worker_count in [1, 2] {
         let (model, mut arrivals) = Model::manual().await;
-        let router = Router::start_with(&[&endpoint(&[model.address], ONE)], workers(worker_count));
+        let router = Router::start_with(&[&endpoint(&[model.address], ONE_SLOT)], with_workers(worker_count));
         let first = tokio::spawn(send(router.scoring, score("first").map(BodyExt::boxed)));
         let (writer, response) = streaming();
-        next(&mut arrivals).await.respond(response);
+        next_arrival(&mut arrivals).await.respond(response);
         writer.send(Bytes::from_static(b"one")).unwrap();
-        let mut body = done(first).await.unwrap().into_body();
-        let frame = soon("the first frame", body.frame()).await.unwrap().unwrap();
+        let mut body = join_task(first).await.unwrap().into_body();
+        let frame = with_timeout("the first frame", body.frame()).await.unwrap().unwrap();
         assert_eq!(frame.into_data().unwrap(), "one");
-        let second = scoring(&router, "second");
-        busy_and_queued(&router, 1, 1).await;
+        let second = spawn_scoring(&router, "second");
+        wait_until_busy_and_queued(&router, 1, 1).await;
         writer.send(Bytes::from_static(b"two")).unwrap();
-        let frame = soon("the second frame", body.frame()).await.unwrap().unwrap();
+        let frame = with_timeout("the second frame", body.frame()).await.unwrap().unwrap();
         assert_eq!(frame.into_data().unwrap(), "two");
-        busy_and_queued(&router, 1, 1).await;
+        wait_until_busy_and_queued(&router, 1, 1).await;
         assert!(arrivals.try_recv().is_err());
         drop(writer);
-        assert!(soon("the end of the body", body.frame()).await.is_none());
-        next(&mut arrivals).await.answer("ok");
-        assert_eq!(done(second).await.status, 200);
-        idle(&router).await;
-        end(router).await;
+        assert!(with_timeout("the end of the body", body.frame()).await.is_none());
+        next_arrival(&mut arrivals).await.answer("ok");
+        assert_eq!(join_task(second).await.status, 200);
+        wait_until_idle(&router).await;
+        shut_down(router).await;
     }
 }
 
@@ -464,16 +464,16 @@ async fn a_request_never_waits_while_a_slot_is_free() {
     // Nobody may wait at all here, so a request that does not get a free slot at once is refused.
     const CLIENTS: usize = 12;
     let gate = Arc::new(Semaphore::new(1_000_000));
-    let gauges: [Arc<Gauge>; 3] = Default::default();
+    let gauges: [Arc<ConcurrencyGauge>; 3] = Default::default();
     let mut models = Vec::new();
     for gauge in &gauges {
-        models.push(gated(gauge.clone(), gate.clone()).await);
+        models.push(start_gated_model(gauge.clone(), gate.clone()).await);
     }
     let addresses: Vec<SocketAddr> = models.iter().map(|model| model.address).collect();
     // A client may see the last byte a moment before the slot is free: so one more slot per client.
     let settings = "{maxConcurrentRequestsPerInstance: 8, maxQueueWaitMs: 0, requestTimeoutMs: 60000}";
     for worker_count in [1, 2] {
-        let router = Router::start_with(&[&endpoint(&addresses, settings)], workers(worker_count));
+        let router = Router::start_with(&[&endpoint(&addresses, settings)], with_workers(worker_count));
         let mut clients = JoinSet::new();
         for _ in 0..CLIENTS {
             let address = router.scoring;
@@ -483,12 +483,12 @@ async fn a_request_never_waits_while_a_slot_is_free() {
                 }
             });
         }
-        while let Some(client) = soon("all clients", clients.join_next()).await {
+        while let Some(client) = with_timeout("all clients", clients.join_next()).await {
             client.unwrap();
         }
-        assert_eq!(total(&router, "inference_router_rejected_total", "").await, 0.0);
-        idle(&router).await;
-        end(router).await;
+        assert_eq!(metric_sum(&router, "inference_router_rejected_total", "").await, 0.0);
+        wait_until_idle(&router).await;
+        shut_down(router).await;
     }
 }
 
@@ -496,63 +496,63 @@ async fn a_request_never_waits_while_a_slot_is_free() {
 async fn a_free_slot_of_any_replica_ends_the_wait() {
     let (first, mut at_first) = Model::manual().await;
     let (second, mut at_second) = Model::manual().await;
-    let router = Router::start_with(&[&endpoint(&[first.address, second.address], ONE)], workers(2));
-    let clients = [scoring(&router, "a"), scoring(&router, "b")];
-    let (mut one, two) = (next(&mut at_first).await, next(&mut at_second).await);
+    let router = Router::start_with(&[&endpoint(&[first.address, second.address], ONE_SLOT)], with_workers(2));
+    let clients = [spawn_scoring(&router, "a"), spawn_scoring(&router, "b")];
+    let (mut one, two) = (next_arrival(&mut at_first).await, next_arrival(&mut at_second).await);
     for _ in 0..5 {
         // Only the first replica becomes free, again and again.
-        let waiting = scoring(&router, "waiting");
-        busy_and_queued(&router, 2, 1).await;
+        let waiting = spawn_scoring(&router, "waiting");
+        wait_until_busy_and_queued(&router, 2, 1).await;
         one.answer("ok");
-        one = next(&mut at_first).await;
-        busy_and_queued(&router, 2, 0).await;
+        one = next_arrival(&mut at_first).await;
+        wait_until_busy_and_queued(&router, 2, 0).await;
         drop(waiting);
     }
     one.answer("ok");
     two.answer("ok");
     for client in clients {
-        assert_eq!(done(client).await.status, 200);
+        assert_eq!(join_task(client).await.status, 200);
     }
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
-fn state_of(all: &Value, address: SocketAddr) -> String {
-    let replicas = blue(all)["replicas"].as_array().unwrap();
+fn replica_state(all: &Value, address: SocketAddr) -> String {
+    let replicas = first_deployment(all)["replicas"].as_array().unwrap();
     let replica = replicas.iter().find(|replica| replica["address"] == address.to_string());
     replica.unwrap_or_else(|| panic!("no {address}: {all}"))["state"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]
-async fn requests_that_a_replica_refused_to_take_go_to_another_and_it_is_set_aside() {
+async fn requests_that_a_replica_refused_to_take_go_to_another_and_it_is_ejected() {
     const REQUESTS: usize = 12;
-    let refusing = Refusing::bind();
+    let refusing = RefusingPort::bind();
     let (good, mut arrivals) = Model::manual().await;
-    let router = Router::start(&[&endpoint(&[refusing.address, good.address], MANY)]);
+    let router = Router::start(&[&endpoint(&[refusing.address, good.address], MANY_SLOTS)]);
     // The good one is always the more loaded one.
     let (mut clients, mut held) = (Vec::new(), Vec::new());
     for _ in 0..REQUESTS {
-        clients.push(scoring(&router, "{}"));
-        held.push(next(&mut arrivals).await);
+        clients.push(spawn_scoring(&router, "{}"));
+        held.push(next_arrival(&mut arrivals).await);
     }
-    assert!(total(&router, "inference_router_retries_total", "").await >= 1.0);
-    router.until("the refusing replica is set aside", |all| state_of(all, refusing.address) == "set_aside").await;
-    assert_eq!(state_of(&router.endpoints().await, good.address), "ready");
-    assert!(total(&router, "inference_router_replicas", "state=\"set_aside\"").await >= 1.0);
+    assert!(metric_sum(&router, "inference_router_retries_total", "").await >= 1.0);
+    router.wait_until("the refusing replica is set aside", |all| replica_state(all, refusing.address) == "set_aside").await;
+    assert_eq!(replica_state(&router.endpoints().await, good.address), "ready");
+    assert!(metric_sum(&router, "inference_router_replicas", "state=\"set_aside\"").await >= 1.0);
     for asked in held {
         asked.answer("ok");
     }
     for client in clients {
-        assert_eq!(done(client).await.status, 200);
+        assert_eq!(join_task(client).await.status, 200);
     }
     assert!(arrivals.try_recv().is_err());
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
 async fn a_replica_that_comes_back_is_probed_with_one_request_and_then_used_again() {
-    let refusing = Refusing::bind();
+    let refusing = RefusingPort::bind();
     let address = refusing.address;
     // Holds what says `hold`, so that it is the more loaded one; answers everything else.
     let (sender, mut holding) = mpsc::unbounded_channel();
@@ -565,17 +565,17 @@ async fn a_replica_that_comes_back_is_probed_with_one_request_and_then_used_agai
                 let _ = sender.send(());
                 gate.acquire().await.unwrap().forget();
             }
-            Response::new(full("good"))
+            Response::new(full_body("good"))
         }
     })
     .await;
-    let router = Router::start(&[&endpoint(&[address, good.address], MANY)]);
-    let held = scoring(&router, "hold");
-    next(&mut holding).await;
-    let held_too = scoring(&router, "hold");
-    next(&mut holding).await;
-    soon("set aside", async {
-        while state_of(&router.endpoints().await, address) != "set_aside" {
+    let router = Router::start(&[&endpoint(&[address, good.address], MANY_SLOTS)]);
+    let held = spawn_scoring(&router, "hold");
+    next_arrival(&mut holding).await;
+    let held_too = spawn_scoring(&router, "hold");
+    next_arrival(&mut holding).await;
+    with_timeout("set aside", async {
+        while replica_state(&router.endpoints().await, address) != "set_aside" {
             assert_eq!(router.score("{}").await.text(), "good");
         }
     })
@@ -595,15 +595,15 @@ async fn a_replica_that_comes_back_is_probed_with_one_request_and_then_used_agai
             });
         }
     });
-    let mut asking = scoring(&router, "{}");
-    let (_, probe) = soon("a probe", async {
+    let mut asking = spawn_scoring(&router, "{}");
+    let (_, probe) = with_timeout("a probe", async {
         loop {
             tokio::select! {
                 biased;
                 Some(probe) = at_returned.recv() => break probe,
                 answer = &mut asking => {
                     assert_eq!(answer.unwrap().text(), "good");
-                    asking = scoring(&router, "{}");
+                    asking = spawn_scoring(&router, "{}");
                 }
             }
         }
@@ -614,51 +614,51 @@ async fn a_replica_that_comes_back_is_probed_with_one_request_and_then_used_agai
     }
     assert!(at_returned.try_recv().is_err(), "only one request is a probe");
     probe.send(()).unwrap();
-    assert_eq!(done(asking).await.text(), "ok");
-    router.until("ready again", |all| state_of(all, address) == "ready").await;
+    assert_eq!(join_task(asking).await.text(), "ok");
+    router.wait_until("ready again", |all| replica_state(all, address) == "ready").await;
     for _ in 0..5 {
-        let asking = scoring(&router, "{}");
-        next(&mut at_returned).await.1.send(()).unwrap();
-        assert_eq!(done(asking).await.text(), "ok", "the less loaded replica is used again");
+        let asking = spawn_scoring(&router, "{}");
+        next_arrival(&mut at_returned).await.1.send(()).unwrap();
+        assert_eq!(join_task(asking).await.text(), "ok", "the less loaded replica is used again");
     }
     release.add_permits(2);
-    assert_eq!(done(held).await.status, 200);
-    assert_eq!(done(held_too).await.status, 200);
-    idle(&router).await;
-    end(router).await;
+    assert_eq!(join_task(held).await.status, 200);
+    assert_eq!(join_task(held_too).await.status, 200);
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
-async fn a_request_that_waits_for_a_replica_set_aside_is_served_when_it_is_back() {
-    let refusing = Refusing::bind();
+async fn a_request_that_waits_for_an_ejected_replica_is_served_when_it_is_back() {
+    let refusing = RefusingPort::bind();
     let address = refusing.address;
-    let router = Router::start(&[&endpoint(&[address], ONE)]);
-    soon("set aside", async {
-        while state_of(&router.endpoints().await, address) != "set_aside" {
+    let router = Router::start(&[&endpoint(&[address], ONE_SLOT)]);
+    with_timeout("set aside", async {
+        while replica_state(&router.endpoints().await, address) != "set_aside" {
             assert_eq!(router.score("{}").await.code(), "replica_unreachable");
         }
     })
     .await;
     let listener = refusing.listen();
-    let waiting = scoring(&router, "waiting");
-    let (mut stream, _) = soon("the probe", listener.accept()).await.unwrap();
+    let waiting = spawn_scoring(&router, "waiting");
+    let (mut stream, _) = with_timeout("the probe", listener.accept()).await.unwrap();
     assert!(read_message(&mut stream).await.unwrap().ends_with("waiting"));
     stream.write_all(ANSWER.as_bytes()).await.unwrap();
-    assert_eq!(done(waiting).await.status, 200);
-    router.until("ready again", |all| state_of(all, address) == "ready").await;
-    idle(&router).await;
-    end(router).await;
+    assert_eq!(join_task(waiting).await.status, 200);
+    router.wait_until("ready again", |all| replica_state(all, address) == "ready").await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
 async fn with_no_replica_that_can_be_reached_the_answer_says_so() {
     let settings = "{}";
-    let refusing = Refusing::bind();
+    let refusing = RefusingPort::bind();
     let router = Router::start(&[&endpoint(&[refusing.address], settings)]);
     let first = router.score("{}").await;
     assert_eq!((first.status.as_u16(), first.code().as_str()), (502, "replica_unreachable"));
-    soon("set aside", async {
-        while state_of(&router.endpoints().await, refusing.address) != "set_aside" {
+    with_timeout("set aside", async {
+        while replica_state(&router.endpoints().await, refusing.address) != "set_aside" {
             let code = router.score("{}").await.code();
             assert!(code == "replica_unreachable" || code == "no_ready_replica", "{code}");
         }
@@ -675,35 +675,35 @@ async fn with_no_replica_that_can_be_reached_the_answer_says_so() {
             other => panic!("{other}"),
         }
     }
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
 async fn a_pooled_connection_that_the_model_closed_does_not_fail_the_next_request() {
-    let (model, mut arrivals) = wire().await;
-    let router = Router::start(&[&endpoint(&[model.address], ONE)]);
+    let (model, mut arrivals) = start_handover_model().await;
+    let router = Router::start(&[&endpoint(&[model.address], ONE_SLOT)]);
     for round in 0..50 {
-        let mut asking = scoring(&router, "{}");
+        let mut asking = spawn_scoring(&router, "{}");
         let mut arrived = tokio::select! {
-            arrived = next(&mut arrivals) => arrived,
+            arrived = next_arrival(&mut arrivals) => arrived,
             answer = &mut asking => panic!("round {round}: {:?}", answer.unwrap()),
         };
         arrived.write(ANSWER).await;
-        assert_eq!(done(asking).await.status, 200, "round {round}");
+        assert_eq!(join_task(asking).await.status, 200, "round {round}");
         // Closes the connection that the router keeps.
         drop(arrived);
     }
-    assert_eq!(state_of(&router.endpoints().await, model.address), "ready");
-    idle(&router).await;
-    end(router).await;
+    assert_eq!(replica_state(&router.endpoints().await, model.address), "ready");
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
-async fn closes_after_receiving(method: &str) {
+async fn assert_not_sent_again(method: &str) {
     let arrived = Arc::new(AtomicUsize::new(0));
     let model = async || {
         let arrived = arrived.clone();
-        Model::raw(move |mut stream| {
+        Model::from_connections(move |mut stream| {
             let arrived = arrived.clone();
             async move {
                 if read_message(&mut stream).await.is_some() {
@@ -715,58 +715,58 @@ async fn closes_after_receiving(method: &str) {
     };
     let models = [model().await, model().await, model().await];
     let addresses: Vec<SocketAddr> = models.iter().map(|model| model.address).collect();
-    let router = Router::start(&[&endpoint(&addresses, ONE)]);
-    let mut asking = client(router.scoring, &request(method, "")).await;
+    let router = Router::start(&[&endpoint(&addresses, ONE_SLOT)]);
+    let mut asking = connect_and_send(router.scoring, &request(method, "")).await;
     let answer = read_message(&mut asking).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
     assert!(answer.contains("\"replica_closed\""), "{answer}");
     assert_eq!(arrived.load(SeqCst), 1, "a request that a model may have seen is not sent again");
-    assert_eq!(total(&router, "inference_router_retries_total", "").await, 0.0);
-    idle(&router).await;
+    assert_eq!(metric_sum(&router, "inference_router_retries_total", "").await, 0.0);
+    wait_until_idle(&router).await;
     drop(asking);
-    end(router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
 async fn a_post_that_a_model_may_have_seen_is_not_sent_again() {
-    closes_after_receiving("POST").await;
+    assert_not_sent_again("POST").await;
 }
 
 #[tokio::test]
 async fn a_get_that_a_model_may_have_seen_is_not_sent_again() {
-    closes_after_receiving("GET").await;
+    assert_not_sent_again("GET").await;
 }
 
 #[tokio::test]
 async fn a_request_that_arrived_over_a_pooled_connection_is_not_sent_again() {
     for (method, body) in [("POST", "second"), ("GET", "")] {
-        let (model, mut arrivals) = wire().await;
-        let router = Router::start(&[&endpoint(&[model.address], ONE)]);
-        let first = scoring(&router, "first");
-        let mut arrived = next(&mut arrivals).await;
+        let (model, mut arrivals) = start_handover_model().await;
+        let router = Router::start(&[&endpoint(&[model.address], ONE_SLOT)]);
+        let first = spawn_scoring(&router, "first");
+        let mut arrived = next_arrival(&mut arrivals).await;
         arrived.write(ANSWER).await;
-        assert_eq!(done(first).await.status, 200);
-        idle(&router).await;
-        let mut asking = client(router.scoring, &request(method, body)).await;
-        drop(arrived.next().await);
+        assert_eq!(join_task(first).await.status, 200);
+        wait_until_idle(&router).await;
+        let mut asking = connect_and_send(router.scoring, &request(method, body)).await;
+        drop(arrived.next_request().await);
         let answer = read_message(&mut asking).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("\"replica_closed\""), "{answer}");
         assert!(arrivals.try_recv().is_err(), "{method} was sent twice");
-        idle(&router).await;
+        wait_until_idle(&router).await;
         drop(asking);
-        end(router).await;
+        shut_down(router).await;
     }
 }
 
 #[tokio::test]
 async fn a_response_that_breaks_off_is_not_tried_again_and_the_client_can_tell() {
-    let (model, mut arrivals) = wire().await;
-    let router = Router::start(&[&endpoint(&[model.address], ONE)]);
-    let mut asking = client(router.scoring, &request("POST", "{}")).await;
-    let mut arrived = next(&mut arrivals).await;
+    let (model, mut arrivals) = start_handover_model().await;
+    let router = Router::start(&[&endpoint(&[model.address], ONE_SLOT)]);
+    let mut asking = connect_and_send(router.scoring, &request("POST", "{}")).await;
+    let mut arrived = next_arrival(&mut arrivals).await;
     arrived.write("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
     let mut seen = Vec::new();
-    soon("half of the response", async {
+    with_timeout("half of the response", async {
         while !seen.ends_with(b"\r\n\r\nhalf") {
             assert_ne!(asking.read_buf(&mut seen).await.unwrap(), 0);
         }
@@ -775,39 +775,39 @@ async fn a_response_that_breaks_off_is_not_tried_again_and_the_client_can_tell()
     drop(arrived);
     let length = seen.len();
     // A reset is a break like any other.
-    let _ = soon("the end of the connection", asking.read_to_end(&mut seen)).await;
+    let _ = with_timeout("the end of the connection", asking.read_to_end(&mut seen)).await;
     assert_eq!(seen.len(), length, "{}", String::from_utf8_lossy(&seen));
-    idle(&router).await;
+    wait_until_idle(&router).await;
     assert!(arrivals.try_recv().is_err());
-    end(router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
 async fn a_response_that_breaks_off_at_once_still_reaches_the_client_as_far_as_it_came() {
-    let (model, mut arrivals) = wire().await;
-    let router = Router::start(&[&endpoint(&[model.address], ONE)]);
-    let mut asking = client(router.scoring, &request("POST", "{}")).await;
-    let mut arrived = next(&mut arrivals).await;
+    let (model, mut arrivals) = start_handover_model().await;
+    let router = Router::start(&[&endpoint(&[model.address], ONE_SLOT)]);
+    let mut asking = connect_and_send(router.scoring, &request("POST", "{}")).await;
+    let mut arrived = next_arrival(&mut arrivals).await;
     arrived.write("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
     drop(arrived);
     let mut seen = Vec::new();
-    let _ = soon("the end of the connection", asking.read_to_end(&mut seen)).await;
+    let _ = with_timeout("the end of the connection", asking.read_to_end(&mut seen)).await;
     let seen = String::from_utf8(seen).unwrap();
     // Or the router's own error; but not a connection that ends as if nobody had been there.
     let passed_on = seen.starts_with("HTTP/1.1 200 ");
     assert!(passed_on || seen.starts_with("HTTP/1.1 502 "), "{seen:?}");
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
-async fn what_a_model_answers_never_sets_its_replica_aside() {
+async fn what_a_model_answers_never_ejects_its_replica() {
     let model = Model::http(|request: Request<_>| async move {
         let status: StatusCode = request.uri().query().unwrap().parse().unwrap();
-        Response::builder().status(status).body(full("no")).unwrap()
+        Response::builder().status(status).body(full_body("no")).unwrap()
     })
     .await;
-    let router = Router::start(&[&endpoint(&[model.address], MANY)]);
+    let router = Router::start(&[&endpoint(&[model.address], MANY_SLOTS)]);
     for status in [400, 404, 408, 409, 429, 500, 502, 503, 504] {
         for _ in 0..20 {
             let request = Request::post(format!("/api/v1/endpoint/my-endpoint/score?{status}"))
@@ -818,15 +818,15 @@ async fn what_a_model_answers_never_sets_its_replica_aside() {
             assert_eq!(answer.status, if status == 500 { 502 } else { status });
             assert_eq!(answer.header("ms-azureml-model-error-statuscode"), status.to_string());
         }
-        assert_eq!(state_of(&router.endpoints().await, model.address), "ready", "after many {status}");
+        assert_eq!(replica_state(&router.endpoints().await, model.address), "ready", "after many {status}");
     }
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
-async fn mixed_requests(worker_count: usize) {
+async fn run_mixed_requests(worker_count: usize) {
     const CLIENTS: usize = 50;
-    const EACH: usize = 20;
+    const REQUESTS_PER_CLIENT: usize = 20;
     let broken = Arc::new(AtomicBool::new(false));
     let model = async || {
         Model::http(|request: Request<_>| async move {
@@ -839,24 +839,24 @@ async fn mixed_requests(worker_count: usize) {
                 }
                 _ => {}
             }
-            Response::new(full("ok"))
+            Response::new(full_body("ok"))
         })
         .await
     };
     let models = [model().await, model().await];
     let settings = "{maxConcurrentRequestsPerInstance: 4, maxQueueWaitMs: 60000, requestTimeoutMs: 300}";
     let addresses: Vec<SocketAddr> = models.iter().map(|model| model.address).collect();
-    let router = Router::start_with(&[&endpoint(&addresses, settings)], workers(worker_count));
+    let router = Router::start_with(&[&endpoint(&addresses, settings)], with_workers(worker_count));
     let address = router.scoring;
     let mut clients = JoinSet::new();
     for client_number in 0..CLIENTS {
         let broken = broken.clone();
         clients.spawn(async move {
-            for number in 0..EACH {
-                let kind = (client_number * EACH + number) % 20;
+            for number in 0..REQUESTS_PER_CLIENT {
+                let kind = (client_number * REQUESTS_PER_CLIENT + number) % 20;
                 let query = if kind == 0 { "never" } else { "later" };
                 let bytes = request("POST", "{}").replace("/score ", &format!("/score?{query} "));
-                let mut stream = client(address, &bytes).await;
+                let mut stream = connect_and_send(address, &bytes).await;
                 match kind {
                     // Leaves at once, or when the request may be anywhere.
                     1 | 2 => drop(stream),
@@ -878,48 +878,48 @@ async fn mixed_requests(worker_count: usize) {
             }
         });
     }
-    while let Some(client) = soon("all clients", clients.join_next()).await {
+    while let Some(client) = with_timeout("all clients", clients.join_next()).await {
         client.unwrap();
     }
     assert!(!broken.load(SeqCst));
-    idle(&router).await;
-    assert_eq!(total(&router, "inference_router_requests_in_flight", "").await, 0.0);
-    assert_eq!(total(&router, "inference_router_queue_length", "").await, 0.0);
-    assert_eq!(total(&router, "inference_router_slots", "state=\"busy\"").await, 0.0);
-    assert_eq!(total(&router, "inference_router_slots", "state=\"free\"").await, 8.0);
-    end(router).await;
+    wait_until_idle(&router).await;
+    assert_eq!(metric_sum(&router, "inference_router_requests_in_flight", "").await, 0.0);
+    assert_eq!(metric_sum(&router, "inference_router_queue_length", "").await, 0.0);
+    assert_eq!(metric_sum(&router, "inference_router_slots", "state=\"busy\"").await, 0.0);
+    assert_eq!(metric_sum(&router, "inference_router_slots", "state=\"free\"").await, 8.0);
+    shut_down(router).await;
 }
 
 #[tokio::test]
 async fn a_thousand_mixed_requests_leave_nothing_behind_with_one_worker() {
-    mixed_requests(1).await;
+    run_mixed_requests(1).await;
 }
 
 #[tokio::test]
 async fn a_thousand_mixed_requests_leave_nothing_behind_with_two_workers() {
-    mixed_requests(2).await;
+    run_mixed_requests(2).await;
 }
 
 #[tokio::test]
 async fn a_model_that_is_late_costs_its_slot_only_until_the_timeout() {
-    let (model, mut arrivals) = wire().await;
+    let (model, mut arrivals) = start_handover_model().await;
     let settings = "{maxConcurrentRequestsPerInstance: 1, maxQueueWaitMs: 60000, requestTimeoutMs: 300}";
     let router = Router::start(&[&endpoint(&[model.address], settings)]);
     let start = Instant::now();
-    let late = scoring(&router, "late");
-    let arrived = next(&mut arrivals).await;
-    let answer = done(late).await;
+    let late = spawn_scoring(&router, "late");
+    let arrived = next_arrival(&mut arrivals).await;
+    let answer = join_task(late).await;
     assert!(start.elapsed() >= Duration::from_millis(300));
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (504, "model_timeout"));
-    idle(&router).await;
-    let second = scoring(&router, "second");
-    let mut served = next(&mut arrivals).await;
+    wait_until_idle(&router).await;
+    let second = spawn_scoring(&router, "second");
+    let mut served = next_arrival(&mut arrivals).await;
     assert!(served.text.ends_with("second"));
     served.write(ANSWER).await;
-    assert_eq!(done(second).await.status, 200);
+    assert_eq!(join_task(second).await.status, 200);
     drop(arrived);
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -927,7 +927,7 @@ async fn a_client_that_keeps_its_connection_gets_the_slot_back_with_every_answer
     let model = Model::named("ok").await;
     let settings = "{maxConcurrentRequestsPerInstance: 1, maxQueueWaitMs: 0, requestTimeoutMs: 60000}";
     let router = Router::start(&[&endpoint(&[model.address], settings)]);
-    let mut stream: TcpStream = client(router.scoring, &request("POST", "{}")).await;
+    let mut stream: TcpStream = connect_and_send(router.scoring, &request("POST", "{}")).await;
     for round in 0..100 {
         let answer = read_message(&mut stream).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "round {round}: {answer}");
@@ -935,7 +935,7 @@ async fn a_client_that_keeps_its_connection_gets_the_slot_back_with_every_answer
         stream.write_all(request("POST", "{}").as_bytes()).await.unwrap();
     }
     read_message(&mut stream).await.unwrap();
-    idle(&router).await;
+    wait_until_idle(&router).await;
     drop(stream);
-    end(router).await;
+    shut_down(router).await;
 }

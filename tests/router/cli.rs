@@ -13,7 +13,7 @@ use http::Request;
 use http_body_util::Full;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Model, PATIENCE, call, endpoint, score, soon};
+use crate::harness::{Model, WAIT_TIMEOUT, call, endpoint, score, with_timeout};
 
 /// What the sample model answers to the request in the demo's first line.
 const PREDICTIONS: &str = "[11055.977245525679, 4503.079536107787]";
@@ -22,7 +22,7 @@ const ANY_PORTS: [(&str, &str); 2] =
     [("INFERENCE_ROUTER__SCORING__ADDRESS", "127.0.0.1:0"), ("INFERENCE_ROUTER__ADMIN__ADDRESS", "127.0.0.1:0")];
 
 /// The router's program while it runs. Killed when dropped.
-struct Program {
+struct ProgramProcess {
     child: Child,
     stdout: Receiver<String>,
     stderr: Receiver<String>,
@@ -30,7 +30,7 @@ struct Program {
 
 /// What a program said, and how it ended.
 #[derive(Debug)]
-struct Ended {
+struct ProgramOutput {
     code: Option<i32>,
     stdout: String,
     stderr: String,
@@ -42,7 +42,7 @@ fn command(arguments: &[&str]) -> Command {
     command
 }
 
-impl Program {
+impl ProgramProcess {
     fn start(command: &mut Command) -> Self {
         // A group of its own, as a shell gives it.
         let mut child = command.process_group(0).spawn().unwrap();
@@ -51,18 +51,18 @@ impl Program {
     }
 
     /// The rest of the line on standard output that starts with `start`.
-    fn prints(&self, start: &str) -> String {
+    fn wait_for_stdout_line(&self, start: &str) -> String {
         line(&self.stdout, start, |line| line.strip_prefix(start).map(str::to_owned))
     }
 
     /// The line on standard error that contains `part`.
-    fn logs(&self, part: &str) -> String {
+    fn wait_for_log_line(&self, part: &str) -> String {
         line(&self.stderr, part, |line| line.contains(part).then(|| line.to_owned()))
     }
 
     /// The address in the log line about a listener.
-    fn listener(&self, what: &str) -> SocketAddr {
-        let line = self.logs(&format!("{what} listener"));
+    fn listener_address(&self, what: &str) -> SocketAddr {
+        let line = self.wait_for_log_line(&format!("{what} listener"));
         line.split_once("address=").unwrap().1.trim().parse().unwrap()
     }
 
@@ -71,13 +71,13 @@ impl Program {
     }
 
     /// Waits for the end; with what was printed and not yet read.
-    fn ended(mut self) -> Ended {
-        let (stdout, stderr) = (rest(&self.stdout), rest(&self.stderr));
-        Ended { code: self.child.wait().unwrap().code(), stdout, stderr }
+    fn wait_for_exit(mut self) -> ProgramOutput {
+        let (stdout, stderr) = (read_remaining_lines(&self.stdout), read_remaining_lines(&self.stderr));
+        ProgramOutput { code: self.child.wait().unwrap().code(), stdout, stderr }
     }
 }
 
-impl Drop for Program {
+impl Drop for ProgramProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -96,7 +96,7 @@ fn lines(source: impl Read + Send + 'static) -> Receiver<String> {
 fn line<T>(lines: &Receiver<String>, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
     let mut before = Vec::new();
     loop {
-        match lines.recv_timeout(PATIENCE) {
+        match lines.recv_timeout(WAIT_TIMEOUT) {
             Ok(line) => match find(&line) {
                 Some(found) => return found,
                 None => before.push(line),
@@ -107,10 +107,10 @@ fn line<T>(lines: &Receiver<String>, what: &str, find: impl Fn(&str) -> Option<T
 }
 
 /// Lines up to the end of the stream, which is the end of the program.
-fn rest(lines: &Receiver<String>) -> String {
+fn read_remaining_lines(lines: &Receiver<String>) -> String {
     let mut all = Vec::new();
     loop {
-        match lines.recv_timeout(PATIENCE) {
+        match lines.recv_timeout(WAIT_TIMEOUT) {
             Ok(line) => all.push(line),
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return all.join("\n"),
             Err(error) => panic!("the program does not end ({error}): {all:#?}"),
@@ -118,8 +118,8 @@ fn rest(lines: &Receiver<String>) -> String {
     }
 }
 
-fn run(arguments: &[&str]) -> Ended {
-    Program::start(&mut command(arguments)).ended()
+fn run(arguments: &[&str]) -> ProgramOutput {
+    ProgramProcess::start(&mut command(arguments)).wait_for_exit()
 }
 
 /// A folder with files.
@@ -136,21 +136,21 @@ fn path(folder: &tempfile::TempDir, name: &str) -> String {
     folder.path().join(name).to_str().unwrap().to_owned()
 }
 
-fn shipped(name: &str) -> PathBuf {
+fn shipped_config(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)
 }
 
 /// A process: its number, and when it started, since numbers are used again.
 #[derive(Debug, PartialEq, Eq)]
-struct Process {
+struct ProcessIdentity {
     pid: u32,
     parent: u32,
     started: String,
 }
 
-impl Process {
+impl ProcessIdentity {
     /// `None`: there is none, or it has ended and nobody has asked how.
-    fn read(pid: u32) -> Option<Self> {
+    fn from_pid(pid: u32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // `pid (name) state parent …`, where the name may have anything in it.
         let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
@@ -158,17 +158,17 @@ impl Process {
         (fields[0] != "Z").then(|| Some(Self { pid, parent: fields[1].parse().ok()?, started }))?
     }
 
-    fn runs(&self) -> bool {
-        Self::read(self.pid).is_some_and(|now| now.started == self.started)
+    fn is_running(&self) -> bool {
+        Self::from_pid(self.pid).is_some_and(|now| now.started == self.started)
     }
 }
 
 /// The processes below `root`.
-fn descendants(root: u32) -> Vec<Process> {
+fn descendants(root: u32) -> Vec<ProcessIdentity> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut others: Vec<Process> = pids.filter_map(Process::read).collect();
-    let mut found: Vec<Process> = Vec::new();
+    let mut others: Vec<ProcessIdentity> = pids.filter_map(ProcessIdentity::from_pid).collect();
+    let mut found: Vec<ProcessIdentity> = Vec::new();
     let mut at = 0;
     let mut parent = root;
     loop {
@@ -179,9 +179,9 @@ fn descendants(root: u32) -> Vec<Process> {
 }
 
 /// A demo that is ready, and the requests it says to try.
-fn demo(more: &[&str]) -> (Program, Vec<String>) {
-    let demo = Program::start(command(&["demo", "--port", "0", "--admin-port", "0"]).args(more));
-    demo.prints("The demo runs");
+fn demo(more: &[&str]) -> (ProgramProcess, Vec<String>) {
+    let demo = ProgramProcess::start(command(&["demo", "--port", "0", "--admin-port", "0"]).args(more));
+    demo.wait_for_stdout_line("The demo runs");
     let mut requests = Vec::new();
     loop {
         let line = line(&demo.stdout, "curl or Ctrl-C", |line| Some(line.to_owned()));
@@ -195,7 +195,7 @@ fn demo(more: &[&str]) -> (Program, Vec<String>) {
 
 /// What a printed request answers: by a shell, as its reader would run it, or where there is no curl by the same
 /// request. With the response's head where `-i` asks for it.
-async fn try_out(request: &str) -> String {
+async fn run_curl_line(request: &str) -> String {
     if Command::new("curl").arg("--version").output().is_ok_and(|output| output.status.success()) {
         let shell = request.to_owned();
         let run = move || Command::new("sh").args(["-c", &shell]).output().unwrap();
@@ -231,7 +231,7 @@ async fn try_out(request: &str) -> String {
 }
 
 /// Where the models of a router listen.
-async fn models(admin: SocketAddr) -> Vec<SocketAddr> {
+async fn replica_addresses(admin: SocketAddr) -> Vec<SocketAddr> {
     let status = call(admin, Request::get("/api/endpoints").body(Full::default()).unwrap()).await.json();
     let deployments = status["endpoints"].as_array().unwrap().iter().flat_map(|e| e["deployments"].as_array().unwrap());
     let replicas = deployments.flat_map(|deployment| deployment["replicas"].as_array().unwrap());
@@ -251,8 +251,8 @@ fn authority(request: &str) -> SocketAddr {
 async fn the_demo_prints_requests_that_work_and_leaves_nothing_behind() {
     let (demo, requests) = demo(&[]);
     assert_eq!(requests.len(), 6, "{requests:#?}");
-    assert_eq!(try_out(&requests[0]).await, PREDICTIONS);
-    let green = try_out(&requests[1]).await;
+    assert_eq!(run_curl_line(&requests[0]).await, PREDICTIONS);
+    let green = run_curl_line(&requests[1]).await;
     assert!(green.starts_with("HTTP/1.1 200 OK") && green.ends_with(PREDICTIONS), "{green}");
     assert!(green.contains("azureml-model-deployment") && green.contains("green"), "{green}");
     for (request, part) in [
@@ -261,36 +261,36 @@ async fn the_demo_prints_requests_that_work_and_leaves_nothing_behind() {
         (&requests[4], r#""name":"my-endpoint""#),
         (&requests[5], "inference_router_requests_total{"),
     ] {
-        let answer = try_out(request).await;
+        let answer = run_curl_line(request).await;
         assert!(answer.contains(part), "{request}: {answer}");
     }
-    let models = models(authority(&requests[4])).await;
+    let models = replica_addresses(authority(&requests[4])).await;
     let processes = descendants(demo.child.id());
     // Each of the four models has a guard.
     assert_eq!((models.len(), processes.len()), (4, 8));
     demo.signal(Signal::INT);
-    let ended = demo.ended();
+    let ended = demo.wait_for_exit();
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{ended:?}");
-    assert!(!processes.iter().any(Process::runs), "the router waits for its models");
+    assert!(!processes.iter().any(ProcessIdentity::is_running), "the router waits for its models");
     assert!(models.iter().all(is_refused));
 }
 
 #[tokio::test]
-async fn a_demo_of_three_routers_is_one_group_in_front_of_the_same_models() {
+async fn a_demo_of_three_routers_is_one_fleet_in_front_of_the_same_models() {
     let (demo, requests) = demo(&["--routers", "3"]);
     let (scores, states): (Vec<&String>, Vec<&String>) = requests.iter().partition(|request| request.contains("-d '"));
     assert_eq!((scores.len(), states.len()), (3, 3), "{requests:#?}");
     for score in &scores {
-        assert_eq!(try_out(score).await, PREDICTIONS);
+        assert_eq!(run_curl_line(score).await, PREDICTIONS);
     }
     let mut seen = Vec::new();
     for state in &states {
-        seen.push(models(authority(state)).await);
+        seen.push(replica_addresses(authority(state)).await);
         let group = || async {
             let status = call(authority(state), Request::get("/api/endpoints").body(Full::default()).unwrap()).await;
             status.json()["fleet"]["members"].as_array().map_or(0, Vec::len)
         };
-        soon("three members", async {
+        with_timeout("three members", async {
             while group().await != 3 {
                 tokio::task::yield_now().await;
             }
@@ -299,7 +299,7 @@ async fn a_demo_of_three_routers_is_one_group_in_front_of_the_same_models() {
     }
     assert!(seen[0].len() == 7 && seen.iter().all(|models| *models == seen[0]), "{seen:?}");
     demo.signal(Signal::INT);
-    let ended = demo.ended();
+    let ended = demo.wait_for_exit();
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(seen[0].iter().all(is_refused));
 }
@@ -307,14 +307,14 @@ async fn a_demo_of_three_routers_is_one_group_in_front_of_the_same_models() {
 #[tokio::test]
 async fn no_model_outlives_a_demo_that_is_killed() {
     let (demo, requests) = demo(&[]);
-    let models = models(authority(&requests[4])).await;
+    let models = replica_addresses(authority(&requests[4])).await;
     let processes = descendants(demo.child.id());
     assert_eq!((models.len(), processes.len()), (4, 8));
     let killed = Instant::now();
     demo.signal(Signal::KILL);
-    assert_eq!(demo.ended().code, None);
-    soon("the end of every process", async {
-        while processes.iter().any(Process::runs) {
+    assert_eq!(demo.wait_for_exit().code, None);
+    with_timeout("the end of every process", async {
+        while processes.iter().any(ProcessIdentity::is_running) {
             tokio::task::yield_now().await;
         }
     })
@@ -331,17 +331,17 @@ async fn a_second_signal_ends_the_router_at_once() {
         ("endpoints/a.yaml", &endpoint(&[model.address], "{}")),
     ]);
     let serve = ["serve", "--config", &path(&files, "router.yaml")];
-    let router = Program::start(command(&serve).envs(ANY_PORTS));
-    let scoring = router.listener("scoring");
+    let router = ProgramProcess::start(command(&serve).envs(ANY_PORTS));
+    let scoring = router.listener_address("scoring");
     let client = tokio::spawn(async move { crate::harness::try_call(scoring, score("{}")).await });
-    let in_flight = soon("the request", asked.recv()).await.unwrap();
+    let in_flight = with_timeout("the request", asked.recv()).await.unwrap();
     router.signal(Signal::TERM);
-    router.logs("draining");
+    router.wait_for_log_line("draining");
     router.signal(Signal::TERM);
-    let ended = router.ended();
+    let ended = router.wait_for_exit();
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("a second signal: ending at once"), "{ended:?}");
-    assert!(soon("the client", client).await.unwrap().is_err(), "there was no answer to give");
+    assert!(with_timeout("the client", client).await.unwrap().is_err(), "there was no answer to give");
     drop(in_flight);
 }
 
@@ -353,15 +353,15 @@ async fn sigterm_lets_a_request_in_flight_finish() {
         ("endpoints/a.yaml", &endpoint(&[model.address], "{}")),
     ]);
     let serve = ["serve", "--config", &path(&files, "router.yaml")];
-    let router = Program::start(command(&serve).envs(ANY_PORTS));
-    let scoring = router.listener("scoring");
+    let router = ProgramProcess::start(command(&serve).envs(ANY_PORTS));
+    let scoring = router.listener_address("scoring");
     let client = tokio::spawn(async move { call(scoring, score("{}")).await });
-    let in_flight = soon("the request", asked.recv()).await.unwrap();
+    let in_flight = with_timeout("the request", asked.recv()).await.unwrap();
     router.signal(Signal::TERM);
-    router.logs("draining");
+    router.wait_for_log_line("draining");
     in_flight.answer("done");
-    assert_eq!(soon("the client", client).await.unwrap().text(), "done");
-    assert_eq!(router.ended().code, Some(0));
+    assert_eq!(with_timeout("the client", client).await.unwrap().text(), "done");
+    assert_eq!(router.wait_for_exit().code, Some(0));
 }
 
 #[tokio::test]
@@ -381,13 +381,13 @@ async fn a_router_whose_standard_error_nobody_reads_any_more_serves_on_and_ends_
     }
     let scoring: SocketAddr = line.split_once("address=").unwrap().1.trim().parse().unwrap();
     drop(log);
-    let router = Program { stdout: lines(child.stdout.take().unwrap()), stderr: channel().1, child };
+    let router = ProgramProcess { stdout: lines(child.stdout.take().unwrap()), stderr: channel().1, child };
     for _ in 0..3 {
         assert_eq!(call(scoring, score("{}")).await.status, 200);
     }
     // Of this it has more to say.
     router.signal(Signal::TERM);
-    assert_eq!(router.ended().code, Some(0));
+    assert_eq!(router.wait_for_exit().code, Some(0));
     let bad = folder(&[("router.yaml", "workers: 0\n")]);
     let mut serve = command(&["serve", "--config", &path(&bad, "router.yaml")]);
     let (reader, writer) = std::io::pipe().unwrap();
@@ -398,14 +398,14 @@ async fn a_router_whose_standard_error_nobody_reads_any_more_serves_on_and_ends_
 #[tokio::test]
 async fn the_quickstart_serves_with_addresses_from_the_environment() {
     let files = folder(&[
-        ("quickstart.yaml", &std::fs::read_to_string(shipped("quickstart.yaml")).unwrap()),
-        ("quickstart/my-endpoint.yaml", &std::fs::read_to_string(shipped("quickstart/my-endpoint.yaml")).unwrap()),
+        ("quickstart.yaml", &std::fs::read_to_string(shipped_config("quickstart.yaml")).unwrap()),
+        ("quickstart/my-endpoint.yaml", &std::fs::read_to_string(shipped_config("quickstart/my-endpoint.yaml")).unwrap()),
     ]);
     let serve = ["serve", "--config", &path(&files, "quickstart.yaml")];
-    let router = Program::start(command(&serve).envs(ANY_PORTS));
-    let (scoring, _) = (router.listener("scoring"), router.listener("admin"));
+    let router = ProgramProcess::start(command(&serve).envs(ANY_PORTS));
+    let (scoring, _) = (router.listener_address("scoring"), router.listener_address("admin"));
     for _ in 0..3 {
-        router.logs("replica is ready");
+        router.wait_for_log_line("replica is ready");
     }
     let request = Request::post("/api/v1/endpoint/my-endpoint/score")
         .header("authorization", "Bearer quickstart-demo-key-do-not-use-elsewhere")
@@ -413,10 +413,10 @@ async fn the_quickstart_serves_with_addresses_from_the_environment() {
         .unwrap();
     let answer = call(scoring, request).await;
     assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, PREDICTIONS));
-    let line: serde_json::Value = serde_json::from_str(&router.logs("XRequestId")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(&router.wait_for_log_line("XRequestId")).unwrap();
     assert_eq!(line["EndpointName"], "my-endpoint");
     router.signal(Signal::TERM);
-    let ended = router.ended();
+    let ended = router.wait_for_exit();
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "logs go to standard error: {ended:?}");
 }
 
@@ -424,7 +424,7 @@ async fn the_quickstart_serves_with_addresses_from_the_environment() {
 fn bad_settings_end_with_78_and_every_problem() {
     let files = folder(&[("bad.yaml", "scoring: {address: nowhere}\nworkers: 0\nlimit: {}\nlog: {level: loud}\n")]);
     let serve = ["serve", "--config", &path(&files, "bad.yaml")];
-    let ended = Program::start(command(&serve).env("INFERENCE_ROUTER__LIMITS__MAX_HEADERS", "none")).ended();
+    let ended = ProgramProcess::start(command(&serve).env("INFERENCE_ROUTER__LIMITS__MAX_HEADERS", "none")).wait_for_exit();
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(78), ""), "{ended:?}");
     for part in [
         "bad.yaml: scoring.address: is \"nowhere\"",
@@ -451,7 +451,7 @@ fn a_broken_endpoint_at_the_start_ends_with_78() {
                   spec:\n  authMode: none\n  traffic: {blue: 90}\n  deployments:\n  - {name: blue, instances: [x]}\n";
     let files = folder(&[("router.yaml", "endpoints: {files: [endpoints]}\n"), ("endpoints/a.yaml", broken)]);
     let serve = ["serve", "--config", &path(&files, "router.yaml")];
-    let ended = Program::start(command(&serve).envs(ANY_PORTS)).ended();
+    let ended = ProgramProcess::start(command(&serve).envs(ANY_PORTS)).wait_for_exit();
     assert_eq!(ended.code, Some(78), "{ended:?}");
     for part in
         ["a.yaml: spec.traffic: sums to 90", "a.yaml: spec.deployments[0].instances[0]: is \"x\", which has no port"]
@@ -464,7 +464,7 @@ fn a_broken_endpoint_at_the_start_ends_with_78() {
 fn a_folder_of_endpoints_that_is_not_there_ends_with_78() {
     let files = folder(&[("router.yaml", "endpoints: {files: [nowhere]}\n")]);
     let serve = ["serve", "--config", &path(&files, "router.yaml")];
-    let ended = Program::start(command(&serve).envs(ANY_PORTS)).ended();
+    let ended = ProgramProcess::start(command(&serve).envs(ANY_PORTS)).wait_for_exit();
     assert_eq!(ended.code, Some(78), "{ended:?}");
     assert!(ended.stderr.contains("nowhere: cannot be read"), "{}", ended.stderr);
 }
@@ -480,8 +480,8 @@ fn wrong_usage_ends_with_2() {
 
 #[test]
 fn check_is_content_with_what_is_shipped() {
-    let settings = shipped("quickstart.yaml").display().to_string();
-    for arguments in [vec!["check", &settings], vec!["check", &settings, &shipped("quickstart").display().to_string()]]
+    let settings = shipped_config("quickstart.yaml").display().to_string();
+    for arguments in [vec!["check", &settings], vec!["check", &settings, &shipped_config("quickstart").display().to_string()]]
     {
         let ended = run(&arguments);
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "no problems; endpoints: 1"), "{ended:?}");
@@ -516,7 +516,7 @@ fn check_lists_every_problem_of_every_file() {
 }
 
 #[test]
-fn check_says_of_the_files_of_a_group_what_serve_does() {
+fn check_says_of_the_files_of_a_fleet_what_serve_does() {
     let files = folder(&[
         ("endpoints/a.yaml", &endpoint(&["127.0.0.1:1".parse().unwrap()], "{}")),
         ("empty", ""),
@@ -554,7 +554,7 @@ fn check_says_of_the_files_of_a_group_what_serve_does() {
         std::fs::write(files.path().join("router.yaml"), &text).unwrap();
         let checked = run(&["check", &path(&files, "router.yaml")]);
         let serve = ["serve", "--config", &path(&files, "router.yaml")];
-        let served = Program::start(command(&serve).envs(ANY_PORTS)).ended();
+        let served = ProgramProcess::start(command(&serve).envs(ANY_PORTS)).wait_for_exit();
         assert_eq!((checked.code, served.code), (Some(1), Some(78)), "{text}: {checked:?} {served:?}");
         for part in parts {
             assert!(checked.stdout.contains(part) && served.stderr.contains(part), "{part}: {checked:?} {served:?}");
@@ -581,9 +581,9 @@ fn a_taken_port_is_said_and_ends_with_1() {
 }
 
 /// A model server on a port of its own choice.
-fn model_server(options: &[&str]) -> (Program, SocketAddr) {
-    let server = Program::start(&mut command(&[&["model-server", "--port", "0"], options].concat()));
-    let address = server.prints("model server on http://").parse().unwrap();
+fn model_server(options: &[&str]) -> (ProgramProcess, SocketAddr) {
+    let server = ProgramProcess::start(&mut command(&[&["model-server", "--port", "0"], options].concat()));
+    let address = server.wait_for_stdout_line("model server on http://").parse().unwrap();
     (server, address)
 }
 
@@ -597,7 +597,7 @@ async fn the_model_server_ends_on_sigterm() {
     let answer = ask(address).await;
     assert_eq!((answer.text().as_str(), answer.header("x-model-name")), (PREDICTIONS, "blue"));
     server.signal(Signal::TERM);
-    assert_eq!(server.ended().code, Some(0));
+    assert_eq!(server.wait_for_exit().code, Some(0));
 }
 
 #[tokio::test]

@@ -12,11 +12,11 @@ use http_body_util::BodyExt;
 use http_body_util::combinators::BoxBody;
 use serde_json::Value;
 
-use crate::harness::{Model, Router, call, document, full, score, soon};
-use crate::mirror::open;
+use crate::harness::{Model, Router, call, document, full_body, score, with_timeout};
+use crate::mirror::connect_keep_alive;
 
 /// Half of what `blue` gets is copied to `shadow`, and answers are compared by these rules.
-fn compared(live: SocketAddr, shadow: SocketAddr, rules: &str, of_shadow: &str) -> String {
+fn compared_document(live: SocketAddr, shadow: SocketAddr, rules: &str, of_shadow: &str) -> String {
     document(
         &format!("traffic: {{blue: 100}}\n  mirrorTraffic: {{shadow: 50}}\n  mirrorComparison: {rules}"),
         &format!(
@@ -28,7 +28,7 @@ fn compared(live: SocketAddr, shadow: SocketAddr, rules: &str, of_shadow: &str) 
 }
 
 /// A model that answers `{"score": s, "id": "…"}`, where `s` is made by `of` from the number that it gets.
-async fn scoring(of: impl Fn(u64) -> f64 + Send + Sync + 'static) -> Model {
+async fn start_scoring_model(of: impl Fn(u64) -> f64 + Send + Sync + 'static) -> Model {
     let of = Arc::new(of);
     let model = Model::http(move |request| {
         let of = of.clone();
@@ -37,14 +37,14 @@ async fn scoring(of: impl Fn(u64) -> f64 + Send + Sync + 'static) -> Model {
             let body = request.into_body().collect().await.unwrap().to_bytes();
             let number = serde_json::from_slice::<Value>(&body).unwrap()["number"].as_u64().unwrap();
             let answer = serde_json::json!({"score": of(number), "id": id, "unlike": rand::random::<u64>()});
-            Response::new(full(answer.to_string()))
+            Response::new(full_body(answer.to_string()))
         }
     });
     model.await
 }
 
 /// A model that answers all requests alike.
-async fn answering(
+async fn start_constant_model(
     answer: impl Fn() -> Response<BoxBody<Bytes, std::io::Error>> + Send + Sync + Clone + 'static,
 ) -> Model {
     let model = Model::http(move |request| {
@@ -58,7 +58,7 @@ async fn answering(
 }
 
 async fn ask(router: &Router, requests: u64) {
-    let mut sender = open(router.scoring).await;
+    let mut sender = connect_keep_alive(router.scoring).await;
     for number in 0..requests {
         let mut request = score(format!("{{\"number\": {number}}}"));
         request.headers_mut().insert("host", "router".parse().unwrap());
@@ -68,9 +68,9 @@ async fn ask(router: &Router, requests: u64) {
 }
 
 /// What is said of `my-endpoint` once so many pairs have ended.
-async fn report(router: &Router, least: u64) -> Value {
+async fn wait_for_report(router: &Router, least: u64) -> Value {
     let path = "/api/endpoints/my-endpoint/comparison";
-    soon("enough pairs", async {
+    with_timeout("enough pairs", async {
         loop {
             let said = router.admin(path).await.json();
             if said["report"]["pairs"].as_u64().unwrap() >= least {
@@ -85,7 +85,7 @@ const IGNORING: &str = "{numericTolerance: 1e-6, ignorePaths: [\"$.unlike\"]}";
 
 #[tokio::test]
 async fn a_planted_difference_of_one_in_a_hundred_is_found_where_it_is() {
-    let live = scoring(|number| number as f64).await;
+    let live = start_scoring_model(|number| number as f64).await;
     // Other digits, within tolerance, of all; another number, of one in a hundred.
     let sown = Arc::new(AtomicU64::new(0));
     let counted = sown.clone();
@@ -96,11 +96,11 @@ async fn a_planted_difference_of_one_in_a_hundred_is_found_where_it_is() {
         }
         number as f64 * (1.0 + 1e-9)
     };
-    let shadow = scoring(of_shadow).await;
-    let router = Router::start(&[&compared(live.address, shadow.address, IGNORING, "")]);
+    let shadow = start_scoring_model(of_shadow).await;
+    let router = Router::start(&[&compared_document(live.address, shadow.address, IGNORING, "")]);
     // Enough that about twenty of those copied are planted.
     ask(&router, 4_000).await;
-    let said = report(&router, 1_990).await;
+    let said = wait_for_report(&router, 1_990).await;
     let report = &said["report"];
     let count = |result: &str| report["results"][result].as_u64().unwrap_or_default();
     let planted = count("different");
@@ -128,10 +128,10 @@ async fn a_planted_difference_of_one_in_a_hundred_is_found_where_it_is() {
 
 #[tokio::test]
 async fn nothing_is_found_where_there_is_nothing() {
-    let (live, shadow) = (scoring(|number| number as f64).await, scoring(|number| number as f64).await);
-    let router = Router::start(&[&compared(live.address, shadow.address, IGNORING, "")]);
+    let (live, shadow) = (start_scoring_model(|number| number as f64).await, start_scoring_model(|number| number as f64).await);
+    let router = Router::start(&[&compared_document(live.address, shadow.address, IGNORING, "")]);
     ask(&router, 1_000).await;
-    let said = report(&router, 490).await;
+    let said = wait_for_report(&router, 490).await;
     let pairs = &said["report"]["pairs"];
     assert_eq!(said["report"]["results"], serde_json::json!({"equal": pairs}), "{said}");
     assert_eq!(said["report"]["places"], serde_json::json!([]));
@@ -140,20 +140,20 @@ async fn nothing_is_found_where_there_is_nothing() {
 
 #[tokio::test]
 async fn other_statuses_differ_and_a_shadow_that_is_too_slow_has_that_of_a_timeout() {
-    let live = answering(|| Response::new(full("[1]"))).await;
-    let failing = answering(|| Response::builder().status(500).body(full("[1]")).unwrap()).await;
-    let router = Router::start(&[&compared(live.address, failing.address, "{}", "")]);
+    let live = start_constant_model(|| Response::new(full_body("[1]"))).await;
+    let failing = start_constant_model(|| Response::builder().status(500).body(full_body("[1]")).unwrap()).await;
+    let router = Router::start(&[&compared_document(live.address, failing.address, "{}", "")]);
     ask(&router, 20).await;
-    let said = report(&router, 5).await;
+    let said = wait_for_report(&router, 5).await;
     let pairs = &said["report"]["pairs"];
     assert_eq!(said["report"]["results"], serde_json::json!({"status_differs": pairs}), "{said}");
     assert_eq!(said["report"]["shadow"]["statuses"], serde_json::json!({"5xx": pairs}));
     assert_eq!(said["report"]["shadow"]["errors"]["share"], 1.0);
 
     let silent = Model::http(|_| std::future::pending()).await;
-    let router = Router::start(&[&compared(live.address, silent.address, "{}", ", requestTimeoutMs: 100")]);
+    let router = Router::start(&[&compared_document(live.address, silent.address, "{}", ", requestTimeoutMs: 100")]);
     ask(&router, 20).await;
-    let said = report(&router, 5).await;
+    let said = wait_for_report(&router, 5).await;
     let samples = said["report"]["samples"].as_array().unwrap();
     assert!(samples.iter().all(|sample| sample["shadowStatus"] == 504 && sample["liveStatus"] == 200), "{said}");
     assert_eq!(said["report"]["shadow"]["latencyMs"], serde_json::json!({}), "there was no answer to time");
@@ -161,9 +161,9 @@ async fn other_statuses_differ_and_a_shadow_that_is_too_slow_has_that_of_a_timeo
 
 #[tokio::test]
 async fn what_cannot_be_compared_says_why() {
-    let long = || answering(|| Response::new(full("x".repeat(5_000))));
+    let long = || start_constant_model(|| Response::new(full_body("x".repeat(5_000))));
     let packed = |body: &'static str| {
-        answering(move || Response::builder().header("content-encoding", "gzip").body(full(body)).unwrap())
+        start_constant_model(move || Response::builder().header("content-encoding", "gzip").body(full_body(body)).unwrap())
     };
     let cases = [
         (long().await, long().await, "{maxBodyBytes: 4999}", "too_large"),
@@ -171,9 +171,9 @@ async fn what_cannot_be_compared_says_why() {
         (packed("one").await, packed("other").await, "{}", "encoded"),
     ];
     for (live, shadow, rules, reason) in cases {
-        let router = Router::start(&[&compared(live.address, shadow.address, rules, "")]);
+        let router = Router::start(&[&compared_document(live.address, shadow.address, rules, "")]);
         ask(&router, 20).await;
-        let said = report(&router, 5).await;
+        let said = wait_for_report(&router, 5).await;
         let pairs = &said["report"]["pairs"];
         assert_eq!(said["report"]["results"], serde_json::json!({"not_compared": pairs}), "{said}");
         assert_eq!(said["report"]["notCompared"], serde_json::json!({reason: pairs}), "{said}");
@@ -184,24 +184,24 @@ async fn what_cannot_be_compared_says_why() {
 #[tokio::test]
 async fn a_client_that_leaves_says_nothing_of_the_answers() {
     let (live, mut asked) = Model::manual().await;
-    let shadow = answering(|| Response::new(full("[1]"))).await;
-    let router = Router::start(&[&compared(live.address, shadow.address, "{}", "")]);
+    let shadow = start_constant_model(|| Response::new(full_body("[1]"))).await;
+    let router = Router::start(&[&compared_document(live.address, shadow.address, "{}", "")]);
     for _ in 0..20 {
         let call = tokio::spawn(call(router.scoring, score("{}")));
-        let at_live = soon("the live request", asked.recv()).await.unwrap();
+        let at_live = with_timeout("the live request", asked.recv()).await.unwrap();
         call.abort();
         let _ = call.await;
         // The model sees that its client has gone, and ends.
         drop(at_live);
     }
-    let said = report(&router, 5).await;
+    let said = wait_for_report(&router, 5).await;
     let pairs = &said["report"]["pairs"];
     assert_eq!(said["report"]["notCompared"], serde_json::json!({"client_left": pairs}), "{said}");
 }
 
 #[tokio::test]
 async fn what_there_is_not_says_what_to_do() {
-    let model = answering(|| Response::new(full("[1]"))).await;
+    let model = start_constant_model(|| Response::new(full_body("[1]"))).await;
     let one = |name: &str, more: &str| {
         let of = document(
             &format!("traffic: {{blue: 100}}{more}"),
@@ -223,12 +223,12 @@ async fn what_there_is_not_says_what_to_do() {
 
 #[tokio::test]
 async fn the_command_prints_what_a_person_can_decide_on() {
-    let (live, shadow) = (scoring(|number| number as f64).await, scoring(|number| number as f64 + 1.0).await);
-    let router = Router::start(&[&compared(live.address, shadow.address, IGNORING, "")]);
+    let (live, shadow) = (start_scoring_model(|number| number as f64).await, start_scoring_model(|number| number as f64 + 1.0).await);
+    let router = Router::start(&[&compared_document(live.address, shadow.address, IGNORING, "")]);
     let nothing = compare(&router, &["--endpoint", "my-endpoint"]).await;
     assert!(nothing.0 == Some(0) && nothing.1.contains("nothing to compare yet"), "{nothing:?}");
     ask(&router, 100).await;
-    report(&router, 45).await;
+    wait_for_report(&router, 45).await;
     let (code, shown, _) = compare(&router, &["--endpoint", "my-endpoint"]).await;
     assert_eq!(code, Some(0));
     for part in [

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::Full;
 
-use crate::harness::{Answer, KEY, Model, Router, call, document, full, nobody};
+use crate::harness::{Answer, KEY, Model, Router, call, document, full_body, unused_address};
 
 const APP: &str = "https://app.example";
 
@@ -21,12 +21,12 @@ fn with_cors(cors: &str, address: std::net::SocketAddr) -> String {
     )
 }
 
-async fn counted() -> (Model, Arc<AtomicUsize>) {
+async fn start_counting_model() -> (Model, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let counter = asked.clone();
     let model = Model::http(move |request: Request<_>| {
         counter.fetch_add(1, Ordering::SeqCst);
-        async move { Response::new(full(request.method().to_string())) }
+        async move { Response::new(full_body(request.method().to_string())) }
     })
     .await;
     (model, asked)
@@ -63,7 +63,7 @@ fn bearer() -> String {
 
 #[tokio::test]
 async fn a_preflight_is_answered_before_authentication_and_without_the_model() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     let cors = "{allowOrigins: [\"https://app.example\"], allowMethods: [POST, PUT], allowHeaders: [authorization, \
                 x-extra], allowCredentials: true, maxAgeSeconds: 1234}";
     let router = Router::start(&[&with_cors(cors, model.address)]);
@@ -81,7 +81,7 @@ async fn a_preflight_is_answered_before_authentication_and_without_the_model() {
 
 #[tokio::test]
 async fn a_preflight_of_another_origin_gets_no_permission() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     let router = Router::start(&[&with_cors("{allowOrigins: [\"https://app.example\"]}", model.address)]);
     for origin in [
         "https://evil.example",
@@ -98,7 +98,7 @@ async fn a_preflight_of_another_origin_gets_no_permission() {
 
 #[tokio::test]
 async fn a_preflight_is_not_granted_a_method_or_header_that_is_not_allowed() {
-    let (model, _) = counted().await;
+    let (model, _) = start_counting_model().await;
     let cors = "{allowOrigins: [\"https://app.example\"], allowMethods: [POST], allowHeaders: [authorization]}";
     let router = Router::start(&[&with_cors(cors, model.address)]);
     let answer = call(router.scoring, preflight(APP, "DELETE", "authorization")).await;
@@ -109,7 +109,7 @@ async fn a_preflight_is_not_granted_a_method_or_header_that_is_not_allowed() {
 
 #[tokio::test]
 async fn an_answer_to_an_allowed_origin_may_be_read_by_its_page() {
-    let (model, _) = counted().await;
+    let (model, _) = start_counting_model().await;
     let cors = "{allowOrigins: [\"https://app.example\"], exposeHeaders: [x-request-id, x-extra], \
                 allowCredentials: true}";
     let router = Router::start(&[&with_cors(cors, model.address)]);
@@ -124,7 +124,7 @@ async fn an_answer_to_an_allowed_origin_may_be_read_by_its_page() {
 
 #[tokio::test]
 async fn an_answer_to_another_origin_has_no_permission_but_is_answered() {
-    let (model, _) = counted().await;
+    let (model, _) = start_counting_model().await;
     let router = Router::start(&[&with_cors("{allowOrigins: [\"https://app.example\"]}", model.address)]);
     let fields = [("origin", "https://evil.example"), ("authorization", &*bearer())];
     let answer = call(router.scoring, request(Method::POST, &fields)).await;
@@ -138,7 +138,7 @@ async fn an_answer_to_another_origin_has_no_permission_but_is_answered() {
 
 #[tokio::test]
 async fn an_error_of_the_router_may_be_read_by_an_allowed_page_only() {
-    let router = Router::start(&[&with_cors("{allowOrigins: [\"https://app.example\"]}", nobody())]);
+    let router = Router::start(&[&with_cors("{allowOrigins: [\"https://app.example\"]}", unused_address())]);
     let bearer = bearer();
     for (fields, code) in [
         (vec![], "missing_credential"),
@@ -160,7 +160,7 @@ async fn an_error_of_the_router_may_be_read_by_an_allowed_page_only() {
 
 #[tokio::test]
 async fn a_star_allows_every_origin_without_credentials() {
-    let (model, _) = counted().await;
+    let (model, _) = start_counting_model().await;
     let router = Router::start(&[&with_cors("{allowOrigins: [\"*\"]}", model.address)]);
     let origin = "https://anything.example";
     let answer = call(router.scoring, preflight(origin, "POST", "authorization")).await;
@@ -174,7 +174,7 @@ async fn a_star_allows_every_origin_without_credentials() {
 #[tokio::test]
 async fn the_endpoints_rules_replace_those_of_its_model() {
     let model = Model::http(|_| async {
-        Response::builder().header("access-control-allow-origin", "*").body(full("own")).unwrap()
+        Response::builder().header("access-control-allow-origin", "*").body(full_body("own")).unwrap()
     })
     .await;
     let router = Router::start(&[&with_cors("{allowOrigins: [\"https://app.example\"]}", model.address)]);
@@ -188,7 +188,7 @@ async fn the_endpoints_rules_replace_those_of_its_model() {
 
 #[tokio::test]
 async fn without_cors_a_preflight_is_a_request_like_any_other() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     let plain = document("traffic: {blue: 100}", &format!("- {{name: blue, instances: [\"{}\"]}}", model.address));
     for document in [plain, with_cors("{allowOrigins: []}", model.address)] {
         let router = Router::start(&[&document]);

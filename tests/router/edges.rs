@@ -9,11 +9,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{KEY, Model, Router, call, endpoint, raw, score, soon};
+use crate::harness::{KEY, Model, Router, call, endpoint, send_raw, score, with_timeout};
 
 /// A model that reads a request and answers with these bytes.
-async fn answering(bytes: &'static [u8]) -> Model {
-    Model::raw(move |mut stream| async move {
+async fn start_raw_model(bytes: &'static [u8]) -> Model {
+    Model::from_connections(move |mut stream| async move {
         let mut request = [0; 16 * 1024];
         if stream.read(&mut request).await.is_ok_and(|read| read > 0) {
             let _ = stream.write_all(bytes).await;
@@ -24,7 +24,7 @@ async fn answering(bytes: &'static [u8]) -> Model {
 
 #[tokio::test]
 async fn a_model_that_changes_the_protocol_unasked_is_an_error() {
-    let model = answering(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: odd\r\n\r\n").await;
+    let model = start_raw_model(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: odd\r\n\r\n").await;
     let router = Router::start(&[&endpoint(&[model.address], "{}")]);
     let answer = router.score("{}").await;
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_GATEWAY, "replica_closed"));
@@ -33,7 +33,7 @@ async fn a_model_that_changes_the_protocol_unasked_is_an_error() {
 #[tokio::test]
 async fn of_two_lengths_a_model_gives_the_encoding_counts() {
     let model =
-        answering(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+        start_raw_model(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
             .await;
     let router = Router::start(&[&endpoint(&[model.address], "{}")]);
     assert_eq!(router.score("{}").await.text(), "hello");
@@ -47,7 +47,7 @@ async fn a_client_cannot_erase_where_a_request_came_from() {
     request.headers_mut().insert("x-forwarded-for", "10.1.2.3".parse().unwrap());
     request.headers_mut().insert("connection", "x-forwarded-for, content-length".parse().unwrap());
     let answer = tokio::spawn(call(router.scoring, request));
-    let asked = soon("the request", asked.recv()).await.unwrap();
+    let asked = with_timeout("the request", asked.recv()).await.unwrap();
     assert_eq!(asked.request.headers()["x-forwarded-for"], "10.1.2.3, 127.0.0.1");
     assert_eq!(asked.request.headers()["content-length"], "2");
     asked.answer("{}");
@@ -75,7 +75,7 @@ async fn heads_that_come_by_http2_have_the_same_limits() {
         request.body(Full::<Bytes>::default()).unwrap()
     };
     for (fields, length, status) in [(10, 10, 200), (30, 1, 431), (10, 1000, 431), (10, 10, 200)] {
-        let response = soon("a response", sender.send_request(request(fields, length))).await.unwrap();
+        let response = with_timeout("a response", sender.send_request(request(fields, length))).await.unwrap();
         assert_eq!(response.status(), status, "{fields} fields of {length} bytes");
         if status != 200 {
             assert_eq!(response.headers()["content-type"], "application/problem+json");
@@ -95,7 +95,7 @@ async fn a_client_that_leaves_in_the_middle_of_its_body_is_counted_as_one_that_l
     stream.write_all(head.as_bytes()).await.unwrap();
     drop(stream);
     let left = r#"inference_router_requests_total{code="499",deployment="blue",endpoint="my-endpoint",model_code=""}"#;
-    soon("the count", async {
+    with_timeout("the count", async {
         while router.metric(left).await != Some(1.0) {
             tokio::task::yield_now().await;
         }
@@ -110,7 +110,7 @@ async fn half_a_head_does_not_hold_up_the_end() {
     let mut stream = TcpStream::connect(router.scoring).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nhost:").await.unwrap();
     // Another connection's answer shows that the first one's bytes have been seen: one worker serves both.
-    raw(router.scoring, "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    send_raw(router.scoring, "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
     let told = Instant::now();
     tokio::task::spawn_blocking(move || router.join()).await.unwrap().unwrap();
     assert!(told.elapsed() < Duration::from_secs(6), "{:?}", told.elapsed());
@@ -135,10 +135,10 @@ async fn heads_that_a_model_could_read_otherwise_are_refused() {
         "host: x\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
         "transfer-encoding: chunked\r\n",
     ] {
-        let answer = raw(router.scoring, head(lines)).await;
+        let answer = send_raw(router.scoring, head(lines)).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("bad_request"), "{lines:?}: {answer}");
     }
-    let answer = raw(router.scoring, head("host: x\r\ntransfer-encoding: Chunked\r\n")).await;
+    let answer = send_raw(router.scoring, head("host: x\r\ntransfer-encoding: Chunked\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("never"), "{answer}");
 }
 

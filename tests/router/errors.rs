@@ -14,8 +14,8 @@ use inference_router::config::Settings;
 use inference_router::model::limits::StatusCodes::{self, Kubernetes, Managed};
 use tokio::sync::mpsc;
 
-use crate::harness::{Answer, KEY, Model, Router, call, document, endpoint, full, nobody, score, soon};
-use crate::wire::{self, Wire, next};
+use crate::harness::{Answer, KEY, Model, Router, call, document, endpoint, full_body, unused_address, score, with_timeout};
+use crate::wire::{self, Wire, next_value};
 
 const BOTH: [StatusCodes; 2] = [Kubernetes, Managed];
 
@@ -53,7 +53,7 @@ fn parse(text: &str) -> Answer {
 }
 
 /// Reads one response, of known length.
-async fn answer_of(wire: &mut Wire) -> Answer {
+async fn read_answer(wire: &mut Wire) -> Answer {
     let (head, body) = wire.message().await;
     let mut response = Response::builder().status(head.status());
     for (name, value) in &head.fields {
@@ -64,20 +64,20 @@ async fn answer_of(wire: &mut Wire) -> Answer {
 }
 
 /// Reads until the end, and parses it.
-async fn end_of(wire: &mut Wire) -> Answer {
-    parse(&wire.rest().await)
+async fn read_answer_to_end(wire: &mut Wire) -> Answer {
+    parse(&wire.read_to_end().await)
 }
 
 /// Asserts that `answer` is a complete problem document that tells nothing of `hidden`.
 #[track_caller]
-fn problem(answer: &Answer, status: u16, code: &str, hidden: &[SocketAddr]) {
-    unread(answer, status, code, hidden);
+fn assert_problem(answer: &Answer, status: u16, code: &str, hidden: &[SocketAddr]) {
+    assert_problem_without_request_id(answer, status, code, hidden);
     assert_eq!(answer.json()["requestId"], answer.header("x-request-id"), "{answer:?}");
 }
 
 /// The same for a request of which no head was read, without the request id.
 #[track_caller]
-fn unread(answer: &Answer, status: u16, code: &str, hidden: &[SocketAddr]) {
+fn assert_problem_without_request_id(answer: &Answer, status: u16, code: &str, hidden: &[SocketAddr]) {
     assert_eq!((answer.status.as_u16(), &*answer.code()), (status, code), "{answer:?}");
     let json = answer.json();
     for member in ["type", "title", "detail", "code"] {
@@ -98,13 +98,13 @@ fn unread(answer: &Answer, status: u16, code: &str, hidden: &[SocketAddr]) {
 }
 
 #[track_caller]
-fn names(answer: &Answer, endpoint: Option<&str>, deployment: Option<&str>) {
+fn assert_names(answer: &Answer, endpoint: Option<&str>, deployment: Option<&str>) {
     let json = answer.json();
     assert_eq!((json["endpoint"].as_str(), json["deployment"].as_str()), (endpoint, deployment), "{json}");
 }
 
 #[track_caller]
-fn asks_to_come_back(answer: &Answer) {
+fn assert_retry_after(answer: &Answer) {
     let seconds: u64 = answer.header("retry-after").parse().unwrap();
     assert!(seconds >= 1, "{answer:?}");
 }
@@ -119,12 +119,12 @@ fn with_authorization(value: Option<&str>) -> Request<Full<Bytes>> {
 }
 
 /// A model that must not be asked: says how often it was.
-async fn counted() -> (Model, Arc<AtomicUsize>) {
+async fn start_counting_model() -> (Model, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let counter = asked.clone();
     let model = Model::http(move |_| {
         counter.fetch_add(1, Ordering::SeqCst);
-        async { Response::new(full("answered")) }
+        async { Response::new(full_body("answered")) }
     })
     .await;
     (model, asked)
@@ -132,14 +132,14 @@ async fn counted() -> (Model, Arc<AtomicUsize>) {
 
 #[tokio::test]
 async fn a_missing_or_malformed_credential_is_401_missing_credential() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     for codes in BOTH {
         let router = start(&endpoint(&[model.address], "{}"), codes);
         let basic = format!("Basic {KEY}");
         for value in [None, Some(""), Some("Bearer"), Some("Bearer "), Some(&*basic)] {
             let answer = call(router.scoring, with_authorization(value)).await;
-            problem(&answer, 401, "missing_credential", &[model.address]);
-            names(&answer, Some("my-endpoint"), None);
+            assert_problem(&answer, 401, "missing_credential", &[model.address]);
+            assert_names(&answer, Some("my-endpoint"), None);
             assert!(answer.header("www-authenticate").to_ascii_lowercase().starts_with("bearer"), "{answer:?}");
         }
     }
@@ -148,13 +148,13 @@ async fn a_missing_or_malformed_credential_is_401_missing_credential() {
 
 #[tokio::test]
 async fn a_wrong_key_is_401_invalid_key_and_is_not_repeated() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     for codes in BOTH {
         let router = start(&endpoint(&[model.address], "{}"), codes);
         for wrong in ["wrong-key-that-nobody-knows".to_owned(), KEY[..KEY.len() - 1].to_owned(), format!("{KEY}x")] {
             let answer = call(router.scoring, with_authorization(Some(&format!("Bearer {wrong}")))).await;
-            problem(&answer, 401, "invalid_key", &[model.address]);
-            names(&answer, Some("my-endpoint"), None);
+            assert_problem(&answer, 401, "invalid_key", &[model.address]);
+            assert_names(&answer, Some("my-endpoint"), None);
             assert!(answer.header("www-authenticate").to_ascii_lowercase().starts_with("bearer"), "{answer:?}");
             assert!(!answer.text().contains(&wrong) && !answer.text().contains(KEY), "{answer:?}");
         }
@@ -164,20 +164,20 @@ async fn a_wrong_key_is_401_invalid_key_and_is_not_repeated() {
 
 #[tokio::test]
 async fn an_unknown_endpoint_is_404_endpoint_not_found() {
-    let (model, _) = counted().await;
+    let (model, _) = start_counting_model().await;
     for codes in BOTH {
         let router = start(&endpoint(&[model.address], "{}"), codes);
         for path in ["/api/v1/endpoint/another/score", "/api/v1/service/another/score"] {
             let mut request = score("{}");
             *request.uri_mut() = path.parse().unwrap();
-            problem(&call(router.scoring, request).await, 404, "endpoint_not_found", &[model.address]);
+            assert_problem(&call(router.scoring, request).await, 404, "endpoint_not_found", &[model.address]);
         }
     }
 }
 
 #[tokio::test]
 async fn a_path_that_is_no_endpoint_is_404() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     let router = start(&endpoint(&[model.address], "{}"), Kubernetes);
     for path in ["/", "/score", "/api/v1/endpoint/", "/api/v2/endpoint/my-endpoint/score"] {
         let mut request = score("{}");
@@ -191,13 +191,13 @@ async fn a_path_that_is_no_endpoint_is_404() {
 
 #[tokio::test]
 async fn an_unknown_deployment_is_404_deployment_not_found() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     for codes in BOTH {
         let router = start(&endpoint(&[model.address], "{}"), codes);
         let mut request = score("{}");
         request.headers_mut().insert("azureml-model-deployment", "purple".parse().unwrap());
         let answer = call(router.scoring, request).await;
-        problem(&answer, 404, "deployment_not_found", &[model.address]);
+        assert_problem(&answer, 404, "deployment_not_found", &[model.address]);
         assert_eq!(answer.json()["endpoint"], "my-endpoint");
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0);
@@ -205,14 +205,14 @@ async fn an_unknown_deployment_is_404_deployment_not_found() {
 
 #[tokio::test]
 async fn an_endpoint_without_live_traffic_is_404_no_live_deployment() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     let deployments = format!("- {{name: blue, instances: [\"{}\"]}}", model.address);
     for codes in BOTH {
         for traffic in ["authMode: key", "traffic: {}", "traffic: {blue: 0}"] {
             let router = start(&document(traffic, &deployments), codes);
             let answer = router.score("{}").await;
-            problem(&answer, 404, "no_live_deployment", &[model.address]);
-            names(&answer, Some("my-endpoint"), None);
+            assert_problem(&answer, 404, "no_live_deployment", &[model.address]);
+            assert_names(&answer, Some("my-endpoint"), None);
         }
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0);
@@ -220,14 +220,14 @@ async fn an_endpoint_without_live_traffic_is_404_no_live_deployment() {
 
 #[tokio::test]
 async fn a_body_announced_too_large_is_413_before_any_of_it_is_sent() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     for codes in BOTH {
         let router =
             start_with(&endpoint(&[model.address], "{}"), codes, |settings| settings.limits.max_payload_bytes = 1000);
         let mut client = Wire::connect(router.scoring).await;
         client.write(format!("{POST}{}content-length: 1001\r\n\r\n", fields())).await;
         let head = client.head().await;
-        let body = client.exactly(head.length()).await;
+        let body = client.read_exact_text(head.length()).await;
         let json: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!((head.status(), json["code"].as_str()), (413, Some("payload_too_large")), "{head:?} {body}");
         assert_eq!(head.get("content-type").as_deref(), Some("application/problem+json"));
@@ -249,9 +249,9 @@ async fn a_body_found_too_large_while_streaming_is_413_and_breaks_off_towards_th
         let mut client = Wire::connect(router.scoring).await;
         let chunk = format!("258\r\n{}\r\n", "x".repeat(600));
         client.write(format!("{POST}{}transfer-encoding: chunked\r\n\r\n{chunk}", fields())).await;
-        let mut request = next("the request at the model", &mut asked).await;
+        let mut request = next_value("the request at the model", &mut asked).await;
         client.write(&chunk).await;
-        let seen = soon("the end of the model's request", async {
+        let seen = with_timeout("the end of the model's request", async {
             loop {
                 match request.request.body_mut().frame().await {
                     Some(Ok(_)) => {}
@@ -261,7 +261,7 @@ async fn a_body_found_too_large_while_streaming_is_413_and_breaks_off_towards_th
         })
         .await;
         assert!(matches!(seen, Some(Err(_))), "the model took the cut body for a whole one: {seen:?}");
-        problem(&answer_of(&mut client).await, 413, "payload_too_large", &[model.address]);
+        assert_problem(&read_answer(&mut client).await, 413, "payload_too_large", &[model.address]);
     }
 }
 
@@ -274,9 +274,9 @@ async fn an_error_in_the_middle_of_a_body_announces_the_end_of_the_connection() 
     let mut client = Wire::connect(router.scoring).await;
     let chunk = format!("258\r\n{}\r\n", "x".repeat(600));
     client.write(format!("{POST}{}transfer-encoding: chunked\r\n\r\n{chunk}", fields())).await;
-    let _unanswered = next("the request at the model", &mut asked).await;
+    let _unanswered = next_value("the request at the model", &mut asked).await;
     client.write(&chunk).await;
-    let answer = answer_of(&mut client).await;
+    let answer = read_answer(&mut client).await;
     assert_eq!(answer.status, 413);
     assert_eq!(answer.header("connection"), "close", "the client cannot know that its next request is not read");
 }
@@ -290,22 +290,22 @@ async fn an_error_in_the_middle_of_a_body_ends_the_connection_without_waiting_fo
     let mut client = Wire::connect(router.scoring).await;
     let chunk = format!("258\r\n{}\r\n", "x".repeat(600));
     client.write(format!("{POST}{}transfer-encoding: chunked\r\n\r\n{chunk}", fields())).await;
-    let _unanswered = next("the request at the model", &mut asked).await;
+    let _unanswered = next_value("the request at the model", &mut asked).await;
     client.write(&chunk).await;
-    assert_eq!(answer_of(&mut client).await.status, 413);
-    assert_eq!(client.rest().await, "");
+    assert_eq!(read_answer(&mut client).await.status, 413);
+    assert_eq!(client.read_to_end().await, "");
 }
 
 #[tokio::test]
 async fn a_client_too_slow_with_its_head_gets_408_client_timeout() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     for codes in BOTH {
         let router = start_with(&endpoint(&[model.address], "{}"), codes, |settings| {
             settings.limits.header_read_timeout = Duration::from_millis(50);
         });
         let mut client = Wire::connect(router.scoring).await;
         client.write(format!("{POST}host: router")).await;
-        unread(&end_of(&mut client).await, 408, "client_timeout", &[model.address]);
+        assert_problem_without_request_id(&read_answer_to_end(&mut client).await, 408, "client_timeout", &[model.address]);
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
@@ -319,42 +319,42 @@ async fn a_client_too_slow_with_its_body_gets_408_client_timeout() {
         });
         let mut client = Wire::connect(router.scoring).await;
         client.write(format!("{POST}{}content-length: 10\r\n\r\nabc", fields())).await;
-        let request = next("the request at the model", &mut asked).await;
-        let whole = soon("the end of the model's request", request.request.into_body().collect()).await;
+        let request = next_value("the request at the model", &mut asked).await;
+        let whole = with_timeout("the end of the model's request", request.request.into_body().collect()).await;
         assert!(whole.is_err(), "the model took the cut body for a whole one");
-        problem(&answer_of(&mut client).await, 408, "client_timeout", &[model.address]);
+        assert_problem(&read_answer(&mut client).await, 408, "client_timeout", &[model.address]);
     }
 }
 
 #[tokio::test]
 async fn a_head_with_too_many_bytes_is_431_head_too_large() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     for codes in BOTH {
         let router =
             start_with(&endpoint(&[model.address], "{}"), codes, |settings| settings.limits.max_header_bytes = 8192);
         let mut client = Wire::connect(router.scoring).await;
         client.write(format!("{POST}{}x-long: {}\r\n\r\n", fields(), "x".repeat(10_000))).await;
-        unread(&end_of(&mut client).await, 431, "head_too_large", &[model.address]);
+        assert_problem_without_request_id(&read_answer_to_end(&mut client).await, 431, "head_too_large", &[model.address]);
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
 async fn a_head_with_too_many_fields_is_431_head_too_large() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     for codes in BOTH {
         let router = start_with(&endpoint(&[model.address], "{}"), codes, |settings| settings.limits.max_headers = 20);
         let mut client = Wire::connect(router.scoring).await;
         let many: String = (0..30).map(|n| format!("x-{n}: y\r\n")).collect();
         client.write(format!("{POST}{}{many}\r\n", fields())).await;
-        unread(&end_of(&mut client).await, 431, "head_too_large", &[model.address]);
+        assert_problem_without_request_id(&read_answer_to_end(&mut client).await, 431, "head_too_large", &[model.address]);
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
 async fn a_malformed_request_is_400_bad_request() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     for codes in BOTH {
         let router = start(&endpoint(&[model.address], "{}"), codes);
         let fields = fields();
@@ -367,9 +367,9 @@ async fn a_malformed_request_is_400_bad_request() {
         ] {
             let mut client = Wire::connect(router.scoring).await;
             client.write(&malformed).await;
-            let text = client.rest().await;
+            let text = client.read_to_end().await;
             assert!(!text.is_empty(), "closed without an answer: {malformed:?}");
-            unread(&parse(&text), 400, "bad_request", &[model.address]);
+            assert_problem_without_request_id(&parse(&text), 400, "bad_request", &[model.address]);
         }
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0);
@@ -377,13 +377,13 @@ async fn a_malformed_request_is_400_bad_request() {
 
 #[tokio::test]
 async fn a_request_of_http_1_1_without_a_host_is_400_bad_request() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     let router = start(&endpoint(&[model.address], "{}"), Kubernetes);
     let mut client = Wire::connect(router.scoring).await;
     client
         .write(format!("{POST}authorization: Bearer {KEY}\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{{}}"))
         .await;
-    problem(&end_of(&mut client).await, 400, "bad_request", &[model.address]);
+    assert_problem(&read_answer_to_end(&mut client).await, 400, "bad_request", &[model.address]);
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
 
@@ -393,11 +393,11 @@ async fn a_malformed_chunk_is_400_bad_request() {
     let router = start(&endpoint(&[model.address], "{}"), Kubernetes);
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}transfer-encoding: chunked\r\n\r\n2\r\n{{}}\r\n", fields())).await;
-    let request = next("the request at the model", &mut asked).await;
+    let request = next_value("the request at the model", &mut asked).await;
     client.write("not a size\r\n").await;
-    let whole = soon("the end of the model's request", request.request.into_body().collect()).await;
+    let whole = with_timeout("the end of the model's request", request.request.into_body().collect()).await;
     assert!(whole.is_err(), "the model took the cut body for a whole one");
-    problem(&answer_of(&mut client).await, 400, "bad_request", &[model.address]);
+    assert_problem(&read_answer(&mut client).await, 400, "bad_request", &[model.address]);
 }
 
 #[tokio::test]
@@ -406,11 +406,11 @@ async fn a_request_that_finds_the_queue_full_is_too_many_requests() {
     for (codes, status) in [(Kubernetes, 503), (Managed, 429)] {
         let router = start(&endpoint(&[model.address], "{maxQueueLength: 0, requestTimeoutMs: 60000}"), codes);
         let first = tokio::spawn(call(router.scoring, score("{}")));
-        let request = next("the first request", &mut asked).await;
+        let request = next_value("the first request", &mut asked).await;
         let answer = router.score("{}").await;
-        problem(&answer, status, "too_many_requests", &[model.address]);
-        names(&answer, Some("my-endpoint"), Some("blue"));
-        asks_to_come_back(&answer);
+        assert_problem(&answer, status, "too_many_requests", &[model.address]);
+        assert_names(&answer, Some("my-endpoint"), Some("blue"));
+        assert_retry_after(&answer);
         request.answer("first");
         assert_eq!(first.await.unwrap().text(), "first");
     }
@@ -422,11 +422,11 @@ async fn a_request_that_waited_too_long_is_too_many_requests() {
     for (codes, status) in [(Kubernetes, 503), (Managed, 429)] {
         let router = start(&endpoint(&[model.address], "{maxQueueWaitMs: 30, requestTimeoutMs: 60000}"), codes);
         let first = tokio::spawn(call(router.scoring, score("{}")));
-        let request = next("the first request", &mut asked).await;
+        let request = next_value("the first request", &mut asked).await;
         let answer = router.score("{}").await;
-        problem(&answer, status, "too_many_requests", &[model.address]);
-        names(&answer, Some("my-endpoint"), Some("blue"));
-        asks_to_come_back(&answer);
+        assert_problem(&answer, status, "too_many_requests", &[model.address]);
+        assert_names(&answer, Some("my-endpoint"), Some("blue"));
+        assert_retry_after(&answer);
         request.answer("first");
         assert_eq!(first.await.unwrap().text(), "first");
         assert!(asked.try_recv().is_err(), "the model was asked what had been refused");
@@ -439,9 +439,9 @@ async fn a_deployment_without_a_ready_replica_is_503_no_ready_replica() {
         let never = r#"- {name: blue, process: {command: ["sh", "-c", "exec sleep 60 # {port}"], readinessPath: /}}"#;
         let router = start(&document("traffic: {blue: 100}", never), codes);
         let answer = router.score("{}").await;
-        problem(&answer, 503, "no_ready_replica", &[]);
-        names(&answer, Some("my-endpoint"), Some("blue"));
-        asks_to_come_back(&answer);
+        assert_problem(&answer, 503, "no_ready_replica", &[]);
+        assert_names(&answer, Some("my-endpoint"), Some("blue"));
+        assert_retry_after(&answer);
     }
 }
 
@@ -451,9 +451,9 @@ async fn a_model_that_takes_too_long_is_model_timeout() {
     for (codes, status) in [(Kubernetes, 504), (Managed, 408)] {
         let router = start(&endpoint(&[model.address], "{requestTimeoutMs: 50}"), codes);
         let answer = router.score("{}").await;
-        problem(&answer, status, "model_timeout", &[model.address]);
-        names(&answer, Some("my-endpoint"), Some("blue"));
-        drop(next("the request", &mut asked).await);
+        assert_problem(&answer, status, "model_timeout", &[model.address]);
+        assert_names(&answer, Some("my-endpoint"), Some("blue"));
+        drop(next_value("the request", &mut asked).await);
         assert!(asked.try_recv().is_err(), "the request was sent twice");
     }
 }
@@ -461,38 +461,38 @@ async fn a_model_that_takes_too_long_is_model_timeout() {
 #[tokio::test]
 async fn a_replica_that_refuses_connections_is_502_replica_unreachable() {
     for codes in BOTH {
-        let address = nobody();
+        let address = unused_address();
         let router = start(&endpoint(&[address], "{}"), codes);
         let answer = router.score("{}").await;
-        problem(&answer, 502, "replica_unreachable", &[address]);
-        names(&answer, Some("my-endpoint"), Some("blue"));
+        assert_problem(&answer, 502, "replica_unreachable", &[address]);
+        assert_names(&answer, Some("my-endpoint"), Some("blue"));
     }
 }
 
 #[tokio::test]
 async fn a_refused_connection_is_tried_again_on_another_replica() {
-    let (model, asked) = counted().await;
+    let (model, asked) = start_counting_model().await;
     for round in 0..5 {
-        let router = start(&endpoint(&[nobody(), nobody(), model.address], "{}"), Kubernetes);
+        let router = start(&endpoint(&[unused_address(), unused_address(), model.address], "{}"), Kubernetes);
         assert_eq!(router.score("{}").await.status, 200, "round {round}");
     }
     assert_eq!(asked.load(Ordering::SeqCst), 5);
 }
 
 /// A model that reads one request, answers with `bytes` and closes; says how often it was asked.
-async fn answers_raw(
+async fn start_raw_model(
     bytes: &'static str,
 ) -> (Model, mpsc::UnboundedReceiver<wire::Head>, mpsc::UnboundedSender<wire::Head>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let model = raw_into(bytes, sender.clone()).await;
+    let model = start_raw_model_into(bytes, sender.clone()).await;
     (model, receiver, sender)
 }
 
-async fn raw_into(bytes: &'static str, sender: mpsc::UnboundedSender<wire::Head>) -> Model {
-    Model::raw(move |stream| {
+async fn start_raw_model_into(bytes: &'static str, sender: mpsc::UnboundedSender<wire::Head>) -> Model {
+    Model::from_connections(move |stream| {
         let sender = sender.clone();
         async move {
-            let mut wire = Wire::of(stream);
+            let mut wire = Wire::from_stream(stream);
             let (head, _) = wire.message().await;
             wire.write(bytes).await;
             drop(wire);
@@ -504,26 +504,26 @@ async fn raw_into(bytes: &'static str, sender: mpsc::UnboundedSender<wire::Head>
 
 #[tokio::test]
 async fn a_replica_that_closes_before_answering_is_502_replica_closed_and_never_retried() {
-    let (one, mut asked, sender) = answers_raw("").await;
-    let other = raw_into("", sender).await;
+    let (one, mut asked, sender) = start_raw_model("").await;
+    let other = start_raw_model_into("", sender).await;
     for codes in BOTH {
         let router = start(&endpoint(&[one.address, other.address], "{}"), codes);
         let answer = router.score("{}").await;
-        problem(&answer, 502, "replica_closed", &[one.address, other.address]);
-        names(&answer, Some("my-endpoint"), Some("blue"));
-        next("the request", &mut asked).await;
+        assert_problem(&answer, 502, "replica_closed", &[one.address, other.address]);
+        assert_names(&answer, Some("my-endpoint"), Some("blue"));
+        next_value("the request", &mut asked).await;
         assert!(asked.try_recv().is_err(), "the request was sent twice");
     }
 }
 
 #[tokio::test]
 async fn a_replica_that_closes_inside_its_head_is_502_replica_closed_and_never_retried() {
-    let (one, mut asked, sender) = answers_raw("HTTP/1.1 200 OK\r\ncontent-le").await;
-    let other = raw_into("HTTP/1.1 200 OK\r\ncontent-le", sender).await;
+    let (one, mut asked, sender) = start_raw_model("HTTP/1.1 200 OK\r\ncontent-le").await;
+    let other = start_raw_model_into("HTTP/1.1 200 OK\r\ncontent-le", sender).await;
     for codes in BOTH {
         let router = start(&endpoint(&[one.address, other.address], "{}"), codes);
-        problem(&router.score("{}").await, 502, "replica_closed", &[one.address, other.address]);
-        next("the request", &mut asked).await;
+        assert_problem(&router.score("{}").await, 502, "replica_closed", &[one.address, other.address]);
+        next_value("the request", &mut asked).await;
         assert!(asked.try_recv().is_err(), "the request was sent twice");
     }
 }
@@ -531,16 +531,16 @@ async fn a_replica_that_closes_inside_its_head_is_502_replica_closed_and_never_r
 #[tokio::test]
 async fn a_replica_that_speaks_garbage_is_502_and_its_bytes_do_not_reach_the_client() {
     for garbage in ["220 mail.internal ESMTP at 10.1.2.3\r\n", "\u{1}\u{2}\u{3}\r\n\r\n", "HTTP/1.1 abc\r\n\r\n"] {
-        let (one, mut asked, sender) = answers_raw(garbage).await;
-        let other = raw_into(garbage, sender).await;
+        let (one, mut asked, sender) = start_raw_model(garbage).await;
+        let other = start_raw_model_into(garbage, sender).await;
         for codes in BOTH {
             let router = start(&endpoint(&[one.address, other.address], "{}"), codes);
             let answer = router.score("{}").await;
             let code = answer.code();
             assert!(code.starts_with("replica_"), "{code}");
-            problem(&answer, 502, &code, &[one.address, other.address]);
+            assert_problem(&answer, 502, &code, &[one.address, other.address]);
             assert!(!answer.text().contains("10.1.2.3"), "{answer:?}");
-            next("the request", &mut asked).await;
+            next_value("the request", &mut asked).await;
             assert!(asked.try_recv().is_err(), "the request was sent twice");
         }
     }
@@ -548,17 +548,17 @@ async fn a_replica_that_speaks_garbage_is_502_and_its_bytes_do_not_reach_the_cli
 
 #[tokio::test]
 async fn a_pooled_connection_that_the_replica_closed_is_no_error() {
-    let (model, mut asked, _sender) = answers_raw("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let (model, mut asked, _sender) = start_raw_model("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
     let router = start(&endpoint(&[model.address], "{}"), Kubernetes);
     for number in 0..10 {
         let answer = router.score("{}").await;
         assert_eq!((answer.status.as_u16(), &*answer.text()), (200, "ok"), "request {number}");
-        next("the closed connection", &mut asked).await;
+        next_value("the closed connection", &mut asked).await;
     }
 }
 
 /// A model that answers with the status that is its path.
-async fn failing() -> Model {
+async fn start_status_model() -> Model {
     Model::http(|request: Request<_>| async move {
         let status: u16 = request.uri().path()[1..].parse().unwrap();
         let body = if status == 304 || status == 204 { "" } else { "{\"message\": \"the model says so\"}" };
@@ -566,7 +566,7 @@ async fn failing() -> Model {
             .status(status)
             .header("content-type", "application/x-model")
             .header("x-model", "own")
-            .body(full(body))
+            .body(full_body(body))
             .unwrap()
     })
     .await
@@ -574,7 +574,7 @@ async fn failing() -> Model {
 
 #[tokio::test]
 async fn a_models_own_error_passes_with_its_body_and_says_that_it_is_the_models() {
-    let model = failing().await;
+    let model = start_status_model().await;
     for (codes, statuses) in [
         (Kubernetes, [(500, 502), (501, 501), (503, 503), (400, 400), (404, 404), (401, 401), (429, 429)]),
         (Managed, [(500, 424), (501, 424), (503, 424), (400, 424), (404, 424), (401, 424), (429, 424)]),
@@ -600,7 +600,7 @@ async fn a_models_own_error_passes_with_its_body_and_says_that_it_is_the_models(
 
 #[tokio::test]
 async fn a_models_redirect_is_another_non_2xx_and_says_so() {
-    let model = failing().await;
+    let model = start_status_model().await;
     for (codes, expected) in [(Kubernetes, 302), (Managed, 424)] {
         let router = start(&endpoint(&[model.address], "{}"), codes);
         let mut request = score("{}");
@@ -614,7 +614,7 @@ async fn a_models_redirect_is_another_non_2xx_and_says_so() {
 
 #[tokio::test]
 async fn a_models_success_is_not_called_an_error() {
-    let model = failing().await;
+    let model = start_status_model().await;
     for codes in BOTH {
         let router = start(&endpoint(&[model.address], "{}"), codes);
         for own in [200, 201, 202, 204, 206] {
@@ -632,7 +632,7 @@ async fn a_models_success_is_not_called_an_error() {
 
 #[tokio::test]
 async fn an_error_leaves_the_clients_connection_usable() {
-    let (model, _) = counted().await;
+    let (model, _) = start_counting_model().await;
     let router = start(&endpoint(&[model.address], "{}"), Kubernetes);
     let mut client = Wire::connect(router.scoring).await;
     let wrong = "host: x\r\nauthorization: Bearer wrong\r\ncontent-length: 2\r\n\r\n{}";
@@ -645,7 +645,7 @@ async fn an_error_leaves_the_clients_connection_usable() {
 
 #[tokio::test]
 async fn even_the_error_of_a_request_that_cannot_be_read_has_a_request_id() {
-    let (model, _) = counted().await;
+    let (model, _) = start_counting_model().await;
     let router = start_with(&endpoint(&[model.address], "{}"), Kubernetes, |settings| {
         settings.limits.max_header_bytes = 8192;
         settings.limits.header_read_timeout = Duration::from_millis(50);
@@ -657,7 +657,7 @@ async fn even_the_error_of_a_request_that_cannot_be_read_has_a_request_id() {
     ] {
         let mut client = Wire::connect(router.scoring).await;
         client.write(&head).await;
-        let answer = end_of(&mut client).await;
+        let answer = read_answer_to_end(&mut client).await;
         assert_eq!(answer.code(), code);
         assert_eq!(answer.json()["requestId"], answer.header("x-request-id"), "{answer:?}");
     }
@@ -665,7 +665,7 @@ async fn even_the_error_of_a_request_that_cannot_be_read_has_a_request_id() {
 
 #[tokio::test]
 async fn every_error_has_a_request_id_of_its_own() {
-    let router = start(&endpoint(&[nobody()], "{}"), Kubernetes);
+    let router = start(&endpoint(&[unused_address()], "{}"), Kubernetes);
     let first = call(router.scoring, with_authorization(None)).await;
     let second = call(router.scoring, with_authorization(None)).await;
     assert_ne!(first.header("x-request-id"), second.header("x-request-id"));

@@ -23,13 +23,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 /// Longest wait for anything in a test: only a broken router takes it.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The key of endpoints made by [`endpoint`].
 pub const KEY: &str = "test-key-0123456789abcdef";
 
 /// `future`, or a panic that says what did not come.
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("timed out: {what}"))
+pub async fn with_timeout<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(WAIT_TIMEOUT, future).await.unwrap_or_else(|_| panic!("timed out: {what}"))
 }
 
 /// A router on a thread of its own, with its endpoint files in a temporary folder.
@@ -94,7 +94,7 @@ impl Router {
     }
 
     /// Tells the router to stop; [`Router::join`] waits for it.
-    pub fn tell_to_stop(&mut self) {
+    pub fn begin_shutdown(&mut self) {
         self.stop = None;
     }
 
@@ -126,8 +126,8 @@ impl Router {
     }
 
     /// Waits until `condition` holds for what `/api/endpoints` says.
-    pub async fn until(&self, what: &str, condition: impl Fn(&serde_json::Value) -> bool) {
-        soon(what, async {
+    pub async fn wait_until(&self, what: &str, condition: impl Fn(&serde_json::Value) -> bool) {
+        with_timeout(what, async {
             while !condition(&self.endpoints().await) {
                 tokio::task::yield_now().await;
             }
@@ -207,7 +207,7 @@ impl Answer {
 }
 
 /// The head of a request with a body of so many bytes, and the body.
-pub fn posted(length: usize) -> Vec<u8> {
+pub fn raw_scoring_request(length: usize) -> Vec<u8> {
     let head = "POST /api/v1/endpoint/my-endpoint/score HTTP/1.1\r\nhost: router\r\nauthorization: Bearer ";
     let mut request = format!("{head}{KEY}\r\ncontent-length: {length}\r\n\r\n").into_bytes();
     request.resize(request.len() + length, b'x');
@@ -221,7 +221,7 @@ pub async fn call(address: SocketAddr, request: Request<Full<Bytes>>) -> Answer 
 
 /// The same, for responses that may break off.
 pub async fn try_call(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<Answer, hyper::Error> {
-    soon("an answer", async {
+    with_timeout("an answer", async {
         let response = send(address, request.map(|body| body.boxed())).await?;
         let (head, body) = response.into_parts();
         let body = body.collect().await?;
@@ -247,8 +247,8 @@ pub async fn send(
 }
 
 /// Sends bytes as they are and reads until the router closes.
-pub async fn raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
-    soon("the end of a connection", async {
+pub async fn send_raw(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
+    with_timeout("the end of a connection", async {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(bytes.as_ref()).await.unwrap();
         let mut answer = Vec::new();
@@ -278,7 +278,7 @@ impl Model {
         F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
         R: Future<Output = Response<BoxBody<Bytes, std::io::Error>>> + Send + 'static,
     {
-        Self::raw(move |stream| {
+        Self::from_connections(move |stream| {
             let handle = handle.clone();
             async move {
                 let service = service_fn(move |request| {
@@ -295,7 +295,7 @@ impl Model {
     }
 
     /// Does whatever it likes with each connection.
-    pub async fn raw<F, R>(serve: F) -> Self
+    pub async fn from_connections<F, R>(serve: F) -> Self
     where
         F: Fn(TcpStream) -> R + Send + 'static,
         R: Future<Output = ()> + Send + 'static,
@@ -313,18 +313,18 @@ impl Model {
 
     /// Answers 200 with `name` as its body.
     pub async fn named(name: &'static str) -> Self {
-        Self::http(move |_| async move { Response::new(full(name)) }).await
+        Self::http(move |_| async move { Response::new(full_body(name)) }).await
     }
 
     /// Hands each request to the test, which decides when and how it is answered.
-    pub async fn manual() -> (Self, mpsc::UnboundedReceiver<Asked>) {
+    pub async fn manual() -> (Self, mpsc::UnboundedReceiver<PendingRequest>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let model = Self::http(move |request| {
             let sender = sender.clone();
             async move {
                 let (answer, answered) = oneshot::channel();
-                let _ = sender.send(Asked { request, answer });
-                answered.await.unwrap_or_else(|_| Response::builder().status(500).body(full("dropped")).unwrap())
+                let _ = sender.send(PendingRequest { request, answer });
+                answered.await.unwrap_or_else(|_| Response::builder().status(500).body(full_body("dropped")).unwrap())
             }
         })
         .await;
@@ -333,15 +333,15 @@ impl Model {
 }
 
 /// A request that reached a [`Model::manual`].
-pub struct Asked {
+pub struct PendingRequest {
     pub request: Request<Incoming>,
     answer: oneshot::Sender<Response<BoxBody<Bytes, std::io::Error>>>,
 }
 
-impl Asked {
+impl PendingRequest {
     /// Answers 200 with `body`.
     pub fn answer(self, body: &'static str) {
-        let _ = self.answer.send(Response::new(full(body)));
+        let _ = self.answer.send(Response::new(full_body(body)));
     }
     /// Answers with any response.
     pub fn respond(self, response: Response<BoxBody<Bytes, std::io::Error>>) {
@@ -350,12 +350,12 @@ impl Asked {
 }
 
 /// A body that is there at once.
-pub fn full(text: impl Into<Bytes>) -> BoxBody<Bytes, std::io::Error> {
+pub fn full_body(text: impl Into<Bytes>) -> BoxBody<Bytes, std::io::Error> {
     Full::new(text.into()).map_err(|never| match never {}).boxed()
 }
 
 /// An address where nobody listens.
-pub fn nobody() -> SocketAddr {
+pub fn unused_address() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 

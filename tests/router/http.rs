@@ -15,12 +15,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Answer, KEY, Model, Router, call, document, endpoint, full, score, soon};
-use crate::wire::{self, Head, Wire, frames, next};
+use crate::harness::{Answer, KEY, Model, Router, call, document, endpoint, full_body, score, with_timeout};
+use crate::wire::{self, Head, Wire, channel_frames, next_value};
 
 const POST: &str = "POST /api/v1/endpoint/my-endpoint/score HTTP/1.1\r\n";
 /// Long enough never to be in the way.
-const PATIENT: &str = "{requestTimeoutMs: 60000, maxQueueWaitMs: 60000, maxConcurrentRequestsPerInstance: 8}";
+const LONG_TIMEOUTS: &str = "{requestTimeoutMs: 60000, maxQueueWaitMs: 60000, maxConcurrentRequestsPerInstance: 8}";
 
 fn fields() -> String {
     format!("host: router.example\r\nauthorization: Bearer {KEY}\r\n")
@@ -45,7 +45,7 @@ async fn echo() -> Model {
             "method": head.method.as_str(), "target": head.uri.to_string(), "headers": headers,
             "body": body.unwrap_or_default(),
         });
-        Response::new(full(seen.to_string()))
+        Response::new(full_body(seen.to_string()))
     })
     .await
 }
@@ -65,12 +65,12 @@ fn request(method: Method, path: &str, fields: &[(&str, &str)]) -> Request<Full<
     request.body(Full::default()).unwrap()
 }
 
-async fn ask(router: &Router, method: Method, path: &str, fields: &[(&str, &str)]) -> Answer {
+async fn send_with_fields(router: &Router, method: Method, path: &str, fields: &[(&str, &str)]) -> Answer {
     call(router.scoring, request(method, path, fields)).await
 }
 
 async fn get(router: &Router, fields: &[(&str, &str)]) -> Answer {
-    ask(router, Method::GET, "/api/v1/endpoint/my-endpoint/score", fields).await
+    send_with_fields(router, Method::GET, "/api/v1/endpoint/my-endpoint/score", fields).await
 }
 
 #[track_caller]
@@ -105,7 +105,7 @@ async fn score_and_swagger_go_to_the_deployments_own_paths() {
             (Method::GET, "/swagger.json", "/docs/openapi.json"),
             (Method::GET, "/swagger.json?version=3", "/docs/openapi.json?version=3"),
         ] {
-            let answer = ask(&router, method.clone(), &format!("{base}{path}"), &[]).await;
+            let answer = send_with_fields(&router, method.clone(), &format!("{base}{path}"), &[]).await;
             assert_eq!(answer.status, 200, "{answer:?}");
             assert_eq!(answer.json()["target"], expected, "{method} {base}{path}");
         }
@@ -128,7 +128,7 @@ async fn any_other_path_reaches_the_model_as_it_is_with_its_query() {
             "/a?",
             "/.hidden/..name/a..b/...",
         ] {
-            let answer = ask(&router, Method::POST, &format!("/api/v1/{family}/my-endpoint{path}"), &[]).await;
+            let answer = send_with_fields(&router, Method::POST, &format!("/api/v1/{family}/my-endpoint{path}"), &[]).await;
             assert_eq!(answer.status, 200, "{path}: {answer:?}");
             assert_eq!(answer.json()["target"], path);
         }
@@ -141,7 +141,7 @@ async fn dot_segments_plain_or_encoded_are_refused() {
     let router = start(&endpoint(&[model.address], "{}"));
     for path in ["/../admin", "/a/../b", "/a/./b", "/a/..", "/.", "/%2e%2e/admin", "/%2E./a", "/.%2e", "/a/%2e/b"] {
         let path = format!("/api/v1/endpoint/my-endpoint{path}");
-        let answer = ask(&router, Method::GET, &path, &[]).await;
+        let answer = send_with_fields(&router, Method::GET, &path, &[]).await;
         assert_eq!((answer.status.as_u16(), &*answer.code()), (400, "bad_request"), "{path}");
     }
 }
@@ -152,7 +152,7 @@ async fn dot_segments_behind_an_encoded_separator_are_refused() {
     let router = start(&endpoint(&[model.address], "{}"));
     for path in ["/..%2fadmin", "/a%2F..%2Fb", "/%2e%2e%2fadmin", "/a%2f%2e%2e"] {
         let path = format!("/api/v1/endpoint/my-endpoint{path}");
-        let answer = ask(&router, Method::GET, &path, &[]).await;
+        let answer = send_with_fields(&router, Method::GET, &path, &[]).await;
         assert_eq!((answer.status.as_u16(), &*answer.code()), (400, "bad_request"), "{path}");
     }
 }
@@ -163,7 +163,7 @@ async fn a_percent_sign_without_two_digits_is_refused() {
     let router = start(&endpoint(&[model.address], "{}"));
     for path in ["/%zz", "/a%2", "/%"] {
         let path = format!("/api/v1/endpoint/my-endpoint{path}");
-        let answer = ask(&router, Method::GET, &path, &[]).await;
+        let answer = send_with_fields(&router, Method::GET, &path, &[]).await;
         assert_eq!((answer.status.as_u16(), &*answer.code()), (400, "bad_request"), "{path}");
     }
 }
@@ -171,13 +171,13 @@ async fn a_percent_sign_without_two_digits_is_refused() {
 #[tokio::test]
 async fn every_method_but_connect_and_trace_reaches_the_model() {
     let model = Model::http(|request: Request<_>| async move {
-        Response::builder().header("x-method", request.method().as_str()).body(full("")).unwrap()
+        Response::builder().header("x-method", request.method().as_str()).body(full_body("")).unwrap()
     })
     .await;
     let router = start(&endpoint(&[model.address], "{}"));
     for method in ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "QUERY"] {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        let answer = ask(&router, method.clone(), "/api/v1/endpoint/my-endpoint/thing", &[]).await;
+        let answer = send_with_fields(&router, method.clone(), "/api/v1/endpoint/my-endpoint/thing", &[]).await;
         assert_eq!((answer.status.as_u16(), answer.header("x-method")), (200, method.as_str()));
     }
     for target in ["TRACE /api/v1/endpoint/my-endpoint/score", "CONNECT my-endpoint:80"] {
@@ -192,13 +192,13 @@ async fn every_method_but_connect_and_trace_reaches_the_model() {
 
 #[tokio::test]
 async fn an_answer_to_head_keeps_the_models_length_and_has_no_body() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     for _ in 0..2 {
         client.write(format!("HEAD /api/v1/endpoint/my-endpoint/x HTTP/1.1\r\n{}\r\n", fields())).await;
-        let mut upstream = next("a connection", &mut wires).await;
-        assert!(upstream.head().await.start.starts_with("HEAD /x "));
+        let mut upstream = next_value("a connection", &mut wires).await;
+        assert!(upstream.head().await.start_line.starts_with("HEAD /x "));
         upstream.write("HTTP/1.1 200 OK\r\ncontent-length: 1234\r\nconnection: close\r\n\r\n").await;
         let head = client.head().await;
         assert_eq!((head.status(), head.length()), (200, 1234));
@@ -211,13 +211,13 @@ async fn endpoint_names_are_compared_without_case() {
     let model = echo().await;
     let router = start(&endpoint(&[model.address], "{}"));
     for path in ["/api/v1/endpoint/MY-ENDPOINT/score", "/api/v1/service/My-Endpoint/score"] {
-        assert_eq!(ask(&router, Method::POST, path, &[]).await.status, 200, "{path}");
+        assert_eq!(send_with_fields(&router, Method::POST, path, &[]).await.status, 200, "{path}");
     }
 }
 
 // The choice of a deployment.
 
-fn two(blue: SocketAddr, green: SocketAddr, traffic: &str) -> String {
+fn blue_and_green_document(blue: SocketAddr, green: SocketAddr, traffic: &str) -> String {
     document(
         &format!("traffic: {traffic}"),
         &format!("- {{name: blue, instances: [\"{blue}\"]}}\n- {{name: green, instances: [\"{green}\"]}}"),
@@ -227,7 +227,7 @@ fn two(blue: SocketAddr, green: SocketAddr, traffic: &str) -> String {
 #[tokio::test]
 async fn a_named_deployment_answers_whatever_its_weight_and_in_any_case() {
     let (blue, green) = (Model::named("from blue").await, Model::named("from green").await);
-    let router = start(&two(blue.address, green.address, "{blue: 100, green: 0}"));
+    let router = start(&blue_and_green_document(blue.address, green.address, "{blue: 100, green: 0}"));
     for (name, expected) in [("green", "green"), ("GREEN", "green"), ("gReEn", "green"), ("Blue", "blue")] {
         let answer = get(&router, &[("azureml-model-deployment", name)]).await;
         assert_eq!(answer.text(), format!("from {expected}"));
@@ -242,7 +242,7 @@ async fn live_traffic_is_split_by_weight_on_keep_alive_connections() {
     const REQUESTS: u32 = 2000;
     const CONNECTIONS: u32 = 4;
     let (blue, green) = (Model::named("from blue").await, Model::named("from green").await);
-    let router = start(&two(blue.address, green.address, "{blue: 90, green: 10}"));
+    let router = start(&blue_and_green_document(blue.address, green.address, "{blue: 90, green: 10}"));
     let mut greens = 0;
     for _ in 0..CONNECTIONS {
         let mut client = Wire::connect(router.scoring).await;
@@ -281,7 +281,7 @@ async fn the_request_id_is_always_fresh_and_the_same_for_model_and_client() {
 #[tokio::test]
 async fn a_models_own_request_id_does_not_replace_the_routers() {
     let model =
-        Model::http(|_| async { Response::builder().header("x-request-id", "models-own").body(full("")).unwrap() })
+        Model::http(|_| async { Response::builder().header("x-request-id", "models-own").body(full_body("")).unwrap() })
             .await;
     let router = start(&endpoint(&[model.address], "{}"));
     let answer = get(&router, &[]).await;
@@ -378,11 +378,11 @@ async fn hop_by_hop_headers_of_the_client_do_not_reach_the_model() {
 
 #[tokio::test]
 async fn hop_by_hop_headers_of_the_model_do_not_reach_the_client() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     let hops = "connection: x-hop, close\r\nx-hop: 1\r\nkeep-alive: timeout=5\r\nproxy-connection: close\r\n\
                 upgrade: h2c\r\nx-end-to-end: kept\r\n";
@@ -395,7 +395,7 @@ async fn hop_by_hop_headers_of_the_model_do_not_reach_the_client() {
     assert!(head.get("connection").is_none_or(|value| value.eq_ignore_ascii_case("keep-alive")), "{head:?}");
     // The model's `close` was for the router: the client's connection goes on.
     client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
-    let mut upstream = next("another connection", &mut wires).await;
+    let mut upstream = next_value("another connection", &mut wires).await;
     upstream.message().await;
     upstream.write("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nagain").await;
     assert_eq!(client.message().await.1, "again");
@@ -428,7 +428,7 @@ async fn the_model_learns_who_asked_by_appended_forwarded_headers() {
 }
 
 #[tokio::test]
-async fn host_is_the_address_of_the_instance() {
+async fn host_is_the_address_of_the_replica() {
     let model = echo().await;
     let router = start(&endpoint(&[model.address], "{}"));
     let answer = get(&router, &[("host", "api.example")]).await;
@@ -466,83 +466,83 @@ async fn answers_say_who_answered_and_how_long_it_took() {
 // Bodies.
 
 /// A client and the model's side of its request, after the head of a chunked request passed.
-async fn chunked(
+async fn start_chunked_request(
     router: &Router,
     wires: &mut tokio::sync::mpsc::UnboundedReceiver<Wire>,
     more: &str,
 ) -> (Wire, Wire, Head) {
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}{more}transfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n", fields())).await;
-    let mut upstream = next("a connection", wires).await;
+    let mut upstream = next_value("a connection", wires).await;
     let head = upstream.head().await;
-    upstream.chunks("first").await;
+    upstream.expect_chunks("first").await;
     (client, upstream, head)
 }
 
 #[tokio::test]
 async fn bodies_stream_both_ways_piece_by_piece() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     // That the model has the first piece before the client sends the second is in here.
-    let (mut client, mut upstream, _) = chunked(&router, &mut wires, "").await;
+    let (mut client, mut upstream, _) = start_chunked_request(&router, &mut wires, "").await;
     client.write("6\r\nsecond\r\n").await;
-    upstream.chunks("second").await;
+    upstream.expect_chunks("second").await;
     // The response may begin before the request has ended.
     upstream.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nalpha\r\n").await;
     assert_eq!(client.head().await.status(), 200);
-    client.chunks("alpha").await;
+    client.expect_chunks("alpha").await;
     client.write("5\r\nthird\r\n0\r\n\r\n").await;
-    upstream.chunks("third").await;
-    upstream.last_chunk().await;
+    upstream.expect_chunks("third").await;
+    upstream.read_last_chunk().await;
     upstream.write("4\r\nbeta\r\n").await;
-    client.chunks("beta").await;
+    client.expect_chunks("beta").await;
     upstream.write("0\r\n\r\n").await;
-    client.last_chunk().await;
+    client.read_last_chunk().await;
 }
 
 #[tokio::test]
 async fn bodies_of_known_length_stream_too() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}content-length: 11\r\n\r\nfirst", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     assert_eq!(upstream.head().await.length(), 11);
-    assert_eq!(upstream.exactly(5).await, "first");
+    assert_eq!(upstream.read_exact_text(5).await, "first");
     client.write("second").await;
-    assert_eq!(upstream.exactly(6).await, "second");
+    assert_eq!(upstream.read_exact_text(6).await, "second");
     upstream.write("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nalpha").await;
     assert_eq!(client.head().await.length(), 9);
-    assert_eq!(client.exactly(5).await, "alpha");
+    assert_eq!(client.read_exact_text(5).await, "alpha");
     upstream.write("beta").await;
-    assert_eq!(client.exactly(4).await, "beta");
+    assert_eq!(client.read_exact_text(4).await, "beta");
 }
 
 #[tokio::test]
 async fn server_sent_events_pass_event_by_event() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     upstream.write("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").await;
     let head = client.head().await;
     assert_eq!(head.get("content-type").as_deref(), Some("text/event-stream"));
     for event in ["data: one\n\n", "data: two\n\n", ": ping\n\n", "data: [DONE]\n\n"] {
         upstream.write(format!("{:x}\r\n{event}\r\n", event.len())).await;
-        client.chunks(event).await;
+        client.expect_chunks(event).await;
     }
     upstream.write("0\r\n\r\n").await;
-    client.last_chunk().await;
+    client.read_last_chunk().await;
 }
 
 #[tokio::test]
 async fn a_response_that_ends_with_the_models_connection_is_whole() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let asked = tokio::spawn(call(router.scoring, score("{}")));
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     upstream.write("HTTP/1.1 200 OK\r\n\r\nuntil the end").await;
     drop(upstream);
@@ -552,19 +552,19 @@ async fn a_response_that_ends_with_the_models_connection_is_whole() {
 /// What nobody announced can end only with the connection; a connection that breaks ends nothing.
 #[tokio::test]
 async fn a_response_whose_connection_breaks_is_not_whole() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     upstream.write("HTTP/1.1 200 OK\r\n\r\nfirst half").await;
     assert_eq!(client.head().await.status(), 200);
-    client.chunks("first half").await;
+    client.expect_chunks("first half").await;
     let stream = upstream.stream.into_inner();
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(stream);
-    assert_eq!(client.rest().await, "", "the last chunk would say that it is whole");
+    assert_eq!(client.read_to_end().await, "", "the last chunk would say that it is whole");
     let broken =
         r#"inference_router_rejected_total{deployment="blue",endpoint="my-endpoint",reason="response_broke_off"}"#;
     assert_eq!(router.metric(broken).await, Some(1.0));
@@ -572,7 +572,7 @@ async fn a_response_whose_connection_breaks_is_not_whole() {
 
 #[tokio::test]
 async fn a_model_that_takes_no_body_is_late_not_its_client() {
-    let (model, mut wires) = wire::model().await;
+    let (model, mut wires) = wire::start_wire_model().await;
     let settings = "{requestTimeoutMs: 300, maxConcurrentRequestsPerInstance: 8}";
     let router = start(&endpoint(&[model.address], settings));
     let mut client = Wire::connect(router.scoring).await;
@@ -581,25 +581,25 @@ async fn a_model_that_takes_no_body_is_late_not_its_client() {
     // Ends when the router gives up and closes.
     let (mut from, mut to) = client.stream.into_inner().into_split();
     let sent = tokio::spawn(async move { while to.write_all(&piece).await.is_ok() {} });
-    let _upstream = next("a connection", &mut wires).await;
+    let _upstream = next_value("a connection", &mut wires).await;
     let mut answer = String::new();
-    soon("an answer", from.read_to_string(&mut answer)).await.unwrap();
+    with_timeout("an answer", from.read_to_string(&mut answer)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("model_timeout"), "{answer}");
-    soon("the end", sent).await.unwrap();
+    with_timeout("the end", sent).await.unwrap();
 }
 
 #[tokio::test]
 async fn trailers_cannot_pass_for_headers_of_the_router() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     let head = "transfer-encoding: chunked\r\nte: trailers\r\nconnection: te\r\n";
     let trailers = "x-ok: 1\r\nconnection: close\r\nkeep-alive: 5\r\nx-request-id: evil\r\nx-forwarded-for: evil\r\n";
     client.write(format!("{POST}{}{head}\r\n0\r\n{trailers}\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.head().await;
     let kept = [("x-ok".to_owned(), "1".to_owned())];
-    assert_eq!(upstream.last_chunk().await, kept);
+    assert_eq!(upstream.read_last_chunk().await, kept);
     let announced = "trailer: x-ok, connection, keep-alive, x-request-id, x-forwarded-for\r\n";
     upstream
         .write(format!(
@@ -607,29 +607,29 @@ async fn trailers_cannot_pass_for_headers_of_the_router() {
         ))
         .await;
     assert_eq!(client.head().await.status(), 200);
-    client.chunks("ok").await;
-    assert_eq!(client.last_chunk().await, kept);
+    client.expect_chunks("ok").await;
+    assert_eq!(client.read_last_chunk().await, kept);
 }
 
 /// HTTP/2 forbids fields of a connection: among trailers they would cost the client the whole answer.
 #[tokio::test]
 async fn trailers_of_a_connection_do_not_cost_http2_clients_their_answer() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
-    let mut sender = http2(&router).await;
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
+    let mut sender = connect_http2(&router).await;
     for (answer, text) in [
         ("200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nconnection: close\r\nx-ok: 1\r\n\r\n", "ok"),
         ("200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nte: x\r\n\r\n", "ok"),
         ("204 No Content\r\ncontent-length: 5\r\n\r\n", ""),
     ] {
-        let asked = tokio::spawn(sender.send_request(score2(full(""))));
-        let mut upstream = next("a connection", &mut wires).await;
+        let asked = tokio::spawn(sender.send_request(http2_scoring_request(full_body(""))));
+        let mut upstream = next_value("a connection", &mut wires).await;
         upstream.message().await;
         upstream.write(format!("HTTP/1.1 {answer}")).await;
         drop(upstream);
-        let response = soon("a response", asked).await.unwrap().unwrap();
+        let response = with_timeout("a response", asked).await.unwrap().unwrap();
         assert!(!response.headers().contains_key("content-length"), "{answer}");
-        let body = soon("a body", response.into_body().collect()).await.unwrap();
+        let body = with_timeout("a body", response.into_body().collect()).await.unwrap();
         assert_eq!(body.to_bytes(), text, "{answer}");
     }
 }
@@ -639,7 +639,7 @@ async fn trailers_of_a_connection_do_not_cost_http2_clients_their_answer() {
 #[tokio::test]
 async fn a_refusal_says_whether_the_connection_goes_on() {
     let model = Model::named("never").await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let wrong = "POST /api/v1/endpoint/nobody/score HTTP/1.1\r\nhost: x\r\n";
     let mut client = Wire::connect(router.scoring).await;
     for body in
@@ -652,16 +652,16 @@ async fn a_refusal_says_whether_the_connection_goes_on() {
     client.write(format!("{wrong}content-length: 5\r\n\r\n")).await;
     let (head, _) = client.message().await;
     assert_eq!((head.status(), head.get("connection").as_deref()), (404, Some("close")));
-    assert_eq!(client.rest().await, "");
+    assert_eq!(client.read_to_end().await, "");
 }
 
 #[tokio::test]
 async fn trailers_of_a_response_pass() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}te: trailers\r\nconnection: te\r\ncontent-length: 0\r\n\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     upstream
         .write(
@@ -670,31 +670,31 @@ async fn trailers_of_a_response_pass() {
         )
         .await;
     assert_eq!(client.head().await.status(), 200);
-    client.chunks("ok").await;
-    assert_eq!(client.last_chunk().await, [("x-checksum".to_owned(), "abc".to_owned())]);
+    client.expect_chunks("ok").await;
+    assert_eq!(client.read_last_chunk().await, [("x-checksum".to_owned(), "abc".to_owned())]);
 }
 
 #[tokio::test]
 async fn trailers_of_a_request_pass() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
-    let (mut client, mut upstream, head) = chunked(&router, &mut wires, "trailer: x-checksum\r\n").await;
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
+    let (mut client, mut upstream, head) = start_chunked_request(&router, &mut wires, "trailer: x-checksum\r\n").await;
     assert_eq!(head.get("trailer").as_deref(), Some("x-checksum"));
     // Announced or not; those that would change what the request means, not.
     client.write("0\r\nx-checksum: abc\r\ncontent-length: 5\r\nx-unannounced: def\r\n\r\n").await;
     let trailers = [("x-checksum", "abc"), ("x-unannounced", "def")];
-    assert_eq!(upstream.last_chunk().await, trailers.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    assert_eq!(upstream.read_last_chunk().await, trailers.map(|(name, value)| (name.to_owned(), value.to_owned())));
     upstream.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
     assert_eq!(client.message().await.1, "ok");
 }
 
 #[tokio::test]
 async fn a_response_may_have_many_headers() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     let many: String = (0..200).map(|number| format!("x-{number}: {number}\r\n")).collect();
     upstream.write(format!("HTTP/1.1 200 OK\r\n{many}content-length: 2\r\n\r\nok")).await;
@@ -704,10 +704,10 @@ async fn a_response_may_have_many_headers() {
 
 #[tokio::test]
 async fn informational_responses_of_the_model_are_not_its_answer() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let asked = tokio::spawn(call(router.scoring, score("{}")));
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     upstream.write("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").await;
     upstream.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
@@ -745,10 +745,10 @@ async fn a_client_that_expects_100_is_not_told_to_continue_before_it_is_admitted
     let (model, mut asked) = Model::manual().await;
     let router = start(&endpoint(&[model.address], "{requestTimeoutMs: 60000, maxQueueWaitMs: 60000}"));
     let first = tokio::spawn(call(router.scoring, score("{}")));
-    let busy = next("the first request", &mut asked).await;
+    let busy = next_value("the first request", &mut asked).await;
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}expect: 100-continue\r\ncontent-length: 5\r\n\r\n", fields())).await;
-    soon("a request in the queue", async {
+    with_timeout("a request in the queue", async {
         loop {
             let metrics = router.admin("/metrics").await.text();
             if metrics.lines().any(|l| l.starts_with("inference_router_queue_length{") && l.ends_with(" 1")) {
@@ -762,7 +762,7 @@ async fn a_client_that_expects_100_is_not_told_to_continue_before_it_is_admitted
     assert_eq!(first.await.unwrap().text(), "first");
     assert_eq!(client.head().await.status(), 100);
     client.write("hello").await;
-    next("the second request", &mut asked).await.answer("second");
+    next_value("the second request", &mut asked).await.answer("second");
     assert_eq!(client.message().await.1, "second");
 }
 
@@ -794,19 +794,19 @@ async fn a_clients_connection_serves_one_request_after_another() {
     client.write(format!("{POST}{}connection: close\r\ncontent-length: 0\r\n\r\n", fields())).await;
     let (head, _) = client.message().await;
     assert_eq!(head.get("connection").as_deref(), Some("close"));
-    assert_eq!(client.rest().await, "");
+    assert_eq!(client.read_to_end().await, "");
 }
 
 #[tokio::test]
 async fn connections_to_a_replica_are_reused() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     let mut upstream = None;
     for _ in 0..5 {
         client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
         let upstream = match &mut upstream {
-            None => upstream.insert(next("a connection", &mut wires).await),
+            None => upstream.insert(next_value("a connection", &mut wires).await),
             Some(upstream) => upstream,
         };
         upstream.message().await;
@@ -818,77 +818,77 @@ async fn connections_to_a_replica_are_reused() {
 
 #[tokio::test]
 async fn a_client_of_http_1_0_gets_an_answer_it_can_read() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     let key = format!("authorization: Bearer {KEY}\r\n");
     client.write(format!("GET /api/v1/endpoint/my-endpoint/score HTTP/1.0\r\n{key}\r\n")).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     upstream.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n").await;
     let head = client.head().await;
     assert_eq!((head.status(), head.get("transfer-encoding")), (200, None));
-    assert_eq!(client.rest().await, "onetwo");
+    assert_eq!(client.read_to_end().await, "onetwo");
 }
 
 // Responses that break off.
 
 #[tokio::test]
 async fn a_chunked_response_that_breaks_off_does_not_look_whole() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     upstream.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nalpha\r\n").await;
     assert_eq!(client.head().await.status(), 200);
-    client.chunks("alpha").await;
+    client.expect_chunks("alpha").await;
     drop(upstream);
-    assert_eq!(client.rest().await, "", "the connection must just end");
+    assert_eq!(client.read_to_end().await, "", "the connection must just end");
 }
 
 #[tokio::test]
 async fn a_response_of_known_length_that_breaks_off_is_closed_short() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     upstream.write("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nalpha").await;
     assert_eq!(client.head().await.length(), 10);
-    assert_eq!(client.exactly(5).await, "alpha");
+    assert_eq!(client.read_exact_text(5).await, "alpha");
     drop(upstream);
-    assert_eq!(client.rest().await, "");
+    assert_eq!(client.read_to_end().await, "");
 }
 
 #[tokio::test]
 async fn a_response_that_falls_silent_breaks_off() {
-    let (model, mut wires) = wire::model().await;
+    let (model, mut wires) = wire::start_wire_model().await;
     let router = start(&endpoint(&[model.address], "{streamIdleTimeoutMs: 50}"));
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     upstream.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nalpha\r\n").await;
     assert_eq!(client.head().await.status(), 200);
-    client.chunks("alpha").await;
-    assert_eq!(client.rest().await, "", "the connection must just end");
+    client.expect_chunks("alpha").await;
+    assert_eq!(client.read_to_end().await, "", "the connection must just end");
 }
 
 // Back-pressure.
 
-const ENDLESS: usize = 64 << 20;
+const LARGE_BODY_BYTES: usize = 64 << 20;
 /// More than the kernel's buffers of two loopback connections hold.
-const BOUND: usize = 40 << 20;
+const MAX_BUFFERED_BYTES: usize = 40 << 20;
 
 /// Writes `ENDLESS` bytes, or as many as are taken until the other side has taken nothing for a while.
-async fn fill(stream: &mut TcpStream) -> usize {
+async fn write_until_stalled(stream: &mut TcpStream) -> usize {
     let block = vec![b'x'; 64 << 10];
     let mut taken = 0;
-    while taken < ENDLESS {
-        let most = block.len().min(ENDLESS - taken);
+    while taken < LARGE_BODY_BYTES {
+        let most = block.len().min(LARGE_BODY_BYTES - taken);
         match tokio::time::timeout(Duration::from_secs(1), stream.write(&block[..most])).await {
             Ok(written) => taken += written.unwrap(),
             Err(_) => break,
@@ -898,13 +898,13 @@ async fn fill(stream: &mut TcpStream) -> usize {
 }
 
 /// Writes what `fill` left, while the other side reads again.
-async fn fill_up(stream: &mut TcpStream, taken: usize) {
-    stream.write_all(&vec![b'x'; ENDLESS - taken]).await.unwrap();
+async fn write_remaining(stream: &mut TcpStream, taken: usize) {
+    stream.write_all(&vec![b'x'; LARGE_BODY_BYTES - taken]).await.unwrap();
 }
 
-async fn drain(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> usize {
+async fn read_all_bytes(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> usize {
     let (mut total, mut block) = (0, vec![0; 64 << 10]);
-    while total < ENDLESS {
+    while total < LARGE_BODY_BYTES {
         match stream.read(&mut block).await.unwrap() {
             0 => break,
             read => total += read,
@@ -915,45 +915,45 @@ async fn drain(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> usize {
 
 #[tokio::test]
 async fn a_client_that_stops_reading_stops_the_model() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
-    upstream.write(format!("HTTP/1.1 200 OK\r\ncontent-length: {ENDLESS}\r\n\r\n")).await;
+    upstream.write(format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE_BODY_BYTES}\r\n\r\n")).await;
     client.head().await;
     let upstream = upstream.stream.get_mut();
-    let taken = fill(upstream).await;
-    assert!(taken <= BOUND, "{taken} bytes were taken for a client that reads nothing");
+    let taken = write_until_stalled(upstream).await;
+    assert!(taken <= MAX_BUFFERED_BYTES, "{taken} bytes were taken for a client that reads nothing");
     let (drained, ()) =
-        soon("the rest", async { tokio::join!(drain(&mut client.stream), fill_up(upstream, taken)) }).await;
-    assert_eq!(drained, ENDLESS);
+        with_timeout("the rest", async { tokio::join!(read_all_bytes(&mut client.stream), write_remaining(upstream, taken)) }).await;
+    assert_eq!(drained, LARGE_BODY_BYTES);
 }
 
 #[tokio::test]
 async fn a_model_that_stops_reading_stops_the_client() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
-    client.write(format!("{POST}{}content-length: {ENDLESS}\r\n\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    client.write(format!("{POST}{}content-length: {LARGE_BODY_BYTES}\r\n\r\n", fields())).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.head().await;
     let stream = client.stream.get_mut();
-    let taken = fill(stream).await;
-    assert!(taken <= BOUND, "{taken} bytes were taken for a model that reads nothing");
+    let taken = write_until_stalled(stream).await;
+    assert!(taken <= MAX_BUFFERED_BYTES, "{taken} bytes were taken for a model that reads nothing");
     let (drained, ()) =
-        soon("the rest", async { tokio::join!(drain(&mut upstream.stream), fill_up(stream, taken)) }).await;
-    assert_eq!(drained, ENDLESS);
+        with_timeout("the rest", async { tokio::join!(read_all_bytes(&mut upstream.stream), write_remaining(stream, taken)) }).await;
+    assert_eq!(drained, LARGE_BODY_BYTES);
     upstream.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
     assert_eq!(client.message().await.1, "ok");
 }
 
 // HTTP/2.
 
-type H2 = SendRequest<BoxBody<Bytes, std::io::Error>>;
+type H2Sender = SendRequest<BoxBody<Bytes, std::io::Error>>;
 
-pub(crate) async fn http2(router: &Router) -> H2 {
+pub(crate) async fn connect_http2(router: &Router) -> H2Sender {
     let stream = TcpStream::connect(router.scoring).await.unwrap();
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -961,7 +961,7 @@ pub(crate) async fn http2(router: &Router) -> H2 {
     sender
 }
 
-fn score2(body: BoxBody<Bytes, std::io::Error>) -> Request<BoxBody<Bytes, std::io::Error>> {
+fn http2_scoring_request(body: BoxBody<Bytes, std::io::Error>) -> Request<BoxBody<Bytes, std::io::Error>> {
     Request::post("http://router.example/api/v1/endpoint/my-endpoint/score")
         .header("authorization", format!("Bearer {KEY}"))
         .body(body)
@@ -970,29 +970,29 @@ fn score2(body: BoxBody<Bytes, std::io::Error>) -> Request<BoxBody<Bytes, std::i
 
 async fn collect<B: Body<Data = Bytes, Error: std::fmt::Debug>>(response: Response<B>) -> Answer {
     let (head, body) = response.into_parts();
-    let body = soon("a body", body.collect()).await.unwrap();
+    let body = with_timeout("a body", body.collect()).await.unwrap();
     let trailers = body.trailers().cloned();
     Answer { status: head.status, headers: head.headers, body: body.to_bytes(), trailers }
 }
 
 /// The next piece of data of a body.
 async fn data<B: Body<Data = Bytes, Error: std::fmt::Debug> + Unpin>(body: &mut B) -> Bytes {
-    soon("a frame", body.frame()).await.unwrap().unwrap().into_data().unwrap()
+    with_timeout("a frame", body.frame()).await.unwrap().unwrap().into_data().unwrap()
 }
 
 #[tokio::test]
 async fn http2_is_spoken_with_prior_knowledge() {
     let model = echo().await;
     let router = start(&endpoint(&[model.address], "{}"));
-    let mut client = http2(&router).await;
-    let answer = collect(soon("an answer", client.send_request(score2(full("hello")))).await.unwrap()).await;
+    let mut client = connect_http2(&router).await;
+    let answer = collect(with_timeout("an answer", client.send_request(http2_scoring_request(full_body("hello")))).await.unwrap()).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!((answer.json()["target"].as_str(), answer.json()["body"].as_str()), (Some("/score"), Some("hello")));
     assert_eq!(echoed(&answer, "host"), Some(model.address.to_string()));
     assert_uuid_v4(answer.header("x-request-id"));
-    let mut wrong = score2(full("hello"));
+    let mut wrong = http2_scoring_request(full_body("hello"));
     wrong.headers_mut().insert("authorization", "Bearer wrong".parse().unwrap());
-    let answer = collect(soon("an answer", client.send_request(wrong)).await.unwrap()).await;
+    let answer = collect(with_timeout("an answer", client.send_request(wrong)).await.unwrap()).await;
     assert_eq!((answer.status.as_u16(), &*answer.code()), (401, "invalid_key"));
 }
 
@@ -1000,133 +1000,133 @@ async fn http2_is_spoken_with_prior_knowledge() {
 async fn the_authority_of_http2_is_the_forwarded_host() {
     let model = echo().await;
     let router = start(&endpoint(&[model.address], "{}"));
-    let answer = collect(soon("an answer", http2(&router).await.send_request(score2(full("")))).await.unwrap()).await;
+    let answer = collect(with_timeout("an answer", connect_http2(&router).await.send_request(http2_scoring_request(full_body("")))).await.unwrap()).await;
     assert_eq!(echoed(&answer, "x-forwarded-host").as_deref(), Some("router.example"));
 }
 
 #[tokio::test]
 async fn http2_streams_are_independent() {
     let (model, mut asked) = Model::manual().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
-    let mut client = http2(&router).await;
-    let (first, second) = (client.send_request(score2(full("1"))), client.send_request(score2(full("2"))));
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
+    let mut client = connect_http2(&router).await;
+    let (first, second) = (client.send_request(http2_scoring_request(full_body("1"))), client.send_request(http2_scoring_request(full_body("2"))));
     let (first, second) = (tokio::spawn(first), tokio::spawn(second));
     let mut reached = Vec::new();
     for _ in 0..2 {
-        let mut request = next("a request", &mut asked).await;
+        let mut request = next_value("a request", &mut asked).await;
         let body = data(request.request.body_mut()).await;
         reached.push((body, request));
     }
     reached.sort_by(|a, b| a.0.cmp(&b.0));
     // The later one is answered first.
     reached.pop().unwrap().1.answer("second");
-    assert_eq!(collect(soon("the second", second).await.unwrap().unwrap()).await.text(), "second");
+    assert_eq!(collect(with_timeout("the second", second).await.unwrap().unwrap()).await.text(), "second");
     assert!(!first.is_finished());
     reached.pop().unwrap().1.answer("first");
-    assert_eq!(collect(soon("the first", first).await.unwrap().unwrap()).await.text(), "first");
+    assert_eq!(collect(with_timeout("the first", first).await.unwrap().unwrap()).await.text(), "first");
 }
 
 #[tokio::test]
 async fn http2_bodies_and_trailers_stream_both_ways() {
     let (model, mut asked) = Model::manual().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
-    let mut client = http2(&router).await;
-    let (upload, body) = frames();
-    let mut request = score2(body);
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
+    let mut client = connect_http2(&router).await;
+    let (upload, body) = channel_frames();
+    let mut request = http2_scoring_request(body);
     request.headers_mut().insert("te", "trailers".parse().unwrap());
     request.headers_mut().insert("trailer", "x-sent".parse().unwrap());
     let answered = tokio::spawn(client.send_request(request));
     upload.send(Ok(Frame::data("first".into()))).unwrap();
-    let mut request = next("the request", &mut asked).await;
+    let mut request = next_value("the request", &mut asked).await;
     assert_eq!(data(request.request.body_mut()).await, "first");
     upload.send(Ok(Frame::data("second".into()))).unwrap();
     assert_eq!(data(request.request.body_mut()).await, "second");
     let trailer = |name: &'static str| HeaderMap::from_iter([(name.parse().unwrap(), "abc".parse().unwrap())]);
     upload.send(Ok(Frame::trailers(trailer("x-sent")))).unwrap();
     drop(upload);
-    let end = soon("the request's trailers", request.request.body_mut().frame()).await.unwrap().unwrap();
+    let end = with_timeout("the request's trailers", request.request.body_mut().frame()).await.unwrap().unwrap();
     assert_eq!(end.into_trailers().unwrap()["x-sent"], "abc");
-    let (download, body) = frames();
+    let (download, body) = channel_frames();
     request.respond(Response::builder().header("trailer", "x-got").body(body).unwrap());
     download.send(Ok(Frame::data("alpha".into()))).unwrap();
-    let mut response = soon("the head", answered).await.unwrap().unwrap();
+    let mut response = with_timeout("the head", answered).await.unwrap().unwrap();
     assert_eq!(data(response.body_mut()).await, "alpha");
     download.send(Ok(Frame::data("beta".into()))).unwrap();
     assert_eq!(data(response.body_mut()).await, "beta");
     download.send(Ok(Frame::trailers(trailer("x-got")))).unwrap();
     drop(download);
-    let end = soon("the response's trailers", response.body_mut().frame()).await.unwrap().unwrap();
+    let end = with_timeout("the response's trailers", response.body_mut().frame()).await.unwrap().unwrap();
     assert_eq!(end.into_trailers().unwrap()["x-got"], "abc");
 }
 
 #[tokio::test]
-async fn a_reset_http2_stream_is_cancelled_at_the_model() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
-    let mut client = http2(&router).await;
-    let answered = tokio::spawn(client.send_request(score2(full("{}"))));
-    let mut upstream = next("a connection", &mut wires).await;
+async fn a_reset_http2_stream_is_canceled_at_the_model() {
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
+    let mut client = connect_http2(&router).await;
+    let answered = tokio::spawn(client.send_request(http2_scoring_request(full_body("{}"))));
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     answered.abort();
-    assert_eq!(upstream.rest().await, "", "the model must see the end of its client");
+    assert_eq!(upstream.read_to_end().await, "", "the model must see the end of its client");
     // The other streams live.
-    let answered = tokio::spawn(client.send_request(score2(full("{}"))));
-    let mut upstream = next("another connection", &mut wires).await;
+    let answered = tokio::spawn(client.send_request(http2_scoring_request(full_body("{}"))));
+    let mut upstream = next_value("another connection", &mut wires).await;
     upstream.message().await;
     upstream.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
-    assert_eq!(collect(soon("an answer", answered).await.unwrap().unwrap()).await.text(), "ok");
+    assert_eq!(collect(with_timeout("an answer", answered).await.unwrap().unwrap()).await.text(), "ok");
 }
 
 #[tokio::test]
 async fn an_http2_response_that_breaks_off_resets_its_stream_only() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
-    let mut client = http2(&router).await;
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
+    let mut client = connect_http2(&router).await;
     for framing in ["transfer-encoding: chunked\r\n\r\n5\r\nalpha\r\n", "content-length: 10\r\n\r\nalpha"] {
-        let answered = tokio::spawn(client.send_request(score2(full("{}"))));
-        let mut upstream = next("a connection", &mut wires).await;
+        let answered = tokio::spawn(client.send_request(http2_scoring_request(full_body("{}"))));
+        let mut upstream = next_value("a connection", &mut wires).await;
         upstream.message().await;
         upstream.write(format!("HTTP/1.1 200 OK\r\n{framing}")).await;
-        let mut response = soon("the head", answered).await.unwrap().unwrap();
+        let mut response = with_timeout("the head", answered).await.unwrap().unwrap();
         assert_eq!(data(response.body_mut()).await, "alpha");
         drop(upstream);
-        let end = soon("the end", response.body_mut().frame()).await;
+        let end = with_timeout("the end", response.body_mut().frame()).await;
         assert!(matches!(end, Some(Err(_))), "looks whole: {end:?}");
     }
-    let answered = tokio::spawn(client.send_request(score2(full("{}"))));
-    let mut upstream = next("a connection", &mut wires).await;
+    let answered = tokio::spawn(client.send_request(http2_scoring_request(full_body("{}"))));
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     upstream.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
-    assert_eq!(collect(soon("an answer", answered).await.unwrap().unwrap()).await.text(), "ok");
+    assert_eq!(collect(with_timeout("an answer", answered).await.unwrap().unwrap()).await.text(), "ok");
 }
 
 #[tokio::test]
 async fn an_http2_client_that_stops_reading_stops_the_model() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
-    let mut client = http2(&router).await;
-    let answered = tokio::spawn(client.send_request(score2(full("{}"))));
-    let mut upstream = next("a connection", &mut wires).await;
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
+    let mut client = connect_http2(&router).await;
+    let answered = tokio::spawn(client.send_request(http2_scoring_request(full_body("{}"))));
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
-    upstream.write(format!("HTTP/1.1 200 OK\r\ncontent-length: {ENDLESS}\r\n\r\n")).await;
-    let response = soon("the head", answered).await.unwrap().unwrap();
-    let taken = fill(upstream.stream.get_mut()).await;
-    assert!(taken <= BOUND, "{taken} bytes were taken for a client that reads nothing");
-    let rest = async { tokio::join!(collect(response), fill_up(upstream.stream.get_mut(), taken)) };
-    let (answer, ()) = soon("the rest", rest).await;
-    assert_eq!(answer.body.len(), ENDLESS);
+    upstream.write(format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE_BODY_BYTES}\r\n\r\n")).await;
+    let response = with_timeout("the head", answered).await.unwrap().unwrap();
+    let taken = write_until_stalled(upstream.stream.get_mut()).await;
+    assert!(taken <= MAX_BUFFERED_BYTES, "{taken} bytes were taken for a client that reads nothing");
+    let rest = async { tokio::join!(collect(response), write_remaining(upstream.stream.get_mut(), taken)) };
+    let (answer, ()) = with_timeout("the rest", rest).await;
+    assert_eq!(answer.body.len(), LARGE_BODY_BYTES);
 }
 
 #[tokio::test]
 async fn an_early_leaving_client_is_seen_by_the_model() {
-    let (model, mut wires) = wire::model().await;
-    let router = start(&endpoint(&[model.address], PATIENT));
+    let (model, mut wires) = wire::start_wire_model().await;
+    let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = Wire::connect(router.scoring).await;
     client.write(format!("{POST}{}content-length: 0\r\n\r\n", fields())).await;
-    let mut upstream = next("a connection", &mut wires).await;
+    let mut upstream = next_value("a connection", &mut wires).await;
     upstream.message().await;
     drop(client);
-    assert_eq!(upstream.rest().await, "");
+    assert_eq!(upstream.read_to_end().await, "");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ mod harness;
 mod http;
 mod lifecycle;
 mod mirror;
-mod peers;
+mod raw_peers;
 mod processes;
 mod reload;
 mod simulate;

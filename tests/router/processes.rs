@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_inference-router");
 
 /// Writes its process id to a file named after its port, then is a model.
@@ -27,13 +27,13 @@ fn wanted(spec: ReplicaSpec, count: u32) -> Wanted {
     Wanted { spec, count, busy: BTreeMap::new() }
 }
 
-struct Rig {
+struct SupervisorFixture {
     supervisor: Supervisor,
     events: mpsc::Receiver<Event>,
     folder: tempfile::TempDir,
 }
 
-impl Rig {
+impl SupervisorFixture {
     fn new(grace: Duration, drain_timeout: Duration) -> Self {
         let (sender, events) = mpsc::channel(1);
         let supervisor = Supervisor::new(Settings { executable: EXECUTABLE.into(), grace, drain_timeout }, sender);
@@ -46,7 +46,7 @@ impl Rig {
     }
 
     /// Applies `count` replicas of `script` and waits until they are ready.
-    async fn ready(&mut self, endpoint: &str, script: &str, count: u32) -> HashMap<u32, SocketAddr> {
+    async fn apply_until_ready(&mut self, endpoint: &str, script: &str, count: u32) -> HashMap<u32, SocketAddr> {
         self.supervisor.apply(vec![wanted(self.spec(endpoint, script), count)]);
         let mut addresses = HashMap::new();
         while addresses.len() < count as usize {
@@ -58,7 +58,7 @@ impl Rig {
     }
 
     async fn next(&mut self) -> Event {
-        timeout(PATIENCE, self.events.recv()).await.expect("no event in time").expect("the supervisor is gone")
+        timeout(WAIT_TIMEOUT, self.events.recv()).await.expect("no event in time").expect("the supervisor is gone")
     }
 
     /// The next event must be that replica `index` is gone.
@@ -90,12 +90,12 @@ fn spec(endpoint: &str, script: &str, folder: &Path) -> ReplicaSpec {
     }
 }
 
-fn listens(address: SocketAddr) -> bool {
+fn is_listening(address: SocketAddr) -> bool {
     TcpStream::connect(address).is_ok_and(|stream| stream.peer_addr().ok() != stream.local_addr().ok())
 }
 
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !condition() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         sleep(Duration::from_millis(10)).await;
@@ -120,7 +120,7 @@ fn log() {
 }
 
 /// Lines of `replica` in the log: target, level, and the fields.
-fn logged(replica: &str) -> Vec<(String, String, serde_json::Value)> {
+fn log_lines_of(replica: &str) -> Vec<(String, String, serde_json::Value)> {
     let text = String::from_utf8(LOG.lock().unwrap().clone()).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let of_replica = lines.filter(|line| line["fields"]["replica"] == replica);
@@ -130,18 +130,18 @@ fn logged(replica: &str) -> Vec<(String, String, serde_json::Value)> {
 
 #[tokio::test]
 async fn replicas_become_ready_on_ports_of_their_own() {
-    let mut rig = Rig::new(PATIENCE, PATIENCE);
-    let addresses = rig.ready("many", SERVE, 3).await;
+    let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, WAIT_TIMEOUT);
+    let addresses = rig.apply_until_ready("many", SERVE, 3).await;
     assert_eq!(addresses.values().collect::<BTreeSet<_>>().len(), 3);
-    assert!(addresses.values().all(|address| listens(*address)));
+    assert!(addresses.values().all(|address| is_listening(*address)));
     rig.supervisor.stop().await;
-    assert!(!addresses.values().any(|address| listens(*address)));
+    assert!(!addresses.values().any(|address| is_listening(*address)));
 }
 
 #[tokio::test]
 async fn a_killed_replica_is_gone_and_comes_back_on_another_port() {
-    let mut rig = Rig::new(PATIENCE, PATIENCE);
-    let first = rig.ready("killed", SERVE, 1).await[&0];
+    let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, WAIT_TIMEOUT);
+    let first = rig.apply_until_ready("killed", SERVE, 1).await[&0];
     kill_process(rig.pid_at(first), Signal::KILL).unwrap();
     assert!(rig.next_gone(0).await.is_none(), "a dead replica is not to be drained");
     assert!(matches!(rig.next().await, Event::Pending { .. }));
@@ -149,31 +149,31 @@ async fn a_killed_replica_is_gone_and_comes_back_on_another_port() {
     assert_eq!(key.to_string(), "killed/blue/0");
     assert_ne!(address, first);
     let why = "replica ended by itself: killed by signal 9; next start in 100ms";
-    assert!(logged("killed/blue/0").iter().any(|(_, level, fields)| level == "WARN" && fields["message"] == why));
+    assert!(log_lines_of("killed/blue/0").iter().any(|(_, level, fields)| level == "WARN" && fields["message"] == why));
     rig.supervisor.stop().await;
 }
 
 #[tokio::test]
 async fn a_surplus_replica_is_stopped_only_when_it_is_drained() {
-    let mut rig = Rig::new(PATIENCE, PATIENCE);
-    let addresses = rig.ready("surplus", SERVE, 2).await;
+    let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, WAIT_TIMEOUT);
+    let addresses = rig.apply_until_ready("surplus", SERVE, 2).await;
     let one = vec![wanted(rig.spec("surplus", SERVE), 1)];
     rig.supervisor.apply(one);
     let drained = rig.next_gone(1).await.expect("requests may be in flight");
-    assert!(listens(addresses[&1]));
+    assert!(is_listening(addresses[&1]));
     drained.send(()).unwrap();
-    until("the surplus replica stops", || !listens(addresses[&1])).await;
-    assert!(listens(addresses[&0]));
+    wait_until("the surplus replica stops", || !is_listening(addresses[&1])).await;
+    assert!(is_listening(addresses[&0]));
     rig.supervisor.stop().await;
 }
 
 #[tokio::test]
 async fn draining_does_not_take_longer_than_its_timeout() {
-    let mut rig = Rig::new(PATIENCE, Duration::from_millis(200));
-    let address = rig.ready("undrained", SERVE, 1).await[&0];
+    let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, Duration::from_millis(200));
+    let address = rig.apply_until_ready("undrained", SERVE, 1).await[&0];
     rig.supervisor.apply(vec![]);
     let never_sent = rig.next_gone(0).await;
-    until("the replica stops", || !listens(address)).await;
+    wait_until("the replica stops", || !is_listening(address)).await;
     drop(never_sent);
     rig.supervisor.stop().await;
     assert!(rig.events.recv().await.is_none(), "it was gone already when it stopped");
@@ -181,8 +181,8 @@ async fn draining_does_not_take_longer_than_its_timeout() {
 
 #[tokio::test]
 async fn an_old_replica_leaves_only_when_a_new_one_is_ready() {
-    let mut rig = Rig::new(PATIENCE, PATIENCE);
-    let old = rig.ready("changed", SERVE, 2).await;
+    let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, WAIT_TIMEOUT);
+    let old = rig.apply_until_ready("changed", SERVE, 2).await;
     rig.supervisor.apply(vec![wanted(rig.spec("changed", &format!("true; {SERVE}")), 2)]);
     let (mut new, mut gone) = (0, BTreeSet::new());
     while gone.len() < 2 {
@@ -199,35 +199,35 @@ async fn an_old_replica_leaves_only_when_a_new_one_is_ready() {
             Event::Pending { .. } => {}
         }
     }
-    until("the old replicas stop", || !old.values().any(|address| listens(*address))).await;
+    wait_until("the old replicas stop", || !old.values().any(|address| is_listening(*address))).await;
     rig.supervisor.stop().await;
 }
 
 #[tokio::test]
 async fn stopping_needs_nobody_who_receives_events() {
-    let mut rig = Rig::new(PATIENCE, PATIENCE);
-    let address = rig.ready("unheard", SERVE, 1).await[&0];
+    let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, WAIT_TIMEOUT);
+    let address = rig.apply_until_ready("unheard", SERVE, 1).await[&0];
     rig.supervisor.apply(vec![wanted(rig.spec("unheard", SERVE), 4)]);
-    until("the channel is full", || rig.events.len() == 1).await;
-    timeout(PATIENCE, rig.supervisor.stop()).await.expect("stops with its events unread");
-    assert!(!listens(address));
+    wait_until("the channel is full", || rig.events.len() == 1).await;
+    timeout(WAIT_TIMEOUT, rig.supervisor.stop()).await.expect("stops with its events unread");
+    assert!(!is_listening(address));
 }
 
 #[tokio::test]
 async fn a_replica_that_ignores_sigterm_is_killed_after_the_grace() {
     let grace = Duration::from_millis(400);
-    let mut rig = Rig::new(grace, PATIENCE);
+    let mut rig = SupervisorFixture::new(grace, WAIT_TIMEOUT);
     // The shell stays, whatever the model makes of SIGTERM.
     let script = r#"trap '' TERM; "$0" model-server --port {port} & sleep 60"#;
-    let address = rig.ready("stubborn", script, 1).await[&0];
+    let address = rig.apply_until_ready("stubborn", script, 1).await[&0];
     let started = Instant::now();
     rig.supervisor.stop().await;
-    assert!(started.elapsed() >= grace && !listens(address));
+    assert!(started.elapsed() >= grace && !is_listening(address));
 }
 
 #[tokio::test]
 async fn a_program_that_does_not_exist_is_reported_and_tried_ever_more_slowly() {
-    let mut rig = Rig::new(PATIENCE, PATIENCE);
+    let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, WAIT_TIMEOUT);
     let mut missing = rig.spec("missing", "");
     missing.process.command = vec!["no-such-model".to_owned()];
     let started = Instant::now();
@@ -247,8 +247,8 @@ async fn a_program_that_does_not_exist_is_reported_and_tried_ever_more_slowly() 
         }
     }
     assert!(started.elapsed() >= Duration::from_millis(100 + 200 + 400));
-    assert!(listens(sound.unwrap()));
-    let lines = logged("missing/blue/0");
+    assert!(is_listening(sound.unwrap()));
+    let lines = log_lines_of("missing/blue/0");
     assert!(
         lines.iter().any(|(_, level, fields)| level == "ERROR" && fields["program"] == "no-such-model"),
         "{lines:?}"
@@ -260,12 +260,12 @@ async fn a_program_that_does_not_exist_is_reported_and_tried_ever_more_slowly() 
 
 #[tokio::test]
 async fn what_a_replica_prints_is_in_the_log() {
-    let mut rig = Rig::new(PATIENCE, PATIENCE);
+    let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, WAIT_TIMEOUT);
     let script = format!("echo \"$GIVEN_PORT\"; pwd; echo trouble >&2; {SERVE}");
-    let port = rig.ready("talks", &script, 1).await[&0].port();
+    let port = rig.apply_until_ready("talks", &script, 1).await[&0].port();
     let folder = rig.folder.path().canonicalize().unwrap();
     rig.supervisor.stop().await;
-    let lines = logged("talks/blue/0");
+    let lines = log_lines_of("talks/blue/0");
     for (stream, message) in
         [("stdout", &*format!("p={port}")), ("stdout", folder.to_str().unwrap()), ("stderr", "trouble")]
     {
@@ -309,5 +309,5 @@ fn no_process_of_a_replica_outlives_a_router_killed_by_sigkill() {
     assert!(gone.try_recv().is_err(), "the replica and its child are alive");
     router.kill().unwrap();
     router.wait().unwrap();
-    gone.recv_timeout(PATIENCE).expect("a process outlived the router").unwrap();
+    gone.recv_timeout(WAIT_TIMEOUT).expect("a process outlived the router").unwrap();
 }

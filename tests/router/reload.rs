@@ -12,14 +12,14 @@ use http_body_util::{BodyExt, Full};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use crate::harness::{Answer, KEY, Model, Router, call, document, endpoint, replace, score, send, soon};
-use crate::peers::{blue, busy_and_queued, done, end, idle, next, scoring, streaming, total};
+use crate::harness::{Answer, KEY, Model, Router, call, document, endpoint, replace, score, send, with_timeout};
+use crate::raw_peers::{first_deployment, wait_until_busy_and_queued, join_task, shut_down, wait_until_idle, next_arrival, spawn_scoring, streaming, metric_sum};
 
 /// Times nobody reaches.
-const PATIENT: &str = "maxQueueWaitMs: 60000, requestTimeoutMs: 60000";
+const LONG_TIMEOUTS: &str = "maxQueueWaitMs: 60000, requestTimeoutMs: 60000";
 
 fn cap(cap: usize) -> String {
-    format!("{{maxConcurrentRequestsPerInstance: {cap}, {PATIENT}}}")
+    format!("{{maxConcurrentRequestsPerInstance: {cap}, {LONG_TIMEOUTS}}}")
 }
 
 /// Two deployments with such weights.
@@ -54,12 +54,12 @@ fn names(all: &Value) -> Vec<&str> {
 }
 
 /// Waits until the first deployment of the first endpoint is at these addresses.
-async fn replicas_are(router: &Router, addresses: &[SocketAddr]) {
+async fn wait_until_replicas(router: &Router, addresses: &[SocketAddr]) {
     let mut wanted: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     wanted.sort();
     router
-        .until(&format!("replicas at {wanted:?}"), |all| {
-            let replicas = blue(all)["replicas"].as_array();
+        .wait_until(&format!("replicas at {wanted:?}"), |all| {
+            let replicas = first_deployment(all)["replicas"].as_array();
             let mut now: Vec<&str> = replicas
                 .into_iter()
                 .flatten()
@@ -72,15 +72,15 @@ async fn replicas_are(router: &Router, addresses: &[SocketAddr]) {
         .await;
 }
 
-async fn problems(router: &Router) -> Vec<String> {
+async fn readiness_problems(router: &Router) -> Vec<String> {
     let ready = router.admin("/readyz").await;
     assert_eq!(ready.status, 200, "a bad change does not make the router unready");
     serde_json::from_value(ready.json()["problems"].clone()).unwrap()
 }
 
-async fn until_problems(router: &Router, what: &str, condition: impl Fn(&[String]) -> bool) {
-    soon(what, async {
-        while !condition(&problems(router).await) {
+async fn wait_until_problems(router: &Router, what: &str, condition: impl Fn(&[String]) -> bool) {
+    with_timeout(what, async {
+        while !condition(&readiness_problems(router).await) {
             tokio::task::yield_now().await;
         }
     })
@@ -88,7 +88,7 @@ async fn until_problems(router: &Router, what: &str, condition: impl Fn(&[String
 }
 
 async fn failed_reloads(router: &Router) -> f64 {
-    total(router, "inference_router_config_reloads_total", "result=\"error\"").await
+    metric_sum(router, "inference_router_config_reloads_total", "result=\"error\"").await
 }
 
 #[tokio::test]
@@ -102,13 +102,13 @@ async fn a_changed_weight_changes_the_traffic() {
             let of = |name: &str| deployments.iter().find(|deployment| deployment["name"] == name).unwrap();
             of("blue")["traffic"] == weights.0 && of("green")["traffic"] == weights.1
         };
-        router.until("the new weights", is_there).await;
+        router.wait_until("the new weights", is_there).await;
         for _ in 0..20 {
             let answer = router.score("{}").await;
             assert_eq!(answer.text(), if weights.0 == 100 { "blue" } else { "green" });
         }
     }
-    end(router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -118,18 +118,18 @@ async fn an_added_file_adds_an_endpoint_and_a_deleted_one_removes_it() {
     let router = Router::start(&[&text]);
     assert_eq!(score_named(&router, "other").await.status, 404);
     std::fs::write(router.file("other.yaml"), renamed(&text, "other")).unwrap();
-    router.until("two endpoints", |all| names(all) == ["my-endpoint", "other"]).await;
+    router.wait_until("two endpoints", |all| names(all) == ["my-endpoint", "other"]).await;
     assert_eq!(score_named(&router, "other").await.status, 200);
     std::fs::remove_file(router.file("other.yaml")).unwrap();
-    router.until("one endpoint", |all| names(all) == ["my-endpoint"]).await;
+    router.wait_until("one endpoint", |all| names(all) == ["my-endpoint"]).await;
     let gone = score_named(&router, "other").await;
     assert_eq!((gone.status.as_u16(), gone.code().as_str()), (404, "endpoint_not_found"));
     assert_eq!(router.score("{}").await.status, 200);
     std::fs::remove_file(router.file("0.yaml")).unwrap();
-    router.until("no endpoint", |all| names(all).is_empty()).await;
+    router.wait_until("no endpoint", |all| names(all).is_empty()).await;
     assert_eq!(router.score("{}").await.status, 404, "the last one too");
-    assert_eq!(problems(&router).await, Vec::<String>::new());
-    end(router).await;
+    assert_eq!(readiness_problems(&router).await, Vec::<String>::new());
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -138,11 +138,11 @@ async fn a_file_renamed_over_the_old_one_takes_effect() {
     let router = Router::start(&[&endpoint(&[first.address], &cap(10))]);
     for model in [&second, &first, &second] {
         replace(&router.file("0.yaml"), &endpoint(&[model.address], &cap(10)));
-        replicas_are(&router, &[model.address]).await;
+        wait_until_replicas(&router, &[model.address]).await;
         let text = router.score("{}").await.text();
         assert_eq!(text, if model.address == first.address { "first" } else { "second" });
     }
-    end(router).await;
+    shut_down(router).await;
 }
 
 /// Publishes `files` in `folder` as the kubelet does: a new folder, then `..data` swapped by a rename.
@@ -184,16 +184,16 @@ async fn a_config_map_that_is_updated_takes_effect() {
     assert_eq!(names(&router.endpoints().await), ["my-endpoint"]);
     for (version, model) in [(1, &second), (2, &first), (3, &second)] {
         publish(router.folder.path(), version, &[("my-endpoint.yaml", &of(model))]);
-        replicas_are(&router, &[model.address]).await;
-        assert_eq!(problems(&router).await, Vec::<String>::new());
+        wait_until_replicas(&router, &[model.address]).await;
+        assert_eq!(readiness_problems(&router).await, Vec::<String>::new());
     }
     assert_eq!(router.score("{}").await.text(), "second");
     let other = renamed(&of(&first), "other");
     publish(router.folder.path(), 4, &[("my-endpoint.yaml", &of(&second)), ("other.yaml", &other)]);
-    router.until("a file more", |all| names(all) == ["my-endpoint", "other"]).await;
+    router.wait_until("a file more", |all| names(all) == ["my-endpoint", "other"]).await;
     publish(router.folder.path(), 5, &[("other.yaml", &other)]);
-    router.until("a file less", |all| names(all) == ["other"]).await;
-    end(router).await;
+    router.wait_until("a file less", |all| names(all) == ["other"]).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -202,18 +202,18 @@ async fn requests_in_flight_finish_untouched_when_their_deployment_changes_or_th
         let (model, mut arrivals) = Model::manual().await;
         let other = Model::named("other").await;
         let router = Router::start(&[&endpoint(&[model.address], &cap(10))]);
-        let plain = scoring(&router, "plain");
-        let asked = next(&mut arrivals).await;
+        let plain = spawn_scoring(&router, "plain");
+        let asked = next_arrival(&mut arrivals).await;
         let streamed = tokio::spawn(send(router.scoring, score("streamed").map(BodyExt::boxed)));
         let (writer, response) = streaming();
-        next(&mut arrivals).await.respond(response);
+        next_arrival(&mut arrivals).await.respond(response);
         writer.send(Bytes::from_static(b"before ")).unwrap();
-        let mut body = done(streamed).await.unwrap().into_body();
-        let frame = soon("a frame", body.frame()).await.unwrap().unwrap();
+        let mut body = join_task(streamed).await.unwrap().into_body();
+        let frame = with_timeout("a frame", body.frame()).await.unwrap().unwrap();
         assert_eq!(frame.into_data().unwrap(), "before ");
         if change == "deleted" {
             std::fs::remove_file(router.file("0.yaml")).unwrap();
-            router.until("gone", |all| names(all).is_empty()).await;
+            router.wait_until("gone", |all| names(all).is_empty()).await;
             assert_eq!(router.score("{}").await.status, 404);
         } else {
             let mut text = endpoint(&[other.address], &cap(10));
@@ -221,86 +221,86 @@ async fn requests_in_flight_finish_untouched_when_their_deployment_changes_or_th
                 text = text.replace("blue", "green");
             }
             replace(&router.file("0.yaml"), &text);
-            replicas_are(&router, &[other.address]).await;
+            wait_until_replicas(&router, &[other.address]).await;
             assert_eq!(router.score("{}").await.text(), "other");
         }
         writer.send(Bytes::from_static(b"after")).unwrap();
         drop(writer);
-        let rest = soon("the rest of the body", body.collect()).await.unwrap().to_bytes();
+        let rest = with_timeout("the rest of the body", body.collect()).await.unwrap().to_bytes();
         assert_eq!(rest, "after", "{change}");
         asked.answer("answered");
-        let answer = done(plain).await;
+        let answer = join_task(plain).await;
         assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "answered"), "{change}");
-        idle(&router).await;
-        end(router).await;
+        wait_until_idle(&router).await;
+        shut_down(router).await;
     }
 }
 
 #[tokio::test]
-async fn waiting_requests_survive_a_reload() {
+async fn queued_requests_survive_a_reload() {
     let (model, mut arrivals) = Model::manual().await;
     let router = Router::start(&[&endpoint(&[model.address], &cap(1))]);
-    let mut clients = vec![scoring(&router, "first")];
-    let asked = next(&mut arrivals).await;
-    clients.push(scoring(&router, "second"));
-    busy_and_queued(&router, 1, 1).await;
+    let mut clients = vec![spawn_scoring(&router, "first")];
+    let asked = next_arrival(&mut arrivals).await;
+    clients.push(spawn_scoring(&router, "second"));
+    wait_until_busy_and_queued(&router, 1, 1).await;
     // Something that has nothing to do with replicas.
     let text = endpoint(&[model.address], &cap(1)).replace("maxQueueWaitMs: 60000", "maxQueueWaitMs: 59000");
     replace(&router.file("0.yaml"), &text);
-    router.until("the change", |all| blue(all)["requestSettings"]["maxQueueWaitMs"] == 59000).await;
-    busy_and_queued(&router, 1, 1).await;
+    router.wait_until("the change", |all| first_deployment(all)["requestSettings"]["maxQueueWaitMs"] == 59000).await;
+    wait_until_busy_and_queued(&router, 1, 1).await;
     asked.answer("ok");
-    next(&mut arrivals).await.answer("ok");
+    next_arrival(&mut arrivals).await.answer("ok");
     for client in clients {
-        assert_eq!(done(client).await.status, 200);
+        assert_eq!(join_task(client).await.status, 200);
     }
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
-async fn cap_is(router: &Router, cap: usize) {
-    router.until("the new cap", |all| blue(all)["requestSettings"]["maxConcurrentRequestsPerInstance"] == cap).await;
+async fn wait_until_cap(router: &Router, cap: usize) {
+    router.wait_until("the new cap", |all| first_deployment(all)["requestSettings"]["maxConcurrentRequestsPerInstance"] == cap).await;
 }
 
 #[tokio::test]
 async fn a_changed_cap_holds_for_running_replicas_at_once() {
     let (model, mut arrivals) = Model::manual().await;
     let router = Router::start(&[&endpoint(&[model.address], &cap(1))]);
-    let mut clients: Vec<_> = vec![scoring(&router, "{}")];
-    let mut at_model = vec![next(&mut arrivals).await];
+    let mut clients: Vec<_> = vec![spawn_scoring(&router, "{}")];
+    let mut at_model = vec![next_arrival(&mut arrivals).await];
     for queued in 1..=5 {
-        clients.push(scoring(&router, "{}"));
-        busy_and_queued(&router, 1, queued).await;
+        clients.push(spawn_scoring(&router, "{}"));
+        wait_until_busy_and_queued(&router, 1, queued).await;
     }
     replace(&router.file("0.yaml"), &endpoint(&[model.address], &cap(3)));
     // Those who wait need not wait any more: no answer has to come first.
-    busy_and_queued(&router, 3, 3).await;
+    wait_until_busy_and_queued(&router, 3, 3).await;
     for _ in 0..2 {
-        at_model.push(next(&mut arrivals).await);
+        at_model.push(next_arrival(&mut arrivals).await);
     }
     replace(&router.file("0.yaml"), &endpoint(&[model.address], &cap(1)));
-    cap_is(&router, 1).await;
+    wait_until_cap(&router, 1).await;
     for left in [2, 1] {
         at_model.pop().unwrap().answer("ok");
         // As many in flight as before the cap was lowered, less those that have ended; nobody takes their place.
         router
-            .until("one less at the replica", |all| {
-                blue(all)["replicas"][0]["inFlight"] == left && blue(all)["queue"] == 3
+            .wait_until("one less at the replica", |all| {
+                first_deployment(all)["replicas"][0]["inFlight"] == left && first_deployment(all)["queue"] == 3
             })
             .await;
         assert!(arrivals.try_recv().is_err(), "over the new cap");
     }
     for queued in [2, 1, 0] {
         at_model.pop().unwrap().answer("ok");
-        at_model.push(next(&mut arrivals).await);
-        busy_and_queued(&router, 1, queued).await;
+        at_model.push(next_arrival(&mut arrivals).await);
+        wait_until_busy_and_queued(&router, 1, queued).await;
     }
     at_model.pop().unwrap().answer("ok");
     for client in clients {
-        assert_eq!(done(client).await.status, 200);
+        assert_eq!(join_task(client).await.status, 200);
     }
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -308,26 +308,26 @@ async fn the_cap_is_exact_over_an_endpoint_that_is_deleted_and_created_again() {
     let (model, mut arrivals) = Model::manual().await;
     let text = endpoint(&[model.address], &cap(1));
     let router = Router::start(&[&text]);
-    let first = scoring(&router, "first");
-    let asked = next(&mut arrivals).await;
+    let first = spawn_scoring(&router, "first");
+    let asked = next_arrival(&mut arrivals).await;
     std::fs::remove_file(router.file("0.yaml")).unwrap();
-    router.until("gone", |all| names(all).is_empty()).await;
+    router.wait_until("gone", |all| names(all).is_empty()).await;
     std::fs::write(router.file("0.yaml"), &text).unwrap();
-    router.until("back", |all| names(all) == ["my-endpoint"]).await;
-    let second = scoring(&router, "second");
-    soon("the second request waits", async {
-        while blue(&router.endpoints().await)["queue"] != 1 {
+    router.wait_until("back", |all| names(all) == ["my-endpoint"]).await;
+    let second = spawn_scoring(&router, "second");
+    with_timeout("the second request waits", async {
+        while first_deployment(&router.endpoints().await)["queue"] != 1 {
             assert!(arrivals.try_recv().is_err(), "two requests at a replica with a cap of one");
             tokio::task::yield_now().await;
         }
     })
     .await;
     asked.answer("ok");
-    assert_eq!(done(first).await.status, 200);
-    next(&mut arrivals).await.answer("ok");
-    assert_eq!(done(second).await.status, 200);
-    idle(&router).await;
-    end(router).await;
+    assert_eq!(join_task(first).await.status, 200);
+    next_arrival(&mut arrivals).await.answer("ok");
+    assert_eq!(join_task(second).await.status, 200);
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -335,27 +335,27 @@ async fn the_cap_is_exact_over_a_replica_that_is_removed_and_added_again() {
     let (model, mut arrivals) = Model::manual().await;
     let other = Model::named("other").await;
     let router = Router::start(&[&endpoint(&[model.address], &cap(1))]);
-    let first = scoring(&router, "first");
-    let asked = next(&mut arrivals).await;
+    let first = spawn_scoring(&router, "first");
+    let asked = next_arrival(&mut arrivals).await;
     replace(&router.file("0.yaml"), &endpoint(&[other.address], &cap(1)));
-    replicas_are(&router, &[other.address]).await;
+    wait_until_replicas(&router, &[other.address]).await;
     assert_eq!(router.score("{}").await.text(), "other");
     replace(&router.file("0.yaml"), &endpoint(&[model.address], &cap(1)));
-    replicas_are(&router, &[model.address]).await;
-    let second = scoring(&router, "second");
-    soon("the second request waits", async {
-        while blue(&router.endpoints().await)["queue"] != 1 {
+    wait_until_replicas(&router, &[model.address]).await;
+    let second = spawn_scoring(&router, "second");
+    with_timeout("the second request waits", async {
+        while first_deployment(&router.endpoints().await)["queue"] != 1 {
             assert!(arrivals.try_recv().is_err(), "two requests at a replica with a cap of one");
             tokio::task::yield_now().await;
         }
     })
     .await;
     asked.answer("ok");
-    assert_eq!(done(first).await.status, 200);
-    next(&mut arrivals).await.answer("ok");
-    assert_eq!(done(second).await.status, 200);
-    idle(&router).await;
-    end(router).await;
+    assert_eq!(join_task(first).await.status, 200);
+    next_arrival(&mut arrivals).await.answer("ok");
+    assert_eq!(join_task(second).await.status, 200);
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -363,7 +363,7 @@ async fn a_bad_change_keeps_the_last_good_version_and_is_visible_until_it_is_rep
     let model = Model::named("ok").await;
     let good = endpoint(&[model.address], &cap(10));
     let router = Router::start(&[&good]);
-    assert_eq!(problems(&router).await, Vec::<String>::new());
+    assert_eq!(readiness_problems(&router).await, Vec::<String>::new());
     let bad = [
         ("not YAML", "spec: [}".to_owned()),
         ("cut off", good[..good.len() / 2].to_owned()),
@@ -375,8 +375,8 @@ async fn a_bad_change_keeps_the_last_good_version_and_is_visible_until_it_is_rep
     for (what, text) in bad {
         let before = failed_reloads(&router).await;
         replace(&router.file("0.yaml"), &text);
-        until_problems(&router, what, |problems| !problems.is_empty()).await;
-        let found = problems(&router).await;
+        wait_until_problems(&router, what, |problems| !problems.is_empty()).await;
+        let found = readiness_problems(&router).await;
         assert!(found.iter().all(|problem| problem.contains("0.yaml")), "{what}: which file? {found:?}");
         assert!(!found.concat().contains(KEY), "{what}: {found:?}");
         assert!(failed_reloads(&router).await > before, "{what}");
@@ -384,10 +384,10 @@ async fn a_bad_change_keeps_the_last_good_version_and_is_visible_until_it_is_rep
             assert_eq!(router.score("{}").await.text(), "ok", "{what}");
         }
         replace(&router.file("0.yaml"), &good);
-        until_problems(&router, "repaired", <[String]>::is_empty).await;
+        wait_until_problems(&router, "repaired", <[String]>::is_empty).await;
         assert_eq!(router.score("{}").await.text(), "ok", "{what}");
     }
-    end(router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -399,8 +399,8 @@ async fn a_bad_document_does_not_stop_the_others_in_its_file() {
     let router = Router::start(&[&before]);
     let broken = document("two", &second).replace("blue: 100", "blue: 50");
     replace(&router.file("0.yaml"), &file([document("one", &second), broken, document("three", &second)]));
-    until_problems(&router, "the broken document", |problems| !problems.is_empty()).await;
-    soon("the good documents", async {
+    wait_until_problems(&router, "the broken document", |problems| !problems.is_empty()).await;
+    with_timeout("the good documents", async {
         for name in ["one", "three"] {
             while score_named(&router, name).await.text() != "second" {
                 tokio::task::yield_now().await;
@@ -409,7 +409,7 @@ async fn a_bad_document_does_not_stop_the_others_in_its_file() {
     })
     .await;
     assert_eq!(score_named(&router, "two").await.text(), "first", "the last good version");
-    end(router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -418,20 +418,20 @@ async fn a_bad_file_does_not_stop_the_others() {
     let document = |name: &str, model: &Model| renamed(&endpoint(&[model.address], &cap(10)), name);
     let router = Router::start(&[&document("one", &first), &document("two", &first)]);
     replace(&router.file("0.yaml"), "{");
-    until_problems(&router, "the broken file", |problems| !problems.is_empty()).await;
+    wait_until_problems(&router, "the broken file", |problems| !problems.is_empty()).await;
     replace(&router.file("1.yaml"), &document("two", &second));
-    soon("the good file", async {
+    with_timeout("the good file", async {
         while score_named(&router, "two").await.text() != "second" {
             tokio::task::yield_now().await;
         }
     })
     .await;
     assert_eq!(score_named(&router, "one").await.text(), "first");
-    assert!(!problems(&router).await.is_empty(), "still broken");
+    assert!(!readiness_problems(&router).await.is_empty(), "still broken");
     std::fs::remove_file(router.file("0.yaml")).unwrap();
-    until_problems(&router, "the broken file is gone", <[String]>::is_empty).await;
+    wait_until_problems(&router, "the broken file is gone", <[String]>::is_empty).await;
     assert_eq!(score_named(&router, "one").await.status, 404);
-    end(router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -442,14 +442,14 @@ async fn an_emptied_file_keeps_the_last_good_version() {
         let router = Router::start(&[&text]);
         std::fs::write(router.file("0.yaml"), emptied).unwrap();
         std::fs::write(router.file("1.yaml"), renamed(&text, "later")).unwrap();
-        router.until("a later change", |all| names(all).contains(&"later")).await;
+        router.wait_until("a later change", |all| names(all).contains(&"later")).await;
         assert_eq!(score_named(&router, "later").await.status, 200);
         // And a change after that, so that the emptied file was surely looked at.
         std::fs::remove_file(router.file("1.yaml")).unwrap();
-        router.until("a later change", |all| !names(all).contains(&"later")).await;
+        router.wait_until("a later change", |all| !names(all).contains(&"later")).await;
         assert_eq!(router.score("{}").await.status, 200, "{emptied:?}");
-        assert!(!problems(&router).await.is_empty(), "{emptied:?}: an emptied file is an error that can be seen");
-        end(router).await;
+        assert!(!readiness_problems(&router).await.is_empty(), "{emptied:?}: an emptied file is an error that can be seen");
+        shut_down(router).await;
     }
 }
 
@@ -480,7 +480,7 @@ async fn a_rotated_key_file_takes_effect_and_the_other_key_works_all_the_time() 
         } else {
             std::fs::write(&primary, after).unwrap();
         }
-        soon("the new key", async {
+        with_timeout("the new key", async {
             while status(after).await != 200 {
                 assert_eq!(status("the-secondary-key-00000000").await, 200);
             }
@@ -490,7 +490,7 @@ async fn a_rotated_key_file_takes_effect_and_the_other_key_works_all_the_time() 
         assert_eq!(status("the-secondary-key-00000000").await, 200);
         before = after;
     }
-    end(router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -499,12 +499,12 @@ async fn a_key_changed_in_the_document_takes_effect() {
     let text = endpoint(&[model.address], &cap(10));
     let router = Router::start(&[&text]);
     replace(&router.file("0.yaml"), &text.replace(KEY, "another-key-0123456789"));
-    soon("the new key", async {
+    with_timeout("the new key", async {
         while score_with_key(&router, "my-endpoint", "another-key-0123456789").await.status != 200 {}
     })
     .await;
     assert_eq!(router.score("{}").await.status, 401);
-    end(router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -548,16 +548,16 @@ async fn reloads_every_few_milliseconds_under_load_fail_no_request() {
         }
     }
     replace(&router.file("0.yaml"), &endpoint(&[b], &cap(2)));
-    replicas_are(&router, &[b]).await;
-    until_problems(&router, "no problem is left", <[String]>::is_empty).await;
+    wait_until_replicas(&router, &[b]).await;
+    wait_until_problems(&router, "no problem is left", <[String]>::is_empty).await;
     stop.store(true, SeqCst);
     let mut answered = 0;
-    while let Some(client) = soon("all clients", clients.join_next()).await {
+    while let Some(client) = with_timeout("all clients", clients.join_next()).await {
         answered += client.unwrap();
     }
     assert!(answered > 8, "{answered}");
-    idle(&router).await;
-    end(router).await;
+    wait_until_idle(&router).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -568,20 +568,20 @@ async fn of_two_endpoints_with_one_name_the_first_keeps_serving() {
     let intruder = renamed(&endpoint(&[second.address], &cap(10)), "My-Endpoint");
     for file in ["00-before.yaml", "9-after.yaml"] {
         std::fs::write(router.file(file), &intruder).unwrap();
-        until_problems(&router, "the conflict", |problems| !problems.is_empty()).await;
-        let found = problems(&router).await;
+        wait_until_problems(&router, "the conflict", |problems| !problems.is_empty()).await;
+        let found = readiness_problems(&router).await;
         assert!(found.iter().any(|problem| problem.contains(file)), "{found:?}");
         assert_eq!(router.endpoints().await["endpoints"].as_array().unwrap().len(), 1);
         for _ in 0..5 {
             assert_eq!(router.score("{}").await.text(), "first", "with {file}");
         }
         std::fs::remove_file(router.file(file)).unwrap();
-        until_problems(&router, "no conflict any more", <[String]>::is_empty).await;
+        wait_until_problems(&router, "no conflict any more", <[String]>::is_empty).await;
     }
     std::fs::write(router.file("9-after.yaml"), &intruder).unwrap();
-    until_problems(&router, "the conflict", |problems| !problems.is_empty()).await;
+    wait_until_problems(&router, "the conflict", |problems| !problems.is_empty()).await;
     std::fs::remove_file(router.file("0.yaml")).unwrap();
-    soon("the other one has the name now", async {
+    with_timeout("the other one has the name now", async {
         loop {
             let answer = router.score("{}").await;
             if answer.status == 200 && answer.text() == "second" {
@@ -590,8 +590,8 @@ async fn of_two_endpoints_with_one_name_the_first_keeps_serving() {
         }
     })
     .await;
-    until_problems(&router, "no conflict any more", <[String]>::is_empty).await;
-    end(router).await;
+    wait_until_problems(&router, "no conflict any more", <[String]>::is_empty).await;
+    shut_down(router).await;
 }
 
 #[tokio::test]
@@ -599,11 +599,11 @@ async fn reloads_that_took_effect_are_counted() {
     let model = Model::named("ok").await;
     let text = endpoint(&[model.address], &cap(1));
     let router = Router::start(&[&text]);
-    let all = async || total(&router, "inference_router_config_reloads_total", "").await;
+    let all = async || metric_sum(&router, "inference_router_config_reloads_total", "").await;
     let before = (all().await, failed_reloads(&router).await);
     replace(&router.file("0.yaml"), &endpoint(&[model.address], &cap(2)));
-    cap_is(&router, 2).await;
-    soon("the count", async { while all().await <= before.0 {} }).await;
+    wait_until_cap(&router, 2).await;
+    with_timeout("the count", async { while all().await <= before.0 {} }).await;
     assert_eq!(failed_reloads(&router).await, before.1);
-    end(router).await;
+    shut_down(router).await;
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::harness::{Model, soon};
+use crate::harness::{Model, with_timeout};
 
 /// One end of a connection.
 pub(crate) struct Wire {
@@ -23,13 +23,13 @@ pub(crate) struct Wire {
 /// A start line and the fields after it, names in small letters.
 #[derive(Debug)]
 pub(crate) struct Head {
-    pub(crate) start: String,
+    pub(crate) start_line: String,
     pub(crate) fields: Vec<(String, String)>,
 }
 
 impl Head {
     pub(crate) fn status(&self) -> u16 {
-        self.start.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{self:?}"))
+        self.start_line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{self:?}"))
     }
     /// All values of a field, joined.
     pub(crate) fn get(&self, name: &str) -> Option<String> {
@@ -43,21 +43,21 @@ impl Head {
 
 impl Wire {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
-        Self::of(TcpStream::connect(address).await.unwrap())
+        Self::from_stream(TcpStream::connect(address).await.unwrap())
     }
 
-    pub(crate) fn of(stream: TcpStream) -> Self {
+    pub(crate) fn from_stream(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         Self { stream: BufReader::new(stream) }
     }
 
     pub(crate) async fn write(&mut self, bytes: impl AsRef<[u8]>) {
-        soon("written bytes", self.stream.get_mut().write_all(bytes.as_ref())).await.unwrap();
+        with_timeout("written bytes", self.stream.get_mut().write_all(bytes.as_ref())).await.unwrap();
     }
 
     async fn line(&mut self) -> String {
         let mut line = Vec::new();
-        soon("a line", self.stream.read_until(b'\n', &mut line)).await.unwrap();
+        with_timeout("a line", self.stream.read_until(b'\n', &mut line)).await.unwrap();
         let line = String::from_utf8(line).unwrap();
         assert!(line.ends_with("\r\n"), "the connection ended in a head: {line:?}");
         line.trim_end().to_owned()
@@ -66,7 +66,7 @@ impl Wire {
     /// The next head.
     pub(crate) async fn head(&mut self) -> Head {
         let start = self.line().await;
-        Head { start, fields: self.fields().await }
+        Head { start_line: start, fields: self.fields().await }
     }
 
     /// Fields up to an empty line: those of a head, or trailers.
@@ -82,9 +82,9 @@ impl Wire {
         }
     }
 
-    pub(crate) async fn exactly(&mut self, length: usize) -> String {
+    pub(crate) async fn read_exact_text(&mut self, length: usize) -> String {
         let mut bytes = vec![0; length];
-        soon("bytes of a body", self.stream.read_exact(&mut bytes)).await.unwrap();
+        with_timeout("bytes of a body", self.stream.read_exact(&mut bytes)).await.unwrap();
         String::from_utf8(bytes).unwrap()
     }
 
@@ -93,7 +93,7 @@ impl Wire {
         let size = self.line().await;
         let size = usize::from_str_radix(size.split(';').next().unwrap(), 16).unwrap();
         let mut bytes = vec![0; size];
-        soon("a chunk", self.stream.read_exact(&mut bytes)).await.unwrap();
+        with_timeout("a chunk", self.stream.read_exact(&mut bytes)).await.unwrap();
         if size > 0 {
             assert_eq!(self.line().await, "");
         }
@@ -101,7 +101,7 @@ impl Wire {
     }
 
     /// Chunks until there is `expected`.
-    pub(crate) async fn chunks(&mut self, expected: &str) {
+    pub(crate) async fn expect_chunks(&mut self, expected: &str) {
         let mut bytes = Vec::new();
         while bytes.len() < expected.len() {
             let chunk = self.chunk().await;
@@ -112,7 +112,7 @@ impl Wire {
     }
 
     /// The end of a chunked body, with its trailers.
-    pub(crate) async fn last_chunk(&mut self) -> Vec<(String, String)> {
+    pub(crate) async fn read_last_chunk(&mut self) -> Vec<(String, String)> {
         assert_eq!(String::from_utf8_lossy(&self.chunk().await), "");
         self.fields().await
     }
@@ -132,16 +132,16 @@ impl Wire {
             self.fields().await;
             String::from_utf8(all).unwrap()
         } else {
-            self.exactly(head.get("content-length").map_or(0, |length| length.parse().unwrap())).await
+            self.read_exact_text(head.get("content-length").map_or(0, |length| length.parse().unwrap())).await
         };
         (head, body)
     }
 
     /// What comes until the other side closes or resets.
-    pub(crate) async fn rest(&mut self) -> String {
+    pub(crate) async fn read_to_end(&mut self) -> String {
         let mut bytes = Vec::new();
         // A reset is an end like any other.
-        let _ = soon("the end of a connection", self.stream.read_to_end(&mut bytes)).await;
+        let _ = with_timeout("the end of a connection", self.stream.read_to_end(&mut bytes)).await;
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -154,12 +154,12 @@ impl Wire {
 }
 
 /// A model whose every connection is played by the test.
-pub(crate) async fn model() -> (Model, mpsc::UnboundedReceiver<Wire>) {
+pub(crate) async fn start_wire_model() -> (Model, mpsc::UnboundedReceiver<Wire>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let model = Model::raw(move |stream| {
+    let model = Model::from_connections(move |stream| {
         let sender = sender.clone();
         async move {
-            let _ = sender.send(Wire::of(stream));
+            let _ = sender.send(Wire::from_stream(stream));
         }
     })
     .await;
@@ -167,22 +167,22 @@ pub(crate) async fn model() -> (Model, mpsc::UnboundedReceiver<Wire>) {
 }
 
 /// The next value of a channel, soon.
-pub(crate) async fn next<T>(what: &str, receiver: &mut mpsc::UnboundedReceiver<T>) -> T {
-    soon(what, receiver.recv()).await.unwrap_or_else(|| panic!("nothing more: {what}"))
+pub(crate) async fn next_value<T>(what: &str, receiver: &mut mpsc::UnboundedReceiver<T>) -> T {
+    with_timeout(what, receiver.recv()).await.unwrap_or_else(|| panic!("nothing more: {what}"))
 }
 
 /// A body whose frames come from a channel.
-pub(crate) struct Frames(mpsc::UnboundedReceiver<Result<Frame<Bytes>, std::io::Error>>);
+pub(crate) struct ChannelFrames(mpsc::UnboundedReceiver<Result<Frame<Bytes>, std::io::Error>>);
 
 pub(crate) type FrameSender = mpsc::UnboundedSender<Result<Frame<Bytes>, std::io::Error>>;
 
 /// A body, and what to fill it with; it ends when the sender is dropped.
-pub(crate) fn frames() -> (FrameSender, BoxBody<Bytes, std::io::Error>) {
+pub(crate) fn channel_frames() -> (FrameSender, BoxBody<Bytes, std::io::Error>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    (sender, Frames(receiver).boxed())
+    (sender, ChannelFrames(receiver).boxed())
 }
 
-impl Body for Frames {
+impl Body for ChannelFrames {
     type Data = Bytes;
     type Error = std::io::Error;
 

@@ -12,15 +12,15 @@
 //! SIMULATION_SEED=7 cargo test --test simulation -- --nocapture   # one seed, with all that happens in it
 //! ```
 
-mod agenda;
-mod foresight;
+mod event_queue;
+mod retry_after;
 mod model;
 mod request;
 mod runs;
 mod scenario;
 mod world;
 
-use runs::every_seed;
+use runs::run_every_seed;
 use scenario::Scenario;
 use world::World;
 
@@ -39,16 +39,16 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Checked {
 
 #[test]
 fn whatever_happens_every_promise_about_slots_and_the_queue_holds() {
-    every_seed("whatever_happens", 10_000, |seed, trace| {
-        World::new(seed, Scenario::anything(seed), trace).run(|_| Ok(()))
+    run_every_seed("whatever_happens", 10_000, |seed, trace| {
+        World::new(seed, Scenario::from_seed(seed), trace).run(|_| Ok(()))
     });
 }
 
 #[test]
 fn retry_after_is_honest_within_a_factor_of_two() {
-    every_seed("retry_after", 200, |seed, trace| {
-        let scenario = Scenario::stationary(seed);
-        let service = scenario.service;
-        World::new(seed, scenario, trace).run(|told| foresight::judge(told, service))
+    run_every_seed("retry_after", 200, |seed, trace| {
+        let scenario = Scenario::stationary_from_seed(seed);
+        let service = scenario.service_time;
+        World::new(seed, scenario, trace).run(|told| retry_after::check_retry_after(told, service))
     });
 }

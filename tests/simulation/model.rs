@@ -7,8 +7,8 @@ use inference_router::policy::admit::{Admission, Arrival, Avoid, Occupancy, Repl
 use crate::{Checked, MILLISECOND, SECOND, Time, ensure};
 
 /// Failures in a row that set a replica aside; the first and the longest time it is.
-const FAILURES: u32 = 3;
-const BACK_OFF: (Time, Time) = (250 * MILLISECOND, 30 * SECOND);
+const FAILURES_TO_EJECT: u32 = 3;
+const EJECTION_BACKOFF: (Time, Time) = (250 * MILLISECOND, 30 * SECOND);
 
 /// A deployment, naively.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(crate) struct Model {
     /// Every replica there ever was; its number is its place.
     replicas: Vec<Replica>,
     /// In the order in which they are to be served.
-    waiting: Vec<Waiter>,
+    queue: Vec<QueuedRequest>,
     longest_held: Time,
 }
 
@@ -27,7 +27,7 @@ struct Replica {
     presence: Presence,
     in_flight: Vec<usize>,
     failures: u32,
-    fitness: Fitness,
+    availability: Availability,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,15 +38,15 @@ enum Presence {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fitness {
-    Fit,
-    Aside(Time),
-    Probe,
+enum Availability {
+    Available,
+    Ejected(Time),
+    Probing,
 }
 
 /// A request in the queue.
 #[derive(Debug)]
-pub(crate) struct Waiter {
+pub(crate) struct QueuedRequest {
     pub(crate) request: usize,
     pub(crate) deadline: Time,
     ticket: Ticket,
@@ -55,12 +55,12 @@ pub(crate) struct Waiter {
 
 impl Model {
     pub(crate) fn new(rules: Rules) -> Self {
-        Self { rules, replicas: Vec::new(), waiting: Vec::new(), longest_held: 0 }
+        Self { rules, replicas: Vec::new(), queue: Vec::new(), longest_held: 0 }
     }
 
     /// Those in the queue, first to last.
-    pub(crate) fn waiting(&self) -> &[Waiter] {
-        &self.waiting
+    pub(crate) fn queued_requests(&self) -> &[QueuedRequest] {
+        &self.queue
     }
 
     /// Those that hold a slot.
@@ -70,7 +70,7 @@ impl Model {
 
     /// Requests that all replicas together may have in flight now.
     pub(crate) fn slots(&self) -> usize {
-        self.replicas.iter().map(|replica| replica.limit(self.rules)).sum()
+        self.replicas.iter().map(|replica| replica.cap(self.rules)).sum()
     }
 
     /// The number of the replica that `id` means, and never another one.
@@ -84,102 +84,102 @@ impl Model {
     }
 
     /// The replicas that are to be used, or those on their way out.
-    pub(crate) fn wanted(&self, wanted: bool) -> Vec<usize> {
+    pub(crate) fn replicas_by_presence(&self, wanted: bool) -> Vec<usize> {
         let presence = if wanted { Presence::Present } else { Presence::Draining };
         (0..self.replicas.len()).filter(|replica| self.replicas[*replica].presence == presence).collect()
     }
 
-    pub(crate) fn added(&mut self, id: ReplicaId) -> Checked {
-        let (presence, fitness) = (Presence::Present, Fitness::Fit);
+    pub(crate) fn add_replica(&mut self, id: ReplicaId) -> Checked {
+        let (presence, fitness) = (Presence::Present, Availability::Available);
         ensure(self.number(id).is_err(), || format!("{id:?} was given twice"))?;
-        self.replicas.push(Replica { id, presence, in_flight: Vec::new(), failures: 0, fitness });
+        self.replicas.push(Replica { id, presence, in_flight: Vec::new(), failures: 0, availability: fitness });
         Ok(())
     }
 
-    pub(crate) fn removed(&mut self, replica: usize, gone: bool) -> Checked {
+    pub(crate) fn remove_replica(&mut self, replica: usize, gone: bool) -> Checked {
         self.replicas[replica].presence = Presence::Draining;
-        self.vacated(replica, gone)
+        self.check_gone(replica, gone)
     }
 
-    pub(crate) fn restored(&mut self, replica: usize) {
+    pub(crate) fn restore_replica(&mut self, replica: usize) {
         self.replicas[replica].presence = Presence::Present;
     }
 
-    pub(crate) fn changed(&mut self, rules: Rules) {
+    pub(crate) fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
     }
 
-    pub(crate) fn arrived(&mut self, request: usize, avoid: &[usize], deadline: Time, arrival: &Arrival) -> Checked {
+    pub(crate) fn check_arrival(&mut self, request: usize, avoid: &[usize], deadline: Time, arrival: &Arrival) -> Checked {
         match arrival {
             Arrival::Granted(id) => {
                 let replica = self.number(*id)?;
-                let passed_over = self.waiting.iter().find(|waiter| !waiter.avoid.contains(&replica));
+                let passed_over = self.queue.iter().find(|waiter| !waiter.avoid.contains(&replica));
                 if let Some(waiter) = passed_over {
                     return Err(format!("request {request} overtakes {} on replica {replica}", waiter.request));
                 }
-                self.occupied(request, replica, avoid)
+                self.occupy_slot(request, replica, avoid)
             }
             Arrival::Queued(ticket) => {
                 // Those that were tried before go before those that were not, and behind each other.
                 let repeated = |avoid: &[usize]| !avoid.is_empty();
-                let ahead = self.waiting.iter().filter(|waiter| repeated(&waiter.avoid) || !repeated(avoid)).count();
-                let waiter = Waiter { request, deadline, ticket: *ticket, avoid: avoid.to_vec() };
-                self.waiting.insert(ahead, waiter);
-                let length = self.waiting.len();
+                let ahead = self.queue.iter().filter(|waiter| repeated(&waiter.avoid) || !repeated(avoid)).count();
+                let waiter = QueuedRequest { request, deadline, ticket: *ticket, avoid: avoid.to_vec() };
+                self.queue.insert(ahead, waiter);
+                let length = self.queue.len();
                 ensure(repeated(avoid) || length <= self.rules.queue_length, || format!("{length} wait"))
             }
             Arrival::Full => {
-                let full = avoid.is_empty() && self.waiting.len() >= self.rules.queue_length;
-                ensure(full, || format!("request {request} turned away, but {} wait", self.waiting.len()))?;
-                let free = self.free_for(avoid).next();
+                let full = avoid.is_empty() && self.queue.len() >= self.rules.queue_length;
+                ensure(full, || format!("request {request} turned away, but {} wait", self.queue.len()))?;
+                let free = self.free_replicas_for(avoid).next();
                 ensure(free.is_none(), || format!("request {request} turned away, but {free:?} is free"))
             }
         }
     }
 
     /// A waiter gets a slot.
-    pub(crate) fn granted(&mut self, request: usize, replica: usize) -> Checked {
-        let first = self.waiting.iter().position(|waiter| !waiter.avoid.contains(&replica));
-        let Some(place) = first.filter(|place| self.waiting[*place].request == request) else {
-            let first = first.map(|place| self.waiting[place].request);
+    pub(crate) fn check_grant(&mut self, request: usize, replica: usize) -> Checked {
+        let first = self.queue.iter().position(|waiter| !waiter.avoid.contains(&replica));
+        let Some(place) = first.filter(|place| self.queue[*place].request == request) else {
+            let first = first.map(|place| self.queue[place].request);
             return Err(format!("request {request} gets a slot of replica {replica}, but {first:?} was first"));
         };
-        let waiter = self.waiting.remove(place);
-        self.occupied(request, replica, &waiter.avoid)
+        let waiter = self.queue.remove(place);
+        self.occupy_slot(request, replica, &waiter.avoid)
     }
 
-    fn occupied(&mut self, request: usize, replica: usize, avoid: &[usize]) -> Checked {
-        let Replica { presence, fitness, in_flight, .. } = &self.replicas[replica];
+    fn occupy_slot(&mut self, request: usize, replica: usize, avoid: &[usize]) -> Checked {
+        let Replica { presence, availability: fitness, in_flight, .. } = &self.replicas[replica];
         ensure(!avoid.contains(&replica), || format!("request {request} goes back to replica {replica}"))?;
-        let (limit, load) = (self.replicas[replica].limit(self.rules), in_flight.len());
+        let (limit, load) = (self.replicas[replica].cap(self.rules), in_flight.len());
         ensure(load < limit, || {
             format!("replica {replica}, {presence:?} and {fitness:?}, gets one more than {load}, may have {limit}")
         })?;
-        let least = self.free_for(avoid).map(|free| self.replicas[free].in_flight.len()).min();
+        let least = self.free_replicas_for(avoid).map(|free| self.replicas[free].in_flight.len()).min();
         ensure(least == Some(load), || format!("replica {replica} with {load} is taken, not one with {least:?}"))?;
         self.replicas[replica].in_flight.push(request);
         Ok(())
     }
 
     /// A waiter has left with its ticket; `left` is who left by it.
-    pub(crate) fn left(&mut self, request: usize, ticket: Ticket, left: Option<usize>) -> Checked {
-        let place = self.waiting.iter().position(|waiter| waiter.request == request && waiter.ticket == ticket);
+    pub(crate) fn check_leave(&mut self, request: usize, ticket: Ticket, left: Option<usize>) -> Checked {
+        let place = self.queue.iter().position(|waiter| waiter.request == request && waiter.ticket == ticket);
         ensure(left == place.map(|_| request), || format!("request {request} left, and {left:?} left the queue"))?;
         if let Some(place) = place {
-            self.waiting.remove(place);
+            self.queue.remove(place);
         }
         Ok(())
     }
 
-    pub(crate) fn released(&mut self, request: usize, replica: usize, held: Time, gone: bool) -> Checked {
+    pub(crate) fn check_release(&mut self, request: usize, replica: usize, held: Time, gone: bool) -> Checked {
         let in_flight = &mut self.replicas[replica].in_flight;
         let place = in_flight.iter().position(|other| *other == request);
         in_flight.swap_remove(place.ok_or_else(|| format!("request {request} is not on replica {replica}"))?);
         self.longest_held = self.longest_held.max(held);
-        self.vacated(replica, gone)
+        self.check_gone(replica, gone)
     }
 
-    fn vacated(&mut self, replica: usize, gone: bool) -> Checked {
+    fn check_gone(&mut self, replica: usize, gone: bool) -> Checked {
         let Replica { presence, in_flight, .. } = &mut self.replicas[replica];
         let idle = *presence == Presence::Draining && in_flight.is_empty();
         if idle {
@@ -190,73 +190,73 @@ impl Model {
 
     pub(crate) fn succeeded(&mut self, replica: usize) {
         let replica = &mut self.replicas[replica];
-        (replica.failures, replica.fitness) = (0, Fitness::Fit);
+        (replica.failures, replica.availability) = (0, Availability::Available);
     }
 
     /// A replica failed; `until` is when it may be probed, if it is said to be set aside by that.
     pub(crate) fn failed(&mut self, replica: usize, now: Time, until: Option<Time>) -> Checked {
-        let Replica { failures, fitness, .. } = &mut self.replicas[replica];
+        let Replica { failures, availability: fitness, .. } = &mut self.replicas[replica];
         let mut expected = None;
-        if !matches!(fitness, Fitness::Aside(_)) {
+        if !matches!(fitness, Availability::Ejected(_)) {
             *failures += 1;
-            if *failures >= FAILURES {
-                let doubled = (*failures - FAILURES).min(20);
-                let back_off = (BACK_OFF.0 << doubled).min(BACK_OFF.1);
-                *fitness = Fitness::Aside(now + back_off);
+            if *failures >= FAILURES_TO_EJECT {
+                let doubled = (*failures - FAILURES_TO_EJECT).min(20);
+                let back_off = (EJECTION_BACKOFF.0 << doubled).min(EJECTION_BACKOFF.1);
+                *fitness = Availability::Ejected(now + back_off);
                 expected = Some(now + back_off);
             }
         }
         ensure(until == expected, || format!("replica {replica} aside until {until:?}, not {expected:?}"))
     }
 
-    pub(crate) fn ticked(&mut self, now: Time) {
+    pub(crate) fn apply_tick(&mut self, now: Time) {
         for replica in &mut self.replicas {
-            if matches!(replica.fitness, Fitness::Aside(until) if until <= now) {
-                replica.fitness = Fitness::Probe;
+            if matches!(replica.availability, Availability::Ejected(until) if until <= now) {
+                replica.availability = Availability::Probing;
             }
         }
     }
 
     /// What one that is turned away now is told: the earliest probe if nothing can be used; otherwise no later than that
     /// all who wait have left and a slot has come back, had it been held as long as any ever was.
-    pub(crate) fn told(&self, now: Time, said: Time) -> Checked {
+    pub(crate) fn check_retry_after(&self, now: Time, retry_after: Time) -> Checked {
         let (least, most) = match self.slots() as Time {
             0 => {
                 let wanted = self.replicas.iter().filter(|replica| replica.presence == Presence::Present);
-                let probes = wanted.filter_map(|replica| match replica.fitness {
-                    Fitness::Aside(until) => Some(until.saturating_sub(now)),
+                let probes = wanted.filter_map(|replica| match replica.availability {
+                    Availability::Ejected(until) => Some(until.saturating_sub(now)),
                     _ => None,
                 });
                 let probe = probes.min().unwrap_or_default().max(SECOND);
                 (probe, probe)
             }
             slots => {
-                let all_left = self.waiting.iter().map(|waiter| waiter.deadline - now).max().unwrap_or_default();
+                let all_left = self.queue.iter().map(|waiter| waiter.deadline - now).max().unwrap_or_default();
                 (SECOND, SECOND.max(all_left + self.longest_held / slots + 1))
             }
         };
-        ensure((least..=most).contains(&said), || format!("told to wait {said}, not from {least} to {most}"))
+        ensure((least..=most).contains(&retry_after), || format!("told to wait {retry_after}, not from {least} to {most}"))
     }
 
     /// After every step, whatever it was: nobody waits in vain, and the state machine says of itself what is true.
-    pub(crate) fn settled(&self, admission: &Admission<usize>) -> Checked {
-        if self.free_for(&[]).next().is_some() {
-            for Waiter { request, avoid, .. } in &self.waiting {
-                let free = self.free_for(avoid).next();
+    pub(crate) fn check_invariants(&self, admission: &Admission<usize>) -> Checked {
+        if self.free_replicas_for(&[]).next().is_some() {
+            for QueuedRequest { request, avoid, .. } in &self.queue {
+                let free = self.free_replicas_for(avoid).next();
                 ensure(free.is_none(), || format!("request {request} waits beside free replica {free:?}"))?;
             }
         }
-        for Waiter { request, avoid, .. } in self.waiting.iter().filter(|waiter| !waiter.avoid.is_empty()) {
+        for QueuedRequest { request, avoid, .. } in self.queue.iter().filter(|waiter| !waiter.avoid.is_empty()) {
             let mut ids = Avoid::default();
             avoid.iter().for_each(|replica| ids.add(self.id(*replica)));
             let usable =
-                |(number, replica): (usize, &Replica)| replica.limit(self.rules) > 0 && !avoid.contains(&number);
+                |(number, replica): (usize, &Replica)| replica.cap(self.rules) > 0 && !avoid.contains(&number);
             let hope = self.replicas.iter().enumerate().any(usable);
             ensure(admission.any_ready_but(ids) == hope, || format!("request {request} is not to hope: {hope}"))?;
         }
-        let mut expected = Occupancy { waiting: self.waiting.len(), ..Occupancy::default() };
+        let mut expected = Occupancy { waiting: self.queue.len(), ..Occupancy::default() };
         for (number, replica) in self.replicas.iter().enumerate() {
-            let (limit, busy) = (replica.limit(self.rules), replica.in_flight.len());
+            let (limit, busy) = (replica.cap(self.rules), replica.in_flight.len());
             match replica.presence {
                 Presence::Gone => continue,
                 Presence::Draining => {
@@ -278,17 +278,17 @@ impl Model {
     }
 
     /// Replicas with a slot that a request avoiding `avoid` could have now.
-    fn free_for(&self, avoid: &[usize]) -> impl Iterator<Item = usize> {
-        let free = self.replicas.iter().enumerate().filter(|(_, one)| one.in_flight.len() < one.limit(self.rules));
+    fn free_replicas_for(&self, avoid: &[usize]) -> impl Iterator<Item = usize> {
+        let free = self.replicas.iter().enumerate().filter(|(_, one)| one.in_flight.len() < one.cap(self.rules));
         free.map(|(number, _)| number).filter(move |number| !avoid.contains(number))
     }
 }
 
 impl Replica {
-    fn limit(&self, rules: Rules) -> usize {
-        match (self.presence, self.fitness) {
-            (Presence::Present, Fitness::Fit) => rules.per_replica.get() as usize,
-            (Presence::Present, Fitness::Probe) => 1,
+    fn cap(&self, rules: Rules) -> usize {
+        match (self.presence, self.availability) {
+            (Presence::Present, Availability::Available) => rules.per_replica.get() as usize,
+            (Presence::Present, Availability::Probing) => 1,
             _ => 0,
         }
     }

@@ -8,13 +8,13 @@ use crate::Time;
 #[derive(Debug)]
 pub(crate) struct Request {
     /// How long a replica works on it, and how long until it answers.
-    pub(crate) service: Time,
-    pub(crate) head: Time,
+    pub(crate) service_time: Time,
+    pub(crate) time_to_head: Time,
     /// Replicas that failed it.
     pub(crate) avoid: Vec<usize>,
     pub(crate) avoid_ids: Avoid,
     /// Goes up whenever what was planned for it no longer counts.
-    pub(crate) step: u32,
+    pub(crate) generation: u32,
     pub(crate) stage: Stage,
     /// What its client saw in the end.
     pub(crate) outcome: Option<Outcome>,
@@ -24,22 +24,22 @@ pub(crate) struct Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Not in anybody's hands: before, between and after the others.
-    Elsewhere,
-    Waiting(Ticket),
+    Idle,
+    Queued(Ticket),
     /// Granted a slot, and does not know yet. Still has the ticket.
-    Granted(Ticket, Slot),
-    Connecting(Slot),
+    Granted(Ticket, HeldSlot),
+    Connecting(HeldSlot),
     /// Sent; no answer yet.
-    Sent(Slot),
+    Sent(HeldSlot),
     /// The answer is coming.
-    Answered(Slot),
+    Answered(HeldSlot),
     /// Sent, answered or not, and nobody wants it any more.
-    SeenOut(Slot),
+    Abandoned(HeldSlot),
 }
 
 /// A slot that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Slot {
+pub(crate) struct HeldSlot {
     pub(crate) replica: usize,
     pub(crate) since: Time,
 }
@@ -48,7 +48,7 @@ pub(crate) struct Slot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
     Served,
-    TurnedAway,
+    Rejected,
     TimedOut,
     Aborted,
     Failed,
@@ -56,9 +56,9 @@ pub(crate) enum Outcome {
 
 impl Stage {
     /// The slot of a request that a replica may be working on.
-    pub(crate) fn sent(self) -> Option<Slot> {
+    pub(crate) fn slot_in_use(self) -> Option<HeldSlot> {
         match self {
-            Self::Sent(slot) | Self::Answered(slot) | Self::SeenOut(slot) => Some(slot),
+            Self::Sent(slot) | Self::Answered(slot) | Self::Abandoned(slot) => Some(slot),
             _ => None,
         }
     }

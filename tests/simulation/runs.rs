@@ -10,7 +10,7 @@ use std::thread;
 ///
 /// # Panics
 /// When a seed fails, with how many do and how to see the first of them again.
-pub(crate) fn every_seed(test: &str, seeds: u64, run: impl Fn(u64, bool) -> Result<(), String> + Sync) {
+pub(crate) fn run_every_seed(test: &str, seeds: u64, run: impl Fn(u64, bool) -> Result<(), String> + Sync) {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     if let Some(seed) = number("SIMULATION_SEED") {
         if let Err(what) = run(seed, true) {

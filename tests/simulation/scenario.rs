@@ -16,25 +16,25 @@ pub(crate) struct Scenario {
     pub(crate) queue_wait: Time,
     /// From dispatch to response head, and how long a response that nobody wants is waited for.
     pub(crate) timeout: Time,
-    pub(crate) service: Service,
+    pub(crate) service_time: ServiceTime,
     pub(crate) arrivals: Arrivals,
     pub(crate) requests: usize,
     /// The share of clients that go away, and when at the latest.
-    pub(crate) aborts: (f64, Time),
+    pub(crate) abort_share_and_latest: (f64, Time),
     /// The share of connections to a running replica that fail nevertheless.
-    pub(crate) flaky: f64,
+    pub(crate) connect_failure_share: f64,
     /// Changes of the deployment and deaths of replicas, spread over the run.
     pub(crate) changes: usize,
     pub(crate) deaths: usize,
     /// Longest time in which something that happens at once is noticed.
     pub(crate) delay: Time,
     /// Nothing happens but requests, and what clients are told is compared with what comes true.
-    pub(crate) stationary: bool,
+    pub(crate) is_stationary: bool,
 }
 
 /// How long replicas take.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Service {
+pub(crate) enum ServiceTime {
     Constant(Time),
     /// Mean.
     Exponential(Time),
@@ -57,11 +57,11 @@ pub(crate) enum Arrivals {
 
 impl Scenario {
     /// Small, crowded and unlucky: what is rare in life happens in a few hundred events.
-    pub(crate) fn anything(seed: u64) -> Self {
+    pub(crate) fn from_seed(seed: u64) -> Self {
         let rng = &mut SmallRng::seed_from_u64(seed);
         let rules = Self::rules(rng);
         let replicas = rng.random_range(0..=5);
-        let service = Service::any(rng, 5 * MILLISECOND, 2 * SECOND);
+        let service = ServiceTime::any(rng, 5 * MILLISECOND, 2 * SECOND);
         let slots = (replicas.max(1) as u32 * rules.per_replica.get()) as f64;
         // From far too few requests to four times too many.
         let load = slots * rng.random_range(0.2..4.0);
@@ -72,29 +72,29 @@ impl Scenario {
             rules,
             queue_wait: *pick(rng, &[0, 20 * MILLISECOND, 500 * MILLISECOND, 5 * SECOND, 60 * SECOND]),
             timeout: *pick(rng, &[200 * MILLISECOND, 5 * SECOND, 60 * SECOND]),
-            service,
+            service_time: service,
             arrivals: Arrivals::any(rng, (service.mean() as f64 / load) as Time),
             requests,
-            aborts: (*pick(rng, &[0.0, 0.1, 0.5]), rng_time(rng, MILLISECOND, 3 * SECOND)),
-            flaky: if calm { 0.0 } else { *pick(rng, &[0.0, 0.0, 0.1, 0.5, 0.9]) },
+            abort_share_and_latest: (*pick(rng, &[0.0, 0.1, 0.5]), log_uniform_time(rng, MILLISECOND, 3 * SECOND)),
+            connect_failure_share: if calm { 0.0 } else { *pick(rng, &[0.0, 0.0, 0.1, 0.5, 0.9]) },
             changes: if calm { 0 } else { rng.random_range(0..=12) },
             deaths: if calm { 0 } else { rng.random_range(0..=6) },
             delay: *pick(rng, &[0, 1, 3 * MILLISECOND]),
-            stationary: false,
+            is_stationary: false,
         }
     }
 
     /// Nothing changes and nobody leaves early: what happens next can be foretold, on average. Always too many requests.
-    pub(crate) fn stationary(seed: u64) -> Self {
+    pub(crate) fn stationary_from_seed(seed: u64) -> Self {
         let rng = &mut SmallRng::seed_from_u64(seed);
         let per_replica = NonZeroU32::new(rng.random_range(1..=4)).expect("at least one");
         let replicas = rng.random_range(1..=6);
-        let service = Service::any(rng, SECOND, 60 * SECOND);
+        let service = ServiceTime::any(rng, SECOND, 60 * SECOND);
         let slots = replicas as u32 * per_replica.get();
         let apart = service.mean() as f64 / f64::from(slots) / rng.random_range(1.3..4.0);
         let queue_length = rng.random_range(0..=8 * slots as usize);
         // Whoever waits for slots that work in step is to see at least one round of them.
-        let patience = if let Service::Constant(_) = service { 1.0 } else { 0.5 };
+        let patience = if let ServiceTime::Constant(_) = service { 1.0 } else { 0.5 };
         let arrivals = match rng.random_range(0..3) {
             0 => Arrivals::Bursts(1 + slots as usize, apart as Time * (1 + Time::from(slots))),
             _ => Arrivals::Steady(apart as Time),
@@ -104,15 +104,15 @@ impl Scenario {
             rules: Rules { per_replica, queue_length },
             queue_wait: (service.mean() as f64 * rng.random_range(patience..20.0)) as Time,
             timeout: 86_400 * SECOND,
-            service,
+            service_time: service,
             arrivals,
             requests: 1500,
-            aborts: (0.0, 1),
-            flaky: 0.0,
+            abort_share_and_latest: (0.0, 1),
+            connect_failure_share: 0.0,
             changes: 0,
             deaths: 0,
             delay: 0,
-            stationary: true,
+            is_stationary: true,
         }
     }
 
@@ -125,9 +125,9 @@ impl Scenario {
     }
 }
 
-impl Service {
+impl ServiceTime {
     fn any(rng: &mut SmallRng, least: Time, most: Time) -> Self {
-        let mean = rng_time(rng, least, most);
+        let mean = log_uniform_time(rng, least, most);
         match rng.random_range(0..4) {
             0 => Self::Constant(mean),
             1 => Self::Exponential(mean),
@@ -206,7 +206,7 @@ pub(crate) fn exponential(rng: &mut SmallRng, mean: Time) -> f64 {
 }
 
 /// Between two times, each order of magnitude as likely as the next.
-fn rng_time(rng: &mut SmallRng, least: Time, most: Time) -> Time {
+fn log_uniform_time(rng: &mut SmallRng, least: Time, most: Time) -> Time {
     ((least as f64).ln() + rng.random::<f64>() * (most as f64 / least as f64).ln()).exp() as Time
 }
 

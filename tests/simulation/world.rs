@@ -8,10 +8,10 @@ use inference_router::policy::admit::{Admission, Arrival, Avoid, Grant, RETRIES}
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::agenda::{Agenda, Event, What};
-use crate::foresight::{Told, wait_in_truth};
+use crate::event_queue::{EventQueue, Event, RequestEvent};
+use crate::retry_after::{RetryAfterSample, actual_wait};
 use crate::model::{Model, micros};
-use crate::request::{Outcome, Request, Slot, Stage};
+use crate::request::{Outcome, Request, HeldSlot, Stage};
 use crate::scenario::{Scenario, exponential};
 use crate::{Checked, SECOND, Time, ensure};
 
@@ -22,87 +22,87 @@ const CONNECT_TIMEOUT: Time = SECOND;
 pub(crate) struct World {
     scenario: Scenario,
     rng: SmallRng,
-    trace: bool,
+    is_traced: bool,
     start: Instant,
     now: Time,
     steps: usize,
-    agenda: Agenda,
+    events: EventQueue,
     admission: Admission<usize>,
     model: Model,
     requests: Vec<Request>,
     /// By number: how a new connection fares.
-    replicas: Vec<Running>,
-    told: Vec<Told>,
+    replica_behaviors: Vec<ConnectBehavior>,
+    retry_after_samples: Vec<RetryAfterSample>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Running {
-    Well,
+enum ConnectBehavior {
+    Accepts,
     Refuses,
-    Swallows,
+    Blackholes,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, scenario: Scenario, trace: bool) -> Self {
         Self {
             rng: SmallRng::seed_from_u64(!seed),
-            trace,
+            is_traced: trace,
             start: Instant::now(),
             now: 0,
             steps: 0,
-            agenda: Agenda::default(),
+            events: EventQueue::default(),
             admission: Admission::new(scenario.rules),
             model: Model::new(scenario.rules),
             requests: Vec::new(),
-            replicas: Vec::new(),
-            told: Vec::new(),
+            replica_behaviors: Vec::new(),
+            retry_after_samples: Vec::new(),
             scenario,
         }
     }
 
     /// Plays it to its end; then `judge` sees what clients were told and what came true.
-    pub(crate) fn run(mut self, judge: impl FnOnce(&[Told]) -> Checked) -> Checked {
-        self.say(|world| format!("{:?}", world.scenario));
+    pub(crate) fn run(mut self, judge: impl FnOnce(&[RetryAfterSample]) -> Checked) -> Checked {
+        self.trace_event(|world| format!("{:?}", world.scenario));
         self.play().map_err(|what| format!("step {}, at {:?}: {what}", self.steps, Duration::from_micros(self.now)))?;
-        judge(&self.told)
+        judge(&self.retry_after_samples)
     }
 
     fn play(&mut self) -> Checked {
         for _ in 0..self.scenario.replicas {
             self.add()?;
         }
-        self.agenda.plan(0, Event::Arrival);
+        self.events.schedule(0, Event::Arrival);
         let pause = self.scenario.arrivals.mean_pause();
         let horizon = pause * self.scenario.requests as Time + SECOND;
         for _ in 0..self.scenario.changes {
-            self.agenda.plan(self.rng.random_range(0..horizon), Event::Change);
+            self.events.schedule(self.rng.random_range(0..horizon), Event::Change);
         }
         for _ in 0..self.scenario.deaths {
             let (at, victim) = (self.rng.random_range(0..horizon), self.rng.random_range(0..6));
-            self.agenda.plan(at, Event::Dies(victim));
-            self.agenda.plan(at + exponential(&mut self.rng, 2 * SECOND) as Time, Event::Revives(victim));
+            self.events.schedule(at, Event::Dies(victim));
+            self.events.schedule(at + exponential(&mut self.rng, 2 * SECOND) as Time, Event::Revives(victim));
         }
-        while let Some((at, event)) = self.agenda.next() {
+        while let Some((at, event)) = self.events.next() {
             (self.now, self.steps) = (at, self.steps + 1);
-            self.say(|_| format!("{event:?}"));
-            self.happens(event)?;
-            self.model.settled(&self.admission)?;
+            self.trace_event(|_| format!("{event:?}"));
+            self.handle_event(event)?;
+            self.model.check_invariants(&self.admission)?;
         }
         self.finish()
     }
 
-    fn happens(&mut self, event: Event) -> Checked {
+    fn handle_event(&mut self, event: Event) -> Checked {
         match event {
             Event::Arrival => self.arrival(),
-            Event::Request { request, step, what } if self.requests[request].step == step => {
-                self.goes_on(request, what)
+            Event::Request { request, generation: step, event: what } if self.requests[request].generation == step => {
+                self.handle_request_event(request, what)
             }
             Event::Request { .. } => Ok(()),
             Event::Abort(request) => self.abort(request),
             Event::Tick => {
-                self.model.ticked(self.now);
-                let grants = self.admission.tick(self.at(self.now));
-                self.hand_out(grants)
+                self.model.apply_tick(self.now);
+                let grants = self.admission.tick(self.instant_at(self.now));
+                self.deliver_grants(grants)
             }
             Event::Dies(replica) => {
                 self.dies(replica);
@@ -118,24 +118,24 @@ impl World {
 
     fn arrival(&mut self) -> Checked {
         let request = self.requests.len();
-        let service = self.scenario.service.draw(&mut self.rng);
+        let service = self.scenario.service_time.draw(&mut self.rng);
         let head = self.rng.random_range(0..=service);
         self.requests.push(Request {
-            service,
-            head,
+            service_time: service,
+            time_to_head: head,
             avoid: Vec::new(),
             avoid_ids: Avoid::default(),
-            step: 0,
-            stage: Stage::Elsewhere,
+            generation: 0,
+            stage: Stage::Idle,
             outcome: None,
         });
         if request + 1 < self.scenario.requests {
             let pause = self.scenario.arrivals.pause_after(request, &mut self.rng);
-            self.agenda.plan(self.now + pause, Event::Arrival);
+            self.events.schedule(self.now + pause, Event::Arrival);
         }
-        let (share, latest) = self.scenario.aborts;
+        let (share, latest) = self.scenario.abort_share_and_latest;
         if self.rng.random_bool(share) {
-            self.agenda.plan(self.now + self.rng.random_range(0..=latest), Event::Abort(request));
+            self.events.schedule(self.now + self.rng.random_range(0..=latest), Event::Abort(request));
         }
         self.acquire(request)
     }
@@ -143,88 +143,88 @@ impl World {
     /// `Slots::acquire`, as `service::acquire` calls it.
     fn acquire(&mut self, request: usize) -> Checked {
         let deadline = self.now + self.scenario.queue_wait;
-        let (avoid, now) = (self.requests[request].avoid_ids, self.at(self.now));
-        let arrival = self.admission.arrive(avoid, now, self.at(deadline), || request);
-        self.say(|world| format!("  request {request} avoiding {:?}: {arrival:?}", world.requests[request].avoid));
-        self.model.arrived(request, &self.requests[request].avoid, deadline, &arrival)?;
+        let (avoid, now) = (self.requests[request].avoid_ids, self.instant_at(self.now));
+        let arrival = self.admission.arrive(avoid, now, self.instant_at(deadline), || request);
+        self.trace_event(|world| format!("  request {request} avoiding {:?}: {arrival:?}", world.requests[request].avoid));
+        self.model.check_arrival(request, &self.requests[request].avoid, deadline, &arrival)?;
         match arrival {
             Arrival::Granted(id) => self.dispatch(request, self.model.number(id)?, self.now),
             Arrival::Queued(ticket) => {
-                self.enter(request, Stage::Waiting(ticket));
-                self.plan(request, deadline - self.now, What::WaitedEnough);
+                self.enter(request, Stage::Queued(ticket));
+                self.schedule_for(request, deadline - self.now, RequestEvent::QueueWaitOver);
             }
-            Arrival::Full => self.turn_away(request, Outcome::TurnedAway)?,
+            Arrival::Full => self.reject_request(request, Outcome::Rejected)?,
         }
         Ok(())
     }
 
     /// `Slots::hand_out`: who waits is told, and notices a little later.
-    fn hand_out(&mut self, grants: impl IntoIterator<Item = Grant<usize>>) -> Checked {
+    fn deliver_grants(&mut self, grants: impl IntoIterator<Item = Grant<usize>>) -> Checked {
         for (request, id) in grants {
-            let slot = Slot { replica: self.model.number(id)?, since: self.now };
-            self.say(|_| format!("  request {request} is granted replica {}", slot.replica));
-            self.model.granted(request, slot.replica)?;
-            let Stage::Waiting(ticket) = self.requests[request].stage else {
+            let slot = HeldSlot { replica: self.model.number(id)?, since: self.now };
+            self.trace_event(|_| format!("  request {request} is granted replica {}", slot.replica));
+            self.model.check_grant(request, slot.replica)?;
+            let Stage::Queued(ticket) = self.requests[request].stage else {
                 return Err(format!("request {request} was granted a slot and does not wait"));
             };
             self.enter(request, Stage::Granted(ticket, slot));
             let delay = self.rng.random_range(0..=self.scenario.delay);
-            self.plan(request, delay, What::Wakes);
+            self.schedule_for(request, delay, RequestEvent::NoticesGrant);
         }
         Ok(())
     }
 
     /// What was planned for a request comes: `Waiting::slot`, `service::attempt` and `Exchange`.
-    fn goes_on(&mut self, request: usize, what: What) -> Checked {
+    fn handle_request_event(&mut self, request: usize, what: RequestEvent) -> Checked {
         match (self.requests[request].stage, what) {
-            (Stage::Waiting(ticket), What::WaitedEnough) => {
+            (Stage::Queued(ticket), RequestEvent::QueueWaitOver) => {
                 let left = self.admission.leave(ticket);
-                self.model.left(request, ticket, left)?;
-                self.turn_away(request, Outcome::TimedOut)
+                self.model.check_leave(request, ticket, left)?;
+                self.reject_request(request, Outcome::TimedOut)
             }
-            (Stage::Granted(_, slot), What::Wakes) => {
+            (Stage::Granted(_, slot), RequestEvent::NoticesGrant) => {
                 self.dispatch(request, slot.replica, slot.since);
                 Ok(())
             }
-            (Stage::Connecting(slot), What::Connects) => self.connected(request, slot),
-            (Stage::Sent(slot), What::Answers) => {
+            (Stage::Connecting(slot), RequestEvent::Connects) => self.connected(request, slot),
+            (Stage::Sent(slot), RequestEvent::Answers) => {
                 self.requests[request].stage = Stage::Answered(slot);
                 self.model.succeeded(slot.replica);
                 let grants = self.admission.succeeded(self.model.id(slot.replica));
-                self.hand_out(grants)
+                self.deliver_grants(grants)
             }
-            (Stage::Sent(slot), What::BreaksOff) => {
+            (Stage::Sent(slot), RequestEvent::BreaksOff) => {
                 self.failed(slot.replica)?;
-                self.end(request, slot, Some(Outcome::Failed))
+                self.release_slot(request, slot, Some(Outcome::Failed))
             }
             // The head has come in time.
-            (Stage::Answered(_), What::RunsOut) | (Stage::SeenOut(_), What::Answers) => Ok(()),
-            (Stage::Sent(slot) | Stage::Answered(slot), What::RunsOut | What::BreaksOff) => {
-                self.end(request, slot, Some(Outcome::Failed))
+            (Stage::Answered(_), RequestEvent::TimeoutPasses) | (Stage::Abandoned(_), RequestEvent::Answers) => Ok(()),
+            (Stage::Sent(slot) | Stage::Answered(slot), RequestEvent::TimeoutPasses | RequestEvent::BreaksOff) => {
+                self.release_slot(request, slot, Some(Outcome::Failed))
             }
-            (Stage::Answered(slot), What::Ends) => self.end(request, slot, Some(Outcome::Served)),
-            (Stage::SeenOut(slot), What::Ends | What::RunsOut | What::BreaksOff) => self.end(request, slot, None),
+            (Stage::Answered(slot), RequestEvent::Ends) => self.release_slot(request, slot, Some(Outcome::Served)),
+            (Stage::Abandoned(slot), RequestEvent::Ends | RequestEvent::TimeoutPasses | RequestEvent::BreaksOff) => self.release_slot(request, slot, None),
             (stage, what) => Err(format!("the simulation is wrong: {what:?} for request {request} in {stage:?}")),
         }
     }
 
     fn dispatch(&mut self, request: usize, replica: usize, since: Time) {
-        self.enter(request, Stage::Connecting(Slot { replica, since }));
-        let takes = match self.replicas[replica] {
-            Running::Swallows => CONNECT_TIMEOUT,
+        self.enter(request, Stage::Connecting(HeldSlot { replica, since }));
+        let takes = match self.replica_behaviors[replica] {
+            ConnectBehavior::Blackholes => CONNECT_TIMEOUT,
             // A warm connection takes no time.
-            Running::Well | Running::Refuses => self.rng.random_range(0..=self.scenario.delay),
+            ConnectBehavior::Accepts | ConnectBehavior::Refuses => self.rng.random_range(0..=self.scenario.delay),
         };
-        self.plan(request, takes, What::Connects);
+        self.schedule_for(request, takes, RequestEvent::Connects);
     }
 
-    fn connected(&mut self, request: usize, slot: Slot) -> Checked {
-        if self.replicas[slot.replica] == Running::Well && !self.rng.random_bool(self.scenario.flaky) {
-            let Request { service, head, .. } = self.requests[request];
+    fn connected(&mut self, request: usize, slot: HeldSlot) -> Checked {
+        if self.replica_behaviors[slot.replica] == ConnectBehavior::Accepts && !self.rng.random_bool(self.scenario.connect_failure_share) {
+            let Request { service_time: service, time_to_head: head, .. } = self.requests[request];
             self.enter(request, Stage::Sent(slot));
-            self.plan(request, head, What::Answers);
-            self.plan(request, service, What::Ends);
-            self.plan(request, self.scenario.timeout, What::RunsOut);
+            self.schedule_for(request, head, RequestEvent::Answers);
+            self.schedule_for(request, service, RequestEvent::Ends);
+            self.schedule_for(request, self.scenario.timeout, RequestEvent::TimeoutPasses);
             return Ok(());
         }
         // `service::forward`: the slot goes back only after it was decided whether to try another replica.
@@ -235,18 +235,18 @@ impl World {
         tried.avoid.push(slot.replica);
         tried.avoid_ids.add(id);
         let again = retry < RETRIES && self.admission.any_ready_but(tried.avoid_ids);
-        self.end(request, slot, (!again).then_some(Outcome::Failed))?;
+        self.release_slot(request, slot, (!again).then_some(Outcome::Failed))?;
         if again { self.acquire(request) } else { Ok(()) }
     }
 
     /// `Slot::failed`.
     fn failed(&mut self, replica: usize) -> Checked {
-        let until = self.admission.failed(self.model.id(replica), self.at(self.now));
+        let until = self.admission.failed(self.model.id(replica), self.instant_at(self.now));
         let until = until.map(|until| micros(until.duration_since(self.start)));
         self.model.failed(replica, self.now, until)?;
         if let Some(until) = until {
             let late = self.rng.random_range(0..=self.scenario.delay);
-            self.agenda.plan(until + late, Event::Tick);
+            self.events.schedule(until + late, Event::Tick);
         }
         Ok(())
     }
@@ -257,64 +257,64 @@ impl World {
             return Ok(());
         }
         match self.requests[request].stage {
-            Stage::Waiting(ticket) => {
+            Stage::Queued(ticket) => {
                 let left = self.admission.leave(ticket);
-                self.model.left(request, ticket, left)?;
-                self.over(request, Outcome::Aborted)
+                self.model.check_leave(request, ticket, left)?;
+                self.end_without_slot(request, Outcome::Aborted)
             }
             Stage::Granted(ticket, slot) => {
                 let left = self.admission.leave(ticket);
-                self.model.left(request, ticket, left)?;
-                self.end(request, slot, Some(Outcome::Aborted))
+                self.model.check_leave(request, ticket, left)?;
+                self.release_slot(request, slot, Some(Outcome::Aborted))
             }
-            Stage::Connecting(slot) => self.end(request, slot, Some(Outcome::Aborted)),
+            Stage::Connecting(slot) => self.release_slot(request, slot, Some(Outcome::Aborted)),
             // The model works on: the slot is held until it ends, or its time is over.
             Stage::Sent(slot) => {
-                self.requests[request].stage = Stage::SeenOut(slot);
+                self.requests[request].stage = Stage::Abandoned(slot);
                 self.record(request, Outcome::Aborted)
             }
             Stage::Answered(slot) => {
-                self.requests[request].stage = Stage::SeenOut(slot);
-                self.plan(request, self.scenario.timeout, What::RunsOut);
+                self.requests[request].stage = Stage::Abandoned(slot);
+                self.schedule_for(request, self.scenario.timeout, RequestEvent::TimeoutPasses);
                 self.record(request, Outcome::Aborted)
             }
-            Stage::Elsewhere | Stage::SeenOut(_) => Err(format!("the simulation is wrong: request {request} is lost")),
+            Stage::Idle | Stage::Abandoned(_) => Err(format!("the simulation is wrong: request {request} is lost")),
         }
     }
 
     /// `Slot::drop`.
-    fn end(&mut self, request: usize, slot: Slot, outcome: Option<Outcome>) -> Checked {
+    fn release_slot(&mut self, request: usize, slot: HeldSlot, outcome: Option<Outcome>) -> Checked {
         let held = self.now - slot.since;
         let (grant, gone) = self.admission.release(self.model.id(slot.replica), Duration::from_micros(held));
-        self.model.released(request, slot.replica, held, gone)?;
-        self.enter(request, Stage::Elsewhere);
+        self.model.check_release(request, slot.replica, held, gone)?;
+        self.enter(request, Stage::Idle);
         outcome.map_or(Ok(()), |outcome| self.record(request, outcome))?;
-        self.hand_out(grant)
+        self.deliver_grants(grant)
     }
 
-    fn turn_away(&mut self, request: usize, outcome: Outcome) -> Checked {
-        let said = micros(self.admission.retry_after(self.at(self.now), (0, Duration::ZERO)));
-        self.say(|_| format!("  request {request} is told to wait {said}"));
-        self.model.told(self.now, said)?;
-        if self.scenario.stationary {
+    fn reject_request(&mut self, request: usize, outcome: Outcome) -> Checked {
+        let said = micros(self.admission.retry_after(self.instant_at(self.now), (0, Duration::ZERO)));
+        self.trace_event(|_| format!("  request {request} is told to wait {said}"));
+        self.model.check_retry_after(self.now, said)?;
+        if self.scenario.is_stationary {
             let ends = |request: usize| {
-                let Request { stage, service, .. } = self.requests[request];
-                stage.sent().map(|slot| slot.since + service)
+                let Request { stage, service_time: service, .. } = self.requests[request];
+                stage.slot_in_use().map(|slot| slot.since + service)
             };
             let in_flight = self.model.in_flight().filter_map(ends);
-            let truth = wait_in_truth(self.now, in_flight, self.model.waiting(), |one| self.requests[one].service);
-            self.told.push(Told { said, truth, waiting: self.model.waiting().len(), slots: self.model.slots() });
+            let truth = actual_wait(self.now, in_flight, self.model.queued_requests(), |one| self.requests[one].service_time);
+            self.retry_after_samples.push(RetryAfterSample { retry_after: said, actual: truth, queued: self.model.queued_requests().len(), slots: self.model.slots() });
         }
-        self.over(request, outcome)
+        self.end_without_slot(request, outcome)
     }
 
-    fn over(&mut self, request: usize, outcome: Outcome) -> Checked {
-        self.enter(request, Stage::Elsewhere);
+    fn end_without_slot(&mut self, request: usize, outcome: Outcome) -> Checked {
+        self.enter(request, Stage::Idle);
         self.record(request, outcome)
     }
 
     fn record(&mut self, request: usize, outcome: Outcome) -> Checked {
-        self.say(|_| format!("  request {request} ends: {outcome:?}"));
+        self.trace_event(|_| format!("  request {request} ends: {outcome:?}"));
         let before = self.requests[request].outcome.replace(outcome);
         ensure(before.is_none(), || format!("request {request} ends twice: {before:?}, {outcome:?}"))
     }
@@ -323,13 +323,13 @@ impl World {
     fn finish(&mut self) -> Checked {
         for request in 0..self.requests.len() {
             let Request { outcome, stage, .. } = self.requests[request];
-            let over = outcome.is_some() && stage == Stage::Elsewhere;
+            let over = outcome.is_some() && stage == Stage::Idle;
             ensure(over, || format!("request {request} never ends: {stage:?}, {outcome:?}"))?;
         }
         let occupancy = self.admission.occupancy();
         let released = (occupancy.busy, occupancy.busy_draining, occupancy.waiting, occupancy.draining) == (0, 0, 0, 0);
         ensure(released && occupancy.free == self.model.slots(), || format!("in the end {occupancy:?}"))?;
-        for replica in self.model.wanted(true) {
+        for replica in self.model.replicas_by_presence(true) {
             self.remove(replica)?;
         }
         let left = self.admission.ids().count();
@@ -339,20 +339,20 @@ impl World {
     /// What was planned for a request before no longer counts.
     fn enter(&mut self, request: usize, stage: Stage) {
         let request = &mut self.requests[request];
-        (request.stage, request.step) = (stage, request.step + 1);
+        (request.stage, request.generation) = (stage, request.generation + 1);
     }
 
-    fn plan(&mut self, request: usize, after: Time, what: What) {
-        let step = self.requests[request].step;
-        self.agenda.plan(self.now.saturating_add(after), Event::Request { request, step, what });
+    fn schedule_for(&mut self, request: usize, after: Time, what: RequestEvent) {
+        let step = self.requests[request].generation;
+        self.events.schedule(self.now.saturating_add(after), Event::Request { request, generation: step, event: what });
     }
 
-    fn at(&self, time: Time) -> Instant {
+    fn instant_at(&self, time: Time) -> Instant {
         self.start + Duration::from_micros(time)
     }
 
-    fn say(&self, what: impl FnOnce(&Self) -> String) {
-        if self.trace {
+    fn trace_event(&self, what: impl FnOnce(&Self) -> String) {
+        if self.is_traced {
             println!("{:>6} {:>14?} {}", self.steps, Duration::from_micros(self.now), what(self));
         }
     }

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
 /// Both versions that are spoken.
-pub const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
+pub const TLS_VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
 
 pub fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
@@ -24,7 +24,7 @@ pub struct Authority {
 }
 
 /// A certificate and its key, in PEM.
-pub struct Pair {
+pub struct CertifiedKeyPair {
     pub cert: String,
     pub key: String,
 }
@@ -40,16 +40,16 @@ impl Authority {
     }
 
     /// A certificate for these names and addresses.
-    pub fn sign(&self, names: &[&str]) -> Pair {
-        self.sign_until(names, SystemTime::now() + std::time::Duration::from_secs(90 * 24 * 3600))
+    pub fn sign(&self, names: &[&str]) -> CertifiedKeyPair {
+        self.sign_valid_until(names, SystemTime::now() + std::time::Duration::from_secs(90 * 24 * 3600))
     }
 
-    pub fn sign_until(&self, names: &[&str], end: SystemTime) -> Pair {
+    pub fn sign_valid_until(&self, names: &[&str], end: SystemTime) -> CertifiedKeyPair {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.not_after = end.into();
         let key = KeyPair::generate().unwrap();
-        Pair { cert: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
+        CertifiedKeyPair { cert: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
     }
 
     pub fn roots(&self) -> RootCertStore {
@@ -60,20 +60,20 @@ impl Authority {
 
     /// A client that trusts this authority.
     pub fn client(&self) -> ClientConfig {
-        self.client_of(&VERSIONS, None)
+        self.client_config_with(&TLS_VERSIONS, None)
     }
 
-    pub fn client_of(&self, versions: &[&'static SupportedProtocolVersion], own: Option<&Pair>) -> ClientConfig {
+    pub fn client_config_with(&self, versions: &[&'static SupportedProtocolVersion], client_certificate: Option<&CertifiedKeyPair>) -> ClientConfig {
         let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(versions).unwrap();
         let builder = builder.with_root_certificates(self.roots());
-        match own {
+        match client_certificate {
             None => builder.with_no_client_auth(),
             Some(pair) => builder.with_client_auth_cert(pair.chain(), pair.private_key()).unwrap(),
         }
     }
 }
 
-impl Pair {
+impl CertifiedKeyPair {
     pub fn chain(&self) -> Vec<CertificateDer<'static>> {
         vec![CertificateDer::from_pem_slice(self.cert.as_bytes()).unwrap()]
     }

@@ -11,13 +11,13 @@ fn run(folder: &Path, words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_inference-router")).current_dir(folder).args(words).output().unwrap()
 }
 
-fn good(folder: &Path, words: &[&str]) -> String {
+fn stdout_of_success(folder: &Path, words: &[&str]) -> String {
     let output = run(folder, words);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn bad(folder: &Path, words: &[&str], code: i32) -> String {
+fn stderr_of_failure(folder: &Path, words: &[&str], code: i32) -> String {
     let output = run(folder, words);
     assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stdout));
     assert!(output.stdout.is_empty());
@@ -39,7 +39,7 @@ fn setup() -> tempfile::TempDir {
 fn keys_are_made_shown_once_and_readable_by_their_owner_only() {
     let folder = setup();
     let folder = folder.path();
-    let shown = good(folder, &["keys", "generate", "--endpoint", "My-Endpoint", "--folder", "keys"]);
+    let shown = stdout_of_success(folder, &["keys", "generate", "--endpoint", "My-Endpoint", "--folder", "keys"]);
     let keys: Vec<&str> = shown.lines().map(|line| line.split_once(": ").unwrap().1).collect();
     assert_eq!(keys.len(), 2);
     assert!(keys[0] != keys[1] && keys.iter().all(|key| key.len() == 43), "{shown}");
@@ -48,10 +48,10 @@ fn keys_are_made_shown_once_and_readable_by_their_owner_only() {
         assert_eq!(std::fs::read_to_string(&path).unwrap().trim(), *key);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
-    let again = bad(folder, &["keys", "generate", "--endpoint", "my-endpoint", "--folder", "keys"], 1);
+    let again = stderr_of_failure(folder, &["keys", "generate", "--endpoint", "my-endpoint", "--folder", "keys"], 1);
     assert!(again.contains("exists") && again.contains("keys rotate"), "{again}");
     let rotated =
-        good(folder, &["keys", "rotate", "--endpoint", "my-endpoint", "--key", "secondary", "--folder", "keys"]);
+        stdout_of_success(folder, &["keys", "rotate", "--endpoint", "my-endpoint", "--key", "secondary", "--folder", "keys"]);
     let now = |name: &str| std::fs::read_to_string(folder.join(format!("keys/my-endpoint-{name}.key"))).unwrap();
     assert_eq!(rotated.trim(), format!("secondary: {}", now("secondary").trim()));
     assert_ne!(now("secondary").trim(), keys[1]);
@@ -62,11 +62,11 @@ fn keys_are_made_shown_once_and_readable_by_their_owner_only() {
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
     std::fs::rename(&file, folder.join("behind")).unwrap();
     std::os::unix::fs::symlink("../behind", &file).unwrap();
-    good(folder, &["keys", "rotate", "--endpoint", "my-endpoint", "--key", "primary", "--folder", "keys"]);
+    stdout_of_success(folder, &["keys", "rotate", "--endpoint", "my-endpoint", "--key", "primary", "--folder", "keys"]);
     assert_ne!(std::fs::read_to_string(folder.join("behind")).unwrap().trim(), keys[0]);
     assert!(std::fs::symlink_metadata(&file).unwrap().is_symlink());
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
-    assert!(bad(folder, &["keys", "generate", "--endpoint", "../x"], 2).contains("--endpoint"));
+    assert!(stderr_of_failure(folder, &["keys", "generate", "--endpoint", "../x"], 2).contains("--endpoint"));
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn keys_are_rotated_where_the_document_says_they_are() {
             .output()
             .unwrap()
     };
-    good(folder, &["keys", "generate", "--endpoint", "my-endpoint", "--folder", "keys"]);
+    stdout_of_success(folder, &["keys", "generate", "--endpoint", "my-endpoint", "--folder", "keys"]);
     let before = std::fs::read_to_string(folder.join("keys/my-endpoint-primary.key")).unwrap();
     let output = rotate("primary");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -98,22 +98,22 @@ fn keys_are_rotated_where_the_document_says_they_are() {
 fn a_token_is_made_with_a_key_that_was_made() {
     let folder = setup();
     let folder = folder.path();
-    good(folder, &["keys", "generate", "--endpoint", "my-endpoint", "--folder", "keys"]);
+    stdout_of_success(folder, &["keys", "generate", "--endpoint", "my-endpoint", "--folder", "keys"]);
     std::fs::copy(folder.join("keys/my-endpoint-secondary.key"), folder.join("other")).unwrap();
     let document = std::fs::read_to_string(folder.join("endpoints/a.yaml")).unwrap();
     std::fs::write(folder.join("endpoints/a.yaml"), document.replace("{env: OTHER}", "{file: ../other}")).unwrap();
     let ask = ["token", "--config", "router.yaml", "--endpoint", "my-endpoint", "--ttl", "30m", "--subject", "me"];
-    assert!(bad(folder, &ask, 78).contains("signing.pem"), "the key is missing");
+    assert!(stderr_of_failure(folder, &ask, 78).contains("signing.pem"), "the key is missing");
     let checked = run(folder, &["check", "router.yaml"]);
     assert!(String::from_utf8_lossy(&checked.stdout).contains("tokens.signingKeyFile"));
-    good(folder, &["keys", "signing", "--file", "signing.pem"]);
+    stdout_of_success(folder, &["keys", "signing", "--file", "signing.pem"]);
     assert_eq!(std::fs::metadata(folder.join("signing.pem")).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(
-        bad(folder, &["keys", "signing", "--file", "signing.pem"], 1).contains("signing.pem"),
+        stderr_of_failure(folder, &["keys", "signing", "--file", "signing.pem"], 1).contains("signing.pem"),
         "it is not replaced"
     );
     assert!(run(folder, &["check", "router.yaml"]).status.success());
-    let issued: serde_json::Value = serde_json::from_str(&good(folder, &ask)).unwrap();
+    let issued: serde_json::Value = serde_json::from_str(&stdout_of_success(folder, &ask)).unwrap();
     let pem = std::fs::read(folder.join("signing.pem")).unwrap();
     let signing = Signing::new("inference-router", std::time::Duration::from_secs(1), &pem, &[]).unwrap();
     let token = Token::parse(issued["accessToken"].as_str().unwrap()).unwrap();
@@ -121,15 +121,15 @@ fn a_token_is_made_with_a_key_that_was_made() {
     assert_eq!(claims.subject(), "me");
     let expiry = issued["expiryTimeUtc"].as_u64().unwrap();
     assert_eq!(claims.open("my-endpoint", expiry), Ok(()));
-    assert!((1790..=1800).contains(&(expiry - crate::signers::now())), "{expiry}");
+    assert!((1790..=1800).contains(&(expiry - crate::signers::unix_seconds())), "{expiry}");
     for (ttl, says) in [("0s", "--ttl"), ("721h", "--ttl")] {
         assert!(
-            bad(folder, &["token", "--config", "router.yaml", "--endpoint", "my-endpoint", "--ttl", ttl], 1)
+            stderr_of_failure(folder, &["token", "--config", "router.yaml", "--endpoint", "my-endpoint", "--ttl", ttl], 1)
                 .contains(says)
         );
     }
     assert!(
-        bad(folder, &["token", "--config", "router.yaml", "--endpoint", "nobody"], 1).contains("no endpoint nobody")
+        stderr_of_failure(folder, &["token", "--config", "router.yaml", "--endpoint", "nobody"], 1).contains("no endpoint nobody")
     );
 }
 
@@ -138,7 +138,7 @@ fn an_endpoint_that_needs_tokens_needs_a_key_to_sign_them() {
     let folder = setup();
     let folder = folder.path();
     std::fs::write(folder.join("router.yaml"), "").unwrap();
-    good(folder, &["keys", "generate", "--endpoint", "my-endpoint", "--folder", "keys"]);
+    stdout_of_success(folder, &["keys", "generate", "--endpoint", "my-endpoint", "--folder", "keys"]);
     let output = Command::new(env!("CARGO_BIN_EXE_inference-router"))
         .args(["serve", "--config"])
         .arg(folder.join("router.yaml"))

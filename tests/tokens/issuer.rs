@@ -9,29 +9,29 @@ use http::{Request, Response};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Model, Router, call, full, soon};
-use crate::signers::now;
+use crate::harness::{Answer, Model, Router, call, full_body, with_timeout};
+use crate::signers::unix_seconds;
 
 /// What an issuer answers when it is asked for its keys.
 #[derive(Debug, Clone)]
-pub enum Says {
+pub enum KeySetResponse {
     Keys(String),
     Status(u16),
     Redirect(String),
     /// Never.
-    Nothing,
+    NoResponse,
 }
 
 /// An issuer over plain HTTP.
-pub struct Issuer {
+pub struct FakeIssuer {
     pub address: SocketAddr,
-    says: Arc<Mutex<Says>>,
-    asked: Arc<AtomicUsize>,
+    response: Arc<Mutex<KeySetResponse>>,
+    key_fetches: Arc<AtomicUsize>,
     _server: Model,
 }
 
-impl Issuer {
-    pub async fn start(says: Says) -> Self {
+impl FakeIssuer {
+    pub async fn start(says: KeySetResponse) -> Self {
         let (says, asked) = (Arc::new(Mutex::new(says)), Arc::new(AtomicUsize::new(0)));
         let (now, count) = (says.clone(), asked.clone());
         let server = Model::http(move |request| {
@@ -42,39 +42,39 @@ impl Issuer {
             async move {
                 if request.uri().path() == "/.well-known/openid-configuration" {
                     let url = format!("http://{host}");
-                    return Response::new(full(json!({"issuer": url, "jwks_uri": format!("{url}/keys")}).to_string()));
+                    return Response::new(full_body(json!({"issuer": url, "jwks_uri": format!("{url}/keys")}).to_string()));
                 }
                 match says {
-                    Says::Keys(keys) => Response::new(full(keys)),
-                    Says::Status(status) => Response::builder().status(status).body(full("")).unwrap(),
-                    Says::Redirect(to) => {
-                        Response::builder().status(302).header("location", to).body(full("")).unwrap()
+                    KeySetResponse::Keys(keys) => Response::new(full_body(keys)),
+                    KeySetResponse::Status(status) => Response::builder().status(status).body(full_body("")).unwrap(),
+                    KeySetResponse::Redirect(to) => {
+                        Response::builder().status(302).header("location", to).body(full_body("")).unwrap()
                     }
-                    Says::Nothing => std::future::pending().await,
+                    KeySetResponse::NoResponse => std::future::pending().await,
                 }
             }
         })
         .await;
-        Self { address: server.address, says, asked, _server: server }
+        Self { address: server.address, response: says, key_fetches: asked, _server: server }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    pub fn now_says(&self, says: Says) {
-        *self.says.lock().unwrap() = says;
+    pub fn set_response(&self, says: KeySetResponse) {
+        *self.response.lock().unwrap() = says;
     }
 
     /// How often it was asked for its keys.
-    pub fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
+    pub fn key_fetch_count(&self) -> usize {
+        self.key_fetches.load(Ordering::SeqCst)
     }
 
     /// Waits until it has been asked so often.
-    pub async fn until_asked(&self, times: usize) {
-        soon("the keys to be fetched", async {
-            while self.asked() < times {
+    pub async fn wait_until_key_fetches(&self, times: usize) {
+        with_timeout("the keys to be fetched", async {
+            while self.key_fetch_count() < times {
                 tokio::task::yield_now().await;
             }
         })
@@ -83,7 +83,7 @@ impl Issuer {
 
     /// What a good token of it says.
     pub fn claims(&self) -> Value {
-        json!({"iss": self.url(), "aud": "me", "sub": "somebody", "exp": now() + 600})
+        json!({"iss": self.url(), "aud": "me", "sub": "somebody", "exp": unix_seconds() + 600})
     }
 
     /// The endpoint `my-endpoint` that trusts it; `rules` as in `jwt.issuers`.
@@ -99,7 +99,7 @@ impl Issuer {
 }
 
 /// Calls `my-endpoint` with a token.
-pub async fn call_with(router: &Router, token: &str) -> Answer {
+pub async fn call_with_token(router: &Router, token: &str) -> Answer {
     let request =
         Request::post("/api/v1/endpoint/my-endpoint/score").header("authorization", format!("Bearer {token}"));
     call(router.scoring, request.body(Full::<Bytes>::from("{}")).unwrap()).await

@@ -5,14 +5,14 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use crate::signers::{Signer, set};
+use crate::signers::{Signer, jwk_set};
 
 const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.=+/ \x00";
 
 #[test]
 fn no_mutated_token_is_accepted() {
-    let signers = Signer::all();
-    let keys = KeySet::parse(set(&signers.each_ref().map(Signer::public)).as_bytes()).unwrap();
+    let signers = Signer::one_of_each_kind();
+    let keys = KeySet::parse(jwk_set(&signers.each_ref().map(Signer::public)).as_bytes()).unwrap();
     let is_good = |token: &str| Token::parse(token).is_ok_and(|token| token.verified(&keys).is_ok());
     let claims = json!({"iss": "i", "aud": "a", "sub": "me", "exp": 5_000_000_000_u64});
     for (signer, seed) in signers.iter().zip(0..) {

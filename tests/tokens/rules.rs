@@ -11,7 +11,7 @@ use inference_router::policy::token::{KeySet, LEEWAY, Token};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
-use crate::signers::{Signer, changed, set};
+use crate::signers::{Signer, with_changed_claims, jwk_set};
 
 const NOW: u64 = 1_000_000;
 
@@ -26,7 +26,7 @@ fn issuer() -> Issuer {
     }
 }
 
-fn good() -> Value {
+fn valid_claims() -> Value {
     json!({"iss": "https://issuer.example", "aud": "one", "sub": "me", "exp": NOW + 10, "tid": "t", "scp": "read score"})
 }
 
@@ -37,17 +37,17 @@ fn verdict(keys: &str, token: &str, issuer: &Issuer, now: u64) -> Result<(), Den
 
 #[test]
 fn every_kind_of_signature_is_checked() {
-    let signers = Signer::all();
-    let others = Signer::all();
-    let keys = set(&signers.each_ref().map(Signer::public));
+    let signers = Signer::one_of_each_kind();
+    let others = Signer::one_of_each_kind();
+    let keys = jwk_set(&signers.each_ref().map(Signer::public));
     for (signer, other) in signers.iter().zip(&others) {
-        assert_eq!(verdict(&keys, &signer.sign(&good()), &issuer(), NOW), Ok(()), "{:?}", signer.algorithm);
+        assert_eq!(verdict(&keys, &signer.sign(&valid_claims()), &issuer(), NOW), Ok(()), "{:?}", signer.algorithm);
         // The same name and kind, another key.
-        assert_eq!(verdict(&keys, &other.sign(&good()), &issuer(), NOW), Err(Denied::BadSignature));
-        let unnamed = signer.sign_as(&Header::new(signer.algorithm), &good());
+        assert_eq!(verdict(&keys, &other.sign(&valid_claims()), &issuer(), NOW), Err(Denied::BadSignature));
+        let unnamed = signer.sign_as(&Header::new(signer.algorithm), &valid_claims());
         assert_eq!(verdict(&keys, &unnamed, &issuer(), NOW), Ok(()), "a token need not name its key");
         let misnamed = Header { kid: Some("none".to_owned()), ..Header::new(signer.algorithm) };
-        let misnamed = signer.sign_as(&misnamed, &good());
+        let misnamed = signer.sign_as(&misnamed, &valid_claims());
         assert_eq!(verdict(&keys, &misnamed, &issuer(), NOW), Err(Denied::UnknownSigningKey));
     }
 }
@@ -56,26 +56,26 @@ fn every_kind_of_signature_is_checked() {
 fn the_key_says_which_algorithm() {
     let signer = Signer::rsa("rsa");
     let public = signer.public();
-    let keys = set(std::slice::from_ref(&public));
-    let other = signer.sign_as(&Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::RS512) }, &good());
+    let keys = jwk_set(std::slice::from_ref(&public));
+    let other = signer.sign_as(&Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::RS512) }, &valid_claims());
     assert_eq!(verdict(&keys, &other, &issuer(), NOW), Err(Denied::UnknownSigningKey));
     // A key that does not say so is good for all of its kind.
     let mut open = public.clone();
     open.as_object_mut().unwrap().remove("alg");
-    assert_eq!(verdict(&set(&[open]), &other, &issuer(), NOW), Ok(()));
+    assert_eq!(verdict(&jwk_set(&[open]), &other, &issuer(), NOW), Ok(()));
     // What everybody knows is no secret to sign with.
     let secret = EncodingKey::from_secret(public["n"].as_str().unwrap().as_bytes());
     let header = Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::HS256) };
-    let forged = jsonwebtoken::encode(&header, &good(), &secret).unwrap();
+    let forged = jsonwebtoken::encode(&header, &valid_claims(), &secret).unwrap();
     assert_eq!(verdict(&keys, &forged, &issuer(), NOW), Err(Denied::UnknownSigningKey));
     let shared = json!({"kty": "oct", "kid": "rsa", "alg": "HS256", "k": public["n"]});
-    assert_eq!(verdict(&set(&[shared, public]), &forged, &issuer(), NOW), Err(Denied::UnknownSigningKey));
+    assert_eq!(verdict(&jwk_set(&[shared, public]), &forged, &issuer(), NOW), Err(Denied::UnknownSigningKey));
     let encode = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
     for alg in ["none", "None", "nOnE", "", "XX"] {
-        let unsigned = format!("{}.{}.", encode(json!({"alg": alg})), encode(good()));
+        let unsigned = format!("{}.{}.", encode(json!({"alg": alg})), encode(valid_claims()));
         assert_eq!(verdict(&keys, &unsigned, &issuer(), NOW), Err(Denied::Malformed), "{alg}");
     }
-    let critical = format!("{}.{}.", encode(json!({"alg": "RS256", "crit": ["exp"]})), encode(good()));
+    let critical = format!("{}.{}.", encode(json!({"alg": "RS256", "crit": ["exp"]})), encode(valid_claims()));
     assert_eq!(verdict(&keys, &critical, &issuer(), NOW), Err(Denied::Malformed));
 }
 
@@ -83,11 +83,11 @@ fn the_key_says_which_algorithm() {
 fn keys_for_other_uses_check_nothing() {
     let signer = Signer::p256("ec");
     for change in [json!({"use": "enc"}), json!({"key_ops": ["encrypt"]})] {
-        let other = changed(&signer.public(), change);
-        assert!(KeySet::parse(set(std::slice::from_ref(&other)).as_bytes()).is_err(), "{other}");
+        let other = with_changed_claims(&signer.public(), change);
+        assert!(KeySet::parse(jwk_set(std::slice::from_ref(&other)).as_bytes()).is_err(), "{other}");
     }
-    let one_bad = set(&[json!({"kty": "EC", "crv": "P-256", "x": "?", "y": "?"}), json!(5), signer.public()]);
-    assert_eq!(verdict(&one_bad, &signer.sign(&good()), &issuer(), NOW), Ok(()), "a key that is none spoils no other");
+    let one_bad = jwk_set(&[json!({"kty": "EC", "crv": "P-256", "x": "?", "y": "?"}), json!(5), signer.public()]);
+    assert_eq!(verdict(&one_bad, &signer.sign(&valid_claims()), &issuer(), NOW), Ok(()), "a key that is none spoils no other");
     for document in ["", "[]", "{}", r#"{"keys": []}"#, r#"{"keys": {}}"#, "<html>"] {
         assert!(KeySet::parse(document.as_bytes()).is_err(), "{document}");
     }
@@ -105,30 +105,30 @@ fn a_key_whose_coordinates_lack_leading_zeros_is_the_key() {
                 fewer[name] = json!(URL_SAFE_NO_PAD.encode(kept));
             }
         }
-        (fewer != json!({})).then(|| changed(&public, fewer))
+        (fewer != json!({})).then(|| with_changed_claims(&public, fewer))
     };
     // One key in 128 has such a coordinate.
     let (signer, key) =
         std::iter::repeat_with(|| Signer::p256("ec")).find_map(|s| short(&s).map(|key| (s, key))).unwrap();
-    assert_eq!(verdict(&set(&[key]), &signer.sign(&good()), &issuer(), NOW), Ok(()));
+    assert_eq!(verdict(&jwk_set(&[key]), &signer.sign(&valid_claims()), &issuer(), NOW), Ok(()));
     let long = format!("AAAA{}", signer.public()["x"].as_str().unwrap());
-    assert!(KeySet::parse(set(&[changed(&signer.public(), json!({"x": long}))]).as_bytes()).is_err());
+    assert!(KeySet::parse(jwk_set(&[with_changed_claims(&signer.public(), json!({"x": long}))]).as_bytes()).is_err());
 }
 
 /// An unnamed key is tried for every token; that it did not fit does not say that there is none.
 #[test]
 fn a_key_without_a_name_hides_no_new_one() {
     let (unnamed, new) = (Signer::rsa("x"), Signer::rsa("new"));
-    let keys = set(&[changed(&unnamed.public(), json!({"kid": null}))]);
-    assert_eq!(verdict(&keys, &unnamed.sign(&good()), &issuer(), NOW), Ok(()));
-    assert_eq!(verdict(&keys, &new.sign(&good()), &issuer(), NOW), Err(Denied::UnknownSigningKey));
+    let keys = jwk_set(&[with_changed_claims(&unnamed.public(), json!({"kid": null}))]);
+    assert_eq!(verdict(&keys, &unnamed.sign(&valid_claims()), &issuer(), NOW), Ok(()));
+    assert_eq!(verdict(&keys, &new.sign(&valid_claims()), &issuer(), NOW), Err(Denied::UnknownSigningKey));
 }
 
 #[test]
 fn each_claim_counts() {
     let signer = Signer::ed25519("ed");
-    let keys = set(&[signer.public()]);
-    let says = |change: Value| verdict(&keys, &signer.sign(&changed(&good(), change)), &issuer(), NOW);
+    let keys = jwk_set(&[signer.public()]);
+    let says = |change: Value| verdict(&keys, &signer.sign(&with_changed_claims(&valid_claims(), change)), &issuer(), NOW);
     for change in [
         json!({"aud": ["x", "two"]}),
         json!({"tid": 7}),
@@ -165,8 +165,8 @@ fn each_claim_counts() {
 #[test]
 fn time_counts_with_a_minutes_leeway() {
     let signer = Signer::ed25519("ed");
-    let keys = set(&[signer.public()]);
-    let at = |change: Value, now: u64| verdict(&keys, &signer.sign(&changed(&good(), change)), &issuer(), now);
+    let keys = jwk_set(&[signer.public()]);
+    let at = |change: Value, now: u64| verdict(&keys, &signer.sign(&with_changed_claims(&valid_claims(), change)), &issuer(), now);
     assert_eq!(at(json!({"exp": NOW}), NOW + LEEWAY), Ok(()));
     assert_eq!(at(json!({"exp": NOW}), NOW + LEEWAY + 1), Err(Denied::Expired));
     assert_eq!(at(json!({"nbf": NOW + LEEWAY}), NOW), Ok(()));

@@ -12,7 +12,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
 /// Seconds since 1970.
-pub fn now() -> u64 {
+pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
@@ -59,7 +59,7 @@ impl Signer {
     }
 
     /// One of each kind.
-    pub fn all() -> [Self; 3] {
+    pub fn one_of_each_kind() -> [Self; 3] {
         [Self::ed25519("ed"), Self::p256("ec"), Self::rsa("rsa")]
     }
 
@@ -83,12 +83,12 @@ fn pem(der: &[u8]) -> String {
 }
 
 /// A JWK set.
-pub fn set(keys: &[Value]) -> String {
+pub fn jwk_set(keys: &[Value]) -> String {
     json!({ "keys": keys }).to_string()
 }
 
 /// `claims` with some changed; null takes one out.
-pub fn changed(claims: &Value, change: Value) -> Value {
+pub fn with_changed_claims(claims: &Value, change: Value) -> Value {
     let mut claims = claims.as_object().unwrap().clone();
     for (name, value) in change.as_object().unwrap() {
         match value {

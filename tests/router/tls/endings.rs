@@ -8,27 +8,27 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::{Tls, http1};
-use crate::harness::{Model, endpoint, score, soon};
-use crate::peers::{next, request, streaming, wire};
+use super::{TlsRouter, http1};
+use crate::harness::{Model, endpoint, score, with_timeout};
+use crate::raw_peers::{next_arrival, request, streaming, start_handover_model};
 
-async fn open(tls: &Tls, bytes: &str) -> TlsStream<TcpStream> {
+async fn connect_and_write(tls: &TlsRouter, bytes: &str) -> TlsStream<TcpStream> {
     let mut stream = tls.connect(&Arc::new(tls.authority.client())).await.unwrap();
     stream.write_all(bytes.as_bytes()).await.unwrap();
     stream
 }
 
 /// Reads to the end; the error is that of an end nobody announced.
-async fn rest(stream: &mut TlsStream<TcpStream>) -> (String, io::Result<usize>) {
+async fn read_to_end(stream: &mut TlsStream<TcpStream>) -> (String, io::Result<usize>) {
     let mut bytes = Vec::new();
-    let ended = soon("the end", stream.read_to_end(&mut bytes)).await;
+    let ended = with_timeout("the end", stream.read_to_end(&mut bytes)).await;
     (String::from_utf8(bytes).unwrap(), ended)
 }
 
 #[tokio::test]
 async fn draining_says_goodbye_to_idle_clients_and_finishes_with_others() {
     let (model, mut asked) = Model::manual().await;
-    let mut tls = Tls::start(&[&endpoint(&[model.address], "{}")]);
+    let mut tls = TlsRouter::start(&[&endpoint(&[model.address], "{}")]);
     let config = Arc::new(tls.authority.client());
     let mut idle = tls.connect(&config).await.unwrap();
     let silent = TcpStream::connect(tls.address()).await.unwrap();
@@ -36,12 +36,12 @@ async fn draining_says_goodbye_to_idle_clients_and_finishes_with_others() {
         let stream = tls.connect(&config).await.unwrap();
         async move { http1(stream, score("{}")).await.unwrap() }
     });
-    let asked = next(&mut asked).await;
-    tls.router.tell_to_stop();
-    let (said, ended) = rest(&mut idle).await;
+    let asked = next_arrival(&mut asked).await;
+    tls.router.begin_shutdown();
+    let (said, ended) = read_to_end(&mut idle).await;
     assert!(said.is_empty() && ended.is_ok(), "an idle client is told: {said} {ended:?}");
     let mut nothing = Vec::new();
-    let _ = soon("the end", { silent }.read_to_end(&mut nothing)).await;
+    let _ = with_timeout("the end", { silent }.read_to_end(&mut nothing)).await;
     asked.answer("done");
     let answer = busy.await.unwrap();
     assert_eq!((answer.text().as_str(), answer.header("connection")), ("done", "close"));
@@ -50,27 +50,27 @@ async fn draining_says_goodbye_to_idle_clients_and_finishes_with_others() {
 
 #[tokio::test]
 async fn an_answer_before_the_end_of_an_upload_is_seen() {
-    let tls = Tls::start(&[]);
+    let tls = TlsRouter::start(&[]);
     let head = "POST /api/v1/endpoint/none/score HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n";
-    let mut stream = open(&tls, head).await;
-    let (answer, ended) = rest(&mut stream).await;
+    let mut stream = connect_and_write(&tls, head).await;
+    let (answer, ended) = read_to_end(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 404 ") && ended.is_ok(), "{answer} {ended:?}");
 }
 
 #[tokio::test]
 async fn an_http_1_0_client_can_tell_a_broken_body_from_a_whole_one() {
-    let (model, mut arrivals) = wire().await;
-    let tls = Tls::start(&[&endpoint(&[model.address], "{}")]);
+    let (model, mut arrivals) = start_handover_model().await;
+    let tls = TlsRouter::start(&[&endpoint(&[model.address], "{}")]);
     let old = request("POST", "{}").replace("HTTP/1.1", "HTTP/1.0");
     for whole in [true, false] {
-        let mut stream = open(&tls, &old).await;
-        let mut arrived = next(&mut arrivals).await;
+        let mut stream = connect_and_write(&tls, &old).await;
+        let mut arrived = next_arrival(&mut arrivals).await;
         arrived.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n").await;
         if whole {
             arrived.write("0\r\n\r\n").await;
         }
         drop(arrived);
-        let (answer, ended) = rest(&mut stream).await;
+        let (answer, ended) = read_to_end(&mut stream).await;
         assert_eq!(ended.is_ok(), whole, "{answer}");
     }
 }
@@ -78,14 +78,14 @@ async fn an_http_1_0_client_can_tell_a_broken_body_from_a_whole_one() {
 #[tokio::test]
 async fn events_come_one_by_one() {
     let (model, mut asked) = Model::manual().await;
-    let tls = Tls::start(&[&endpoint(&[model.address], "{}")]);
-    let mut stream = open(&tls, &request("POST", "{}")).await;
+    let tls = TlsRouter::start(&[&endpoint(&[model.address], "{}")]);
+    let mut stream = connect_and_write(&tls, &request("POST", "{}")).await;
     let (sender, response) = streaming();
-    next(&mut asked).await.respond(response);
+    next_arrival(&mut asked).await.respond(response);
     for event in ["data: 1\n\n", "data: 2\n\n"] {
         sender.send(event.into()).unwrap();
         let mut seen = Vec::new();
-        soon(event, async {
+        with_timeout(event, async {
             while !seen.ends_with(format!("{event}\r\n").as_bytes()) {
                 stream.read_buf(&mut seen).await.unwrap();
             }
@@ -94,7 +94,7 @@ async fn events_come_one_by_one() {
     }
     drop(sender);
     let mut seen = Vec::new();
-    soon("the end of the body", async {
+    with_timeout("the end of the body", async {
         while !seen.ends_with(b"0\r\n\r\n") {
             stream.read_buf(&mut seen).await.unwrap();
         }
@@ -104,16 +104,16 @@ async fn events_come_one_by_one() {
 
 #[tokio::test]
 async fn a_client_that_takes_nothing_of_its_answer_is_cut_off() {
-    let model = Model::raw(|mut stream| async move {
+    let model = Model::from_connections(|mut stream| async move {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
         while stream.write_all(&[b'x'; 65536]).await.is_ok() {}
     })
     .await;
-    let tls = Tls::start_settings(&[&endpoint(&[model.address], "{}")], |settings| {
+    let tls = TlsRouter::start_settings(&[&endpoint(&[model.address], "{}")], |settings| {
         settings.limits.body_idle_timeout = Duration::from_millis(200);
     });
     // Counted from before its handshake on; whoever looks a moment later may find it gone already.
-    let client = open(&tls, &request("POST", "{}")).await;
-    tls.metric_is("inference_router_connections{listener=\"scoring_tls\"}", 0.0).await;
+    let client = connect_and_write(&tls, &request("POST", "{}")).await;
+    tls.wait_until_metric("inference_router_connections{listener=\"scoring_tls\"}", 0.0).await;
     drop(client);
 }

@@ -13,19 +13,19 @@ use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 
-use super::{Authority, Pair, Tls, connect, http1, shown};
-use crate::harness::{Model, endpoint, score, soon};
+use super::{Authority, CertifiedKeyPair, TlsRouter, connect, http1, peer_certificate};
+use crate::harness::{Model, endpoint, score, with_timeout};
 
 /// How long a change may take to count.
-const SOON: Duration = Duration::from_secs(1);
+const MAX_RELOAD_TIME: Duration = Duration::from_secs(1);
 
 /// Waits until new handshakes show `cert`.
-async fn shows(tls: &Tls, config: &Arc<ClientConfig>, cert: &CertificateDer<'_>) {
-    soon("the new certificate", async { while shown(&tls.connect(config).await.unwrap()) != *cert {} }).await;
+async fn wait_until_certificate(tls: &TlsRouter, config: &Arc<ClientConfig>, cert: &CertificateDer<'_>) {
+    with_timeout("the new certificate", async { while peer_certificate(&tls.connect(config).await.unwrap()) != *cert {} }).await;
 }
 
 /// Requests without end, over connections of their own and over a kept one.
-fn load(tls: &Tls, config: &Arc<ClientConfig>, stop: &Arc<AtomicBool>, done: &Arc<AtomicUsize>) -> JoinSet<()> {
+fn load(tls: &TlsRouter, config: &Arc<ClientConfig>, stop: &Arc<AtomicBool>, done: &Arc<AtomicUsize>) -> JoinSet<()> {
     let mut clients = JoinSet::new();
     for kept in [true, false] {
         let (address, config, stop, done) = (tls.address(), config.clone(), stop.clone(), done.clone());
@@ -55,7 +55,7 @@ fn load(tls: &Tls, config: &Arc<ClientConfig>, stop: &Arc<AtomicBool>, done: &Ar
 }
 
 /// Kubernetes' way: a link to a folder of this generation is swapped.
-fn swap_generation(folder: &Path, generation: &str, pair: &Pair) {
+fn swap_generation(folder: &Path, generation: &str, pair: &CertifiedKeyPair) {
     std::fs::create_dir(folder.join(generation)).unwrap();
     std::fs::write(folder.join(generation).join("tls.crt"), &pair.cert).unwrap();
     std::fs::write(folder.join(generation).join("tls.key"), &pair.key).unwrap();
@@ -67,14 +67,14 @@ fn swap_generation(folder: &Path, generation: &str, pair: &Pair) {
 async fn certificates_are_swapped_under_load_without_a_failed_request() {
     let model = Model::named("m").await;
     let document = endpoint(&[model.address], "{maxConcurrentRequestsPerInstance: 100}");
-    let tls = Tls::start_with(&[&document], |tls, folder| {
+    let tls = TlsRouter::start_with(&[&document], |tls, folder| {
         // As a Secret is mounted.
         let mount = folder.join("mount");
         std::fs::create_dir(&mount).unwrap();
         for name in ["tls.crt", "tls.key"] {
             symlink(format!("..data/{name}"), mount.join(name)).unwrap();
         }
-        let pair = Pair {
+        let pair = CertifiedKeyPair {
             cert: std::fs::read_to_string(folder.join("tls.crt")).unwrap(),
             key: std::fs::read_to_string(folder.join("tls.key")).unwrap(),
         };
@@ -88,7 +88,7 @@ async fn certificates_are_swapped_under_load_without_a_failed_request() {
     let mut clients = load(&tls, &config, &stop, &done);
     for way in ["link", "rename", "in place"] {
         let before = done.load(SeqCst);
-        soon("requests", async {
+        with_timeout("requests", async {
             while done.load(SeqCst) < before + 20 {
                 tokio::task::yield_now().await;
             }
@@ -105,8 +105,8 @@ async fn certificates_are_swapped_under_load_without_a_failed_request() {
             }
         }
         let began = Instant::now();
-        shows(&tls, &config, &pair.chain()[0]).await;
-        assert!(began.elapsed() < SOON, "{way}: {:?}", began.elapsed());
+        wait_until_certificate(&tls, &config, &pair.chain()[0]).await;
+        assert!(began.elapsed() < MAX_RELOAD_TIME, "{way}: {:?}", began.elapsed());
     }
     stop.store(true, SeqCst);
     while let Some(ended) = clients.join_next().await {
@@ -116,11 +116,11 @@ async fn certificates_are_swapped_under_load_without_a_failed_request() {
 
 #[tokio::test]
 async fn what_is_broken_leaves_the_last_good_certificate_and_shows() {
-    let tls = Tls::start(&[]);
+    let tls = TlsRouter::start(&[]);
     let mut config = tls.authority.client();
     config.resumption = rustls::client::Resumption::disabled();
     let config = Arc::new(config);
-    let good = shown(&tls.connect(&config).await.unwrap());
+    let good = peer_certificate(&tls.connect(&config).await.unwrap());
     let other = tls.authority.sign(&["localhost"]);
     let half = &other.cert[..other.cert.len() / 2];
     let whole = std::fs::read(tls.path("tls.crt")).unwrap();
@@ -131,16 +131,16 @@ async fn what_is_broken_leaves_the_last_good_certificate_and_shows() {
             None => std::fs::remove_file(tls.path("tls.crt")).unwrap(),
         }
         errors += 1.0;
-        tls.metric_is("inference_router_tls_refused_files", 1.0).await;
-        tls.metric_is("inference_router_tls_reloads_total{result=\"error\"}", errors).await;
+        tls.wait_until_metric("inference_router_tls_refused_files", 1.0).await;
+        tls.wait_until_metric("inference_router_tls_reloads_total{result=\"error\"}", errors).await;
         let problems = tls.router.admin("/readyz").await.json()["problems"].to_string();
         assert!(problems.contains("scoringTls") && problems.contains("tls.crt"), "{problems}");
-        assert_eq!(shown(&tls.connect(&config).await.unwrap()), good);
+        assert_eq!(peer_certificate(&tls.connect(&config).await.unwrap()), good);
         crate::harness::replace(&tls.path("tls.crt"), std::str::from_utf8(&whole).unwrap());
         oks += 1.0;
-        tls.metric_is("inference_router_tls_reloads_total{result=\"ok\"}", oks).await;
-        tls.metric_is("inference_router_tls_refused_files", 0.0).await;
-        soon("no problem", async {
+        tls.wait_until_metric("inference_router_tls_reloads_total{result=\"ok\"}", oks).await;
+        tls.wait_until_metric("inference_router_tls_refused_files", 0.0).await;
+        with_timeout("no problem", async {
             while tls.router.admin("/readyz").await.json()["problems"] != serde_json::json!([]) {}
         })
         .await;
@@ -150,26 +150,26 @@ async fn what_is_broken_leaves_the_last_good_certificate_and_shows() {
 #[tokio::test]
 async fn one_broken_certificate_does_not_hold_up_another() {
     let second = Authority::new();
-    let tls = Tls::start_with(&[], |tls, folder| {
+    let tls = TlsRouter::start_with(&[], |tls, folder| {
         let folder = folder.join("second");
         std::fs::create_dir(&folder).unwrap();
         second.sign(&["second.example"]).replace(&folder);
         tls.certificates.push(CertificateSource::Folder(folder));
     });
     std::fs::write(tls.path("tls.key"), "broken").unwrap();
-    tls.metric_is("inference_router_tls_refused_files", 1.0).await;
+    tls.wait_until_metric("inference_router_tls_refused_files", 1.0).await;
     let pair = second.sign(&["second.example"]);
     pair.replace(&tls.path("second"));
     let config = Arc::new(second.client());
-    soon("the other's new certificate", async {
-        while shown(&connect(tls.address(), "second.example", &config).await.unwrap()) != pair.chain()[0] {}
+    with_timeout("the other's new certificate", async {
+        while peer_certificate(&connect(tls.address(), "second.example", &config).await.unwrap()) != pair.chain()[0] {}
     })
     .await;
     tls.connect(&Arc::new(tls.authority.client())).await.unwrap();
 }
 
 /// What a router says that does not start with such files.
-fn refused(tls: ServerTls) -> String {
+fn refused_problems(tls: ServerTls) -> String {
     let settings = Settings {
         scoring_tls: Some(TlsListener { address: "127.0.0.1:0".parse().unwrap(), tls }),
         scoring: "127.0.0.1:0".parse().unwrap(),
@@ -209,12 +209,12 @@ fn a_router_does_not_start_with_files_it_cannot_use_and_says_which() {
         ("half.crt", "a.key", "half.crt", "PEM"),
     ] {
         let pair = CertificateSource::Pair { cert: path(cert), key: path(key) };
-        let said = refused(ServerTls { certificates: vec![pair], ..ServerTls::default() });
+        let said = refused_problems(ServerTls { certificates: vec![pair], ..ServerTls::default() });
         let expected = format!("scoringTls: {} ", path(culprit).display());
         assert!(said.starts_with(&expected) && said.contains(why), "{cert}, {key}: {said}");
     }
     let empty = vec![CertificateSource::Folder(path("nowhere"))];
-    let said = refused(ServerTls { certificates: empty, client_ca_file: Some(path("a.key")), ..ServerTls::default() });
+    let said = refused_problems(ServerTls { certificates: empty, client_ca_file: Some(path("a.key")), ..ServerTls::default() });
     assert!(said.contains("tls.crt cannot be read") && said.contains("a.key has no certificate"), "all: {said}");
 }
 

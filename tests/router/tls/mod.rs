@@ -17,8 +17,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::authority::{Authority, Pair, VERSIONS, provider};
-use crate::harness::{Answer, PATIENCE, Router, replace, soon};
+use crate::authority::{Authority, CertifiedKeyPair, TLS_VERSIONS, provider};
+use crate::harness::{Answer, WAIT_TIMEOUT, Router, replace, with_timeout};
 
 mod clients;
 mod endings;
@@ -26,7 +26,7 @@ mod files;
 mod replicas;
 mod resumption;
 
-impl Pair {
+impl CertifiedKeyPair {
     /// Writes both, each renamed into its place.
     fn replace(&self, folder: &Path) {
         replace(&folder.join("tls.crt"), &self.cert);
@@ -36,13 +36,13 @@ impl Pair {
 
 /// A router with a listener for TLS beside the plain one; its certificate, for `localhost` and `127.0.0.1`, is in a
 /// folder.
-struct Tls {
+struct TlsRouter {
     router: Router,
     authority: Authority,
     folder: tempfile::TempDir,
 }
 
-impl Tls {
+impl TlsRouter {
     fn start(documents: &[&str]) -> Self {
         Self::start_with(documents, |_, _| ())
     }
@@ -90,9 +90,9 @@ impl Tls {
     }
 
     /// Waits until a metric has this value.
-    async fn metric_is(&self, series: &str, value: f64) {
+    async fn wait_until_metric(&self, series: &str, value: f64) {
         let mut last = None;
-        let waited = tokio::time::timeout(PATIENCE, async {
+        let waited = tokio::time::timeout(WAIT_TIMEOUT, async {
             while last != Some(value) {
                 last = self.router.metric(series).await;
             }
@@ -105,7 +105,7 @@ impl Tls {
 async fn connect(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let stream = TcpStream::connect(address).await?;
-    soon("a handshake", TlsConnector::from(config.clone()).connect(name, stream)).await
+    with_timeout("a handshake", TlsConnector::from(config.clone()).connect(name, stream)).await
 }
 
 fn kind(stream: &TlsStream<TcpStream>) -> HandshakeKind {
@@ -113,7 +113,7 @@ fn kind(stream: &TlsStream<TcpStream>) -> HandshakeKind {
 }
 
 /// The first certificate that the other side has shown.
-fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+fn peer_certificate(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
     stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
 }
 
@@ -122,7 +122,7 @@ async fn http1(stream: TlsStream<TcpStream>, request: Request<Full<Bytes>>) -> R
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let mut sender = sender;
-    ask(request, |request| sender.send_request(request)).await
+    send_and_collect(request, |request| sender.send_request(request)).await
 }
 
 /// One HTTP/2 request.
@@ -132,10 +132,10 @@ async fn http2(stream: TlsStream<TcpStream>, request: Request<Full<Bytes>>) -> R
     tokio::spawn(connection);
     let (mut parts, body) = request.into_parts();
     parts.uri = format!("https://localhost{}", parts.uri).parse().unwrap();
-    ask(Request::from_parts(parts, body), |request| sender.send_request(request)).await
+    send_and_collect(Request::from_parts(parts, body), |request| sender.send_request(request)).await
 }
 
-async fn ask<F>(
+async fn send_and_collect<F>(
     mut request: Request<Full<Bytes>>,
     send: impl FnOnce(Request<Full<Bytes>>) -> F,
 ) -> Result<Answer, hyper::Error>
@@ -145,7 +145,7 @@ where
     if request.uri().host().is_none() {
         request.headers_mut().insert("host", "localhost".parse().unwrap());
     }
-    soon("an answer", async {
+    with_timeout("an answer", async {
         let (head, body) = send(request).await?.into_parts();
         let body = body.collect().await?;
         let trailers = body.trailers().cloned();

@@ -1,6 +1,6 @@
 //! Listens, answers, and misbehaves when told to.
 
-mod answer;
+mod handlers;
 mod store;
 mod watches;
 
@@ -16,16 +16,16 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use store::{Fault, Store, merge, resource};
+pub use store::{InjectedFault, Store, merge, resource};
 
 /// An API server. Ends when dropped.
 pub struct ApiServer {
     address: SocketAddr,
     pub store: Arc<Store>,
     /// How often it has gone away, and whether it is away.
-    presence: watch::Sender<(u64, bool)>,
+    outages: watch::Sender<(u64, bool)>,
     /// For how many of these times all connections are broken by now.
-    broken: watch::Receiver<u64>,
+    outages_done: watch::Receiver<u64>,
     listening: JoinHandle<()>,
 }
 
@@ -38,7 +38,7 @@ impl ApiServer {
         let presence = watch::Sender::new((0, false));
         let (breaks, broken) = watch::channel(0);
         let listening = tokio::spawn(listen(listener, store.clone(), presence.subscribe(), breaks));
-        Self { address, store, presence, broken, listening }
+        Self { address, store, outages: presence, outages_done: broken, listening }
     }
 
     pub fn url(&self) -> String {
@@ -59,21 +59,21 @@ impl ApiServer {
     }
 
     /// Every connection breaks, new ones at once; what is stored stays. (The port stays taken: another would else get it.)
-    pub async fn go_away(&self) {
-        self.presence.send_modify(|(times, is_away)| (*times, *is_away) = (*times + 1, true));
-        let (times, _) = *self.presence.borrow();
-        self.broken.clone().wait_for(|broken| *broken >= times).await.unwrap();
+    pub async fn set_unavailable(&self) {
+        self.outages.send_modify(|(times, is_away)| (*times, *is_away) = (*times + 1, true));
+        let (times, _) = *self.outages.borrow();
+        self.outages_done.clone().wait_for(|broken| *broken >= times).await.unwrap();
     }
 
     /// Connections are taken again.
-    pub fn come_back(&self) {
-        self.presence.send_modify(|(_, is_away)| *is_away = false);
+    pub fn set_available(&self) {
+        self.outages.send_modify(|(_, is_away)| *is_away = false);
     }
 
     /// Every connection breaks, watches with them; new ones are taken.
     pub async fn drop_connections(&self) {
-        self.go_away().await;
-        self.come_back();
+        self.set_unavailable().await;
+        self.set_available();
     }
 }
 
@@ -106,7 +106,7 @@ async fn listen(
         let Some((stream, _)) = accepted.filter(|_| !is_away) else { continue };
         let store = store.clone();
         connections.spawn(async move {
-            let service = service_fn(move |request| answer::answer(store.clone(), request));
+            let service = service_fn(move |request| handlers::handle_request(store.clone(), request));
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
         while connections.try_join_next().is_some() {}

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 /// Changes that are remembered.
-const HISTORY: usize = 10_000;
+const MAX_HISTORY_EVENTS: usize = 10_000;
 
 /// A kind of resource: `""`, `v1`, `pods`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,10 +19,10 @@ pub struct Resource {
 }
 
 /// Group, version, plural, kind, whether it is in a namespace, subresources.
-type Known = (&'static str, &'static str, &'static str, &'static str, bool, &'static [&'static str]);
+type KindEntry = (&'static str, &'static str, &'static str, &'static str, bool, &'static [&'static str]);
 
 /// What is served.
-pub const KINDS: [Known; 14] = [
+pub const KINDS: [KindEntry; 14] = [
     ("", "v1", "namespaces", "Namespace", false, &[]),
     ("", "v1", "pods", "Pod", true, &["status"]),
     ("", "v1", "secrets", "Secret", true, &[]),
@@ -42,7 +42,7 @@ pub const KINDS: [Known; 14] = [
 
 /// What happened to an object.
 #[derive(Debug, Clone)]
-pub struct Happened {
+pub struct ObjectChange {
     pub version: u64,
     pub resource: Resource,
     /// Before; `None`: it was made.
@@ -53,7 +53,7 @@ pub struct Happened {
 
 /// An error as the API server says it.
 #[derive(Debug)]
-pub struct Failure {
+pub struct ApiFailure {
     pub code: u16,
     pub reason: &'static str,
     pub message: String,
@@ -61,7 +61,7 @@ pub struct Failure {
 
 /// The next requests whose method and path contain these are answered with `code`.
 #[derive(Debug, Clone)]
-pub struct Fault {
+pub struct InjectedFault {
     pub method: &'static str,
     pub path: &'static str,
     pub code: u16,
@@ -69,26 +69,26 @@ pub struct Fault {
 }
 
 pub struct Store {
-    inner: Mutex<Inner>,
-    changed: watch::Sender<u64>,
+    inner: Mutex<StoreState>,
+    version_tx: watch::Sender<u64>,
 }
 
-struct Inner {
+struct StoreState {
     objects: HashMap<Resource, BTreeMap<(String, String), Arc<Value>>>,
     version: u64,
-    history: VecDeque<Happened>,
+    history: VecDeque<ObjectChange>,
     /// What is older is forgotten.
-    oldest: u64,
-    faults: Vec<Fault>,
+    oldest_version: u64,
+    faults: Vec<InjectedFault>,
     latency: Duration,
     /// Where Services lead to: `host:port`.
-    services: Option<String>,
+    service_authority: Option<String>,
     requests: Vec<String>,
     uids: u64,
     /// Users by their tokens.
     users: HashMap<String, String>,
     /// Who may get tokens of which endpoints.
-    allowed: Vec<(String, String, String)>,
+    token_grants: Vec<(String, String, String)>,
 }
 
 pub fn resource(group: &str, version: &str, plural: &str) -> Resource {
@@ -97,20 +97,20 @@ pub fn resource(group: &str, version: &str, plural: &str) -> Resource {
 
 impl Store {
     pub fn new() -> Self {
-        let inner = Inner {
+        let inner = StoreState {
             objects: HashMap::new(),
             version: 1,
             history: VecDeque::new(),
-            oldest: 0,
+            oldest_version: 0,
             faults: Vec::new(),
             latency: Duration::ZERO,
-            services: None,
+            service_authority: None,
             requests: Vec::new(),
             uids: 0,
             users: HashMap::new(),
-            allowed: Vec::new(),
+            token_grants: Vec::new(),
         };
-        let store = Self { inner: Mutex::new(inner), changed: watch::Sender::new(1) };
+        let store = Self { inner: Mutex::new(inner), version_tx: watch::Sender::new(1) };
         for name in ["default", "kube-system"] {
             let namespaces = resource("", "v1", "namespaces");
             store.create(&namespaces, "", json!({"metadata": {"name": name}})).unwrap();
@@ -124,18 +124,18 @@ impl Store {
     }
 
     /// A user may `create` `onlineendpoints/token` of this one.
-    pub fn allow(&self, user: &str, namespace: &str, endpoint: &str) {
+    pub fn allow_tokens(&self, user: &str, namespace: &str, endpoint: &str) {
         let right = (user.to_owned(), namespace.to_owned(), endpoint.to_owned());
-        self.inner.lock().unwrap().allowed.push(right);
+        self.inner.lock().unwrap().token_grants.push(right);
     }
 
     /// Answers a TokenReview.
-    pub fn user(&self, token: &str) -> Option<String> {
+    pub fn user_of_token(&self, token: &str) -> Option<String> {
         self.inner.lock().unwrap().users.get(token).cloned()
     }
 
     /// Answers a SubjectAccessReview.
-    pub fn may(&self, spec: &Value) -> bool {
+    pub fn is_allowed(&self, spec: &Value) -> bool {
         let asked = &spec["resourceAttributes"];
         let is_token = asked["verb"] == "create"
             && asked["group"] == "inference-router.dev"
@@ -143,12 +143,12 @@ impl Store {
             && asked["subresource"] == "token";
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let right = (text(&spec["user"]), text(&asked["namespace"]), text(&asked["name"]));
-        is_token && self.inner.lock().unwrap().allowed.contains(&right)
+        is_token && self.inner.lock().unwrap().token_grants.contains(&right)
     }
 
     /// Told of every change.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        self.version_tx.subscribe()
     }
 
     pub fn version(&self) -> u64 {
@@ -156,14 +156,14 @@ impl Store {
     }
 
     /// Watches that begin before now are refused with 410.
-    pub fn forget_history(&self) {
+    pub fn compact_history(&self) {
         let mut inner = self.inner.lock().unwrap();
         inner.version += 1;
         inner.history.clear();
-        inner.oldest = inner.version;
+        inner.oldest_version = inner.version;
     }
 
-    pub fn fail(&self, fault: Fault) {
+    pub fn inject_fault(&self, fault: InjectedFault) {
         self.inner.lock().unwrap().faults.push(fault);
     }
 
@@ -173,12 +173,12 @@ impl Store {
     }
 
     /// All Services lead there, as `host:port`.
-    pub fn set_services(&self, authority: &str) {
-        self.inner.lock().unwrap().services = Some(authority.to_owned());
+    pub fn set_service_authority(&self, authority: &str) {
+        self.inner.lock().unwrap().service_authority = Some(authority.to_owned());
     }
 
-    pub fn services(&self) -> Option<String> {
-        self.inner.lock().unwrap().services.clone()
+    pub fn service_authority(&self) -> Option<String> {
+        self.inner.lock().unwrap().service_authority.clone()
     }
 
     pub fn latency(&self) -> Duration {
@@ -191,16 +191,16 @@ impl Store {
     }
 
     /// Takes note of a request; the code it is to fail with, if it is.
-    pub fn asked(&self, method: &str, path: &str) -> Option<u16> {
+    pub fn record_request(&self, method: &str, path: &str) -> Option<u16> {
         let mut inner = self.inner.lock().unwrap();
         inner.requests.push(format!("{method} {path}"));
-        let is_meant = |fault: &&mut Fault| fault.times > 0 && method == fault.method && path.contains(fault.path);
+        let is_meant = |fault: &&mut InjectedFault| fault.times > 0 && method == fault.method && path.contains(fault.path);
         let fault = inner.faults.iter_mut().find(is_meant)?;
         fault.times -= 1;
         Some(fault.code)
     }
 
-    pub fn get(&self, of: &Resource, namespace: &str, name: &str) -> Result<Arc<Value>, Failure> {
+    pub fn get(&self, of: &Resource, namespace: &str, name: &str) -> Result<Arc<Value>, ApiFailure> {
         let inner = self.inner.lock().unwrap();
         let objects = inner.objects.get(of);
         objects.and_then(|objects| objects.get(&key(namespace, name)).cloned()).ok_or_else(|| not_found(of, name))
@@ -215,19 +215,19 @@ impl Store {
     }
 
     /// What has happened to objects of a kind since a version.
-    pub fn since(&self, of: &Resource, version: u64) -> Result<Vec<Happened>, Failure> {
+    pub fn since(&self, of: &Resource, version: u64) -> Result<Vec<ObjectChange>, ApiFailure> {
         let inner = self.inner.lock().unwrap();
-        if version < inner.oldest {
-            let message = format!("too old resource version: {version} ({})", inner.oldest);
-            return Err(Failure { code: 410, reason: "Expired", message });
+        if version < inner.oldest_version {
+            let message = format!("too old resource version: {version} ({})", inner.oldest_version);
+            return Err(ApiFailure { code: 410, reason: "Expired", message });
         }
         let news = inner.history.iter().rev().take_while(|it| it.version > version).filter(|it| it.resource == *of);
-        let mut news: Vec<Happened> = news.cloned().collect();
+        let mut news: Vec<ObjectChange> = news.cloned().collect();
         news.reverse();
         Ok(news)
     }
 
-    pub fn create(&self, of: &Resource, namespace: &str, mut object: Value) -> Result<Arc<Value>, Failure> {
+    pub fn create(&self, of: &Resource, namespace: &str, mut object: Value) -> Result<Arc<Value>, ApiFailure> {
         let mut inner = self.inner.lock().unwrap();
         inner.uids += 1;
         let (uid, kind) = (format!("uid-{}", inner.uids), kind_of(of));
@@ -240,7 +240,7 @@ impl Store {
         let exists = inner.objects.get(of).is_some_and(|objects| objects.contains_key(&key(namespace, &name)));
         if exists {
             let message = format!("{} \"{name}\" already exists", of.plural);
-            return Err(Failure { code: 409, reason: "AlreadyExists", message });
+            return Err(ApiFailure { code: 409, reason: "AlreadyExists", message });
         }
         let namespaces = resource("", "v1", "namespaces");
         let is_there =
@@ -261,7 +261,7 @@ impl Store {
         if has_status(of) {
             object.as_object_mut().unwrap().remove("status");
         }
-        Ok(inner.put(of, namespace, &name, object, &self.changed))
+        Ok(inner.put(of, namespace, &name, object, &self.version_tx))
     }
 
     /// Replaces what `change` makes of an object. `subresource`: `status`, or empty: all but that.
@@ -269,8 +269,8 @@ impl Store {
         &self,
         of: &Resource,
         (namespace, name, subresource): (&str, &str, &str),
-        change: impl FnOnce(&mut Value) -> Result<(), Failure>,
-    ) -> Result<Arc<Value>, Failure> {
+        change: impl FnOnce(&mut Value) -> Result<(), ApiFailure>,
+    ) -> Result<Arc<Value>, ApiFailure> {
         let mut inner = self.inner.lock().unwrap();
         let found = inner.objects.get(of).and_then(|objects| objects.get(&key(namespace, name)));
         let before = found.cloned().ok_or_else(|| not_found(of, name))?;
@@ -280,7 +280,7 @@ impl Store {
             && before["metadata"]["resourceVersion"] != wanted
         {
             let message = format!("the object has been modified: {name}");
-            return Err(Failure { code: 409, reason: "Conflict", message });
+            return Err(ApiFailure { code: 409, reason: "Conflict", message });
         }
         let keep = |object: &mut Value, field: &str| match before.get(field) {
             Some(value) => object[field] = value.clone(),
@@ -299,30 +299,30 @@ impl Store {
         if object == *before {
             return Ok(before);
         }
-        if !object["metadata"]["deletionTimestamp"].is_null() && !is_held(&object) {
-            return Ok(inner.remove(of, namespace, name, before, &self.changed));
+        if !object["metadata"]["deletionTimestamp"].is_null() && !has_finalizers(&object) {
+            return Ok(inner.remove(of, namespace, name, before, &self.version_tx));
         }
         if object["spec"] != before["spec"] {
             object["metadata"]["generation"] = json!(before["metadata"]["generation"].as_u64().unwrap_or(0) + 1);
         }
-        Ok(inner.put(of, namespace, name, object, &self.changed))
+        Ok(inner.put(of, namespace, name, object, &self.version_tx))
     }
 
-    pub fn delete(&self, of: &Resource, namespace: &str, name: &str) -> Result<Arc<Value>, Failure> {
+    pub fn delete(&self, of: &Resource, namespace: &str, name: &str) -> Result<Arc<Value>, ApiFailure> {
         let mut inner = self.inner.lock().unwrap();
         let found = inner.objects.get(of).and_then(|objects| objects.get(&key(namespace, name)));
         let before = found.cloned().ok_or_else(|| not_found(of, name))?;
-        if is_held(&before) {
+        if has_finalizers(&before) {
             let mut object = (*before).clone();
             let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
             object["metadata"]["deletionTimestamp"] = json!(now);
-            return Ok(inner.put(of, namespace, name, object, &self.changed));
+            return Ok(inner.put(of, namespace, name, object, &self.version_tx));
         }
-        Ok(inner.remove(of, namespace, name, before, &self.changed))
+        Ok(inner.remove(of, namespace, name, before, &self.version_tx))
     }
 }
 
-impl Inner {
+impl StoreState {
     fn put(
         &mut self,
         of: &Resource,
@@ -335,7 +335,7 @@ impl Inner {
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let object = Arc::new(object);
         let before = self.objects.entry(of.clone()).or_default().insert(key(namespace, name), object.clone());
-        self.happened(of, before, Some(object.clone()), changed);
+        self.record_change(of, before, Some(object.clone()), changed);
         object
     }
 
@@ -352,11 +352,11 @@ impl Inner {
         let mut last = (*before).clone();
         last["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let last = Arc::new(last);
-        self.happened(of, Some(last.clone()), None, changed);
+        self.record_change(of, Some(last.clone()), None, changed);
         last
     }
 
-    fn happened(
+    fn record_change(
         &mut self,
         of: &Resource,
         before: Option<Arc<Value>>,
@@ -364,18 +364,18 @@ impl Inner {
         changed: &watch::Sender<u64>,
     ) {
         let version = self.version;
-        self.history.push_back(Happened { version, resource: of.clone(), before, after });
-        if self.history.len() > HISTORY
+        self.history.push_back(ObjectChange { version, resource: of.clone(), before, after });
+        if self.history.len() > MAX_HISTORY_EVENTS
             && let Some(gone) = self.history.pop_front()
         {
-            self.oldest = gone.version;
+            self.oldest_version = gone.version;
         }
         changed.send_replace(version);
     }
 }
 
 /// Whether it has finalizers: it is not gone before somebody has taken them out.
-fn is_held(object: &Value) -> bool {
+fn has_finalizers(object: &Value) -> bool {
     object["metadata"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty())
 }
 
@@ -383,8 +383,8 @@ fn key(namespace: &str, name: &str) -> (String, String) {
     (namespace.to_owned(), name.to_owned())
 }
 
-pub fn not_found(of: &Resource, name: &str) -> Failure {
-    Failure { code: 404, reason: "NotFound", message: format!("{} \"{name}\" not found", of.plural) }
+pub fn not_found(of: &Resource, name: &str) -> ApiFailure {
+    ApiFailure { code: 404, reason: "NotFound", message: format!("{} \"{name}\" not found", of.plural) }
 }
 
 pub fn api_version(of: &Resource) -> String {

@@ -12,14 +12,14 @@ use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::{Body, Place, Selection, status};
-use super::store::{Failure, Happened, Store, api_version, kind_of};
-use crate::support::shared::Shared;
+use super::handlers::{Body, ResourcePath, ObjectSelector, status};
+use super::store::{ApiFailure, ObjectChange, Store, api_version, kind_of};
+use crate::support::shared::SyncStream;
 
 /// How often a quiet watch says up to where it has seen.
-const BOOKMARK: Duration = Duration::from_secs(1);
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(1);
 
-pub fn answer(store: &Arc<Store>, place: Place, query: &HashMap<String, String>) -> Result<Response<Body>, Failure> {
+pub fn watch_response(store: &Arc<Store>, place: ResourcePath, query: &HashMap<String, String>) -> Result<Response<Body>, ApiFailure> {
     let since = query.get("resourceVersion").and_then(|since| since.parse().ok());
     let since = since.unwrap_or_else(|| store.version());
     let seconds = query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(300);
@@ -27,7 +27,7 @@ pub fn answer(store: &Arc<Store>, place: Place, query: &HashMap<String, String>)
         changes: store.subscribe(),
         store: store.clone(),
         place,
-        selection: Selection::of(query),
+        selection: ObjectSelector::from_query(query),
         since,
         end: Instant::now() + Duration::from_secs(seconds),
         is_over: false,
@@ -36,15 +36,15 @@ pub fn answer(store: &Arc<Store>, place: Place, query: &HashMap<String, String>)
         let lines = watch.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(Bytes::from(lines))), watch))
     });
-    let body = BodyExt::boxed(StreamBody::new(Shared(Box::pin(lines))));
+    let body = BodyExt::boxed(StreamBody::new(SyncStream(Box::pin(lines))));
     Ok(Response::builder().header("content-type", "application/json").body(body).unwrap())
 }
 
 struct Watch {
     store: Arc<Store>,
     changes: tokio::sync::watch::Receiver<u64>,
-    place: Place,
-    selection: Selection,
+    place: ResourcePath,
+    selection: ObjectSelector,
     since: u64,
     end: Instant,
     is_over: bool,
@@ -71,7 +71,7 @@ impl Watch {
             if !lines.is_empty() {
                 return Some(lines);
             }
-            let until = self.end.min(Instant::now() + BOOKMARK);
+            let until = self.end.min(Instant::now() + BOOKMARK_INTERVAL);
             if timeout_at(until, self.changes.changed()).await.is_err() {
                 self.is_over = Instant::now() >= self.end;
                 return Some(line("BOOKMARK", &self.bookmark()));
@@ -80,10 +80,10 @@ impl Watch {
     }
 
     /// Of what somebody sees who looks only at those that are selected.
-    fn line(&self, happened: &Happened) -> Option<String> {
+    fn line(&self, happened: &ObjectChange) -> Option<String> {
         let is_its = |object: &Value| {
             let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
-            (self.place.namespace.is_empty() || self.place.namespace == namespace) && self.selection.takes(object)
+            (self.place.namespace.is_empty() || self.place.namespace == namespace) && self.selection.matches(object)
         };
         let before = happened.before.as_deref().filter(|object| is_its(object));
         let after = happened.after.as_deref().filter(|object| is_its(object));

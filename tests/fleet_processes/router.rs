@@ -14,15 +14,15 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::message::Message;
-use crate::until;
+use crate::wait_until;
 
 /// Routers listen here: connections that clients and models make come from 127.0.0.1, so that none of them takes a port
 /// while the router that has it is started again.
-const HOME: &str = "127.77.0.1:0";
+const LISTEN_ADDRESS: &str = "127.77.0.1:0";
 
 /// Where a router is asked how it is.
 #[derive(Debug, Clone, Copy)]
-pub struct Admin(SocketAddr);
+pub struct AdminClient(SocketAddr);
 
 pub struct Router {
     pub scoring: SocketAddr,
@@ -34,17 +34,17 @@ pub struct Router {
 }
 
 /// An address that nobody has, nor will have who asked before: the system may give a port again that nobody listens at yet.
-fn free() -> SocketAddr {
-    static GIVEN: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
+fn unused_address() -> SocketAddr {
+    static ASSIGNED: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
     loop {
-        let address = TcpListener::bind(HOME).unwrap().local_addr().unwrap();
-        if GIVEN.lock().unwrap().insert(address) {
+        let address = TcpListener::bind(LISTEN_ADDRESS).unwrap().local_addr().unwrap();
+        if ASSIGNED.lock().unwrap().insert(address) {
             return address;
         }
     }
 }
 
-impl Admin {
+impl AdminClient {
     /// `GET` on the admin listener: status and body; `None` where nobody answers, which a paused process does not.
     pub async fn try_get(&self, path: &str) -> Option<(u16, String)> {
         let asked = tokio::time::timeout(Duration::from_secs(1), async {
@@ -65,7 +65,7 @@ impl Admin {
 impl Router {
     /// One that does not run yet; its settings are to be in this file.
     pub fn new(settings: PathBuf) -> Self {
-        Self { scoring: free(), admin: free(), peer: free(), settings, child: None, log: Arc::default() }
+        Self { scoring: unused_address(), admin: unused_address(), peer: unused_address(), settings, child: None, log: Arc::default() }
     }
 
     /// Starts a process, and does not wait for it.
@@ -99,10 +99,10 @@ impl Router {
     }
 
     /// Waits for the end of the process.
-    pub async fn ended(&mut self) -> ExitStatus {
+    pub async fn wait_for_exit(&mut self) -> ExitStatus {
         let child = self.child.as_mut().unwrap();
         let mut status = None;
-        until("the end of a router", || {
+        wait_until("the end of a router", || {
             status = child.try_wait().unwrap();
             std::future::ready(status.is_some())
         })
@@ -111,21 +111,21 @@ impl Router {
         status.unwrap()
     }
 
-    pub fn at_admin(&self) -> Admin {
-        Admin(self.admin)
+    pub fn admin_client(&self) -> AdminClient {
+        AdminClient(self.admin)
     }
 
     /// See [`Admin::try_get`].
     pub async fn try_get(&self, path: &str) -> Option<(u16, String)> {
-        self.at_admin().try_get(path).await
+        self.admin_client().try_get(path).await
     }
 
-    pub async fn until_ready(&self) -> Duration {
-        until("a router that is ready", async || self.at_admin().is_ready().await).await
+    pub async fn wait_until_ready(&self) -> Duration {
+        wait_until("a router that is ready", async || self.admin_client().is_ready().await).await
     }
 
     /// The group, as `/api/endpoints` shows it; nothing where nobody answers.
-    pub async fn fleet(&self) -> Value {
+    pub async fn fleet_status(&self) -> Value {
         let Some((_, text)) = self.try_get("/api/endpoints").await else { return Value::Null };
         serde_json::from_str::<Value>(&text).unwrap()["fleet"].take()
     }
@@ -138,16 +138,16 @@ impl Router {
         samples.map(|rest| rest.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
-    pub async fn coordinates(&self) -> bool {
+    pub async fn is_coordinator(&self) -> bool {
         self.metric("fleet_coordinator", "").await > 0.0
     }
 
-    pub async fn epoch(&self) -> f64 {
+    pub async fn term(&self) -> f64 {
         self.metric("fleet_epoch", "").await
     }
 
     /// Requests that were started without a lease.
-    pub async fn borrowed(&self) -> f64 {
+    pub async fn fallback_requests(&self) -> f64 {
         self.metric("fleet_fallback_total", "").await
     }
 
@@ -157,8 +157,8 @@ impl Router {
     }
 
     /// Waits for a line of the log that has `part` in it.
-    pub async fn until_logged(&self, part: &str) {
-        until(&format!("the log line: {part}"), || std::future::ready(self.log().contains(part))).await;
+    pub async fn wait_until_logged(&self, part: &str) {
+        wait_until(&format!("the log line: {part}"), || std::future::ready(self.log().contains(part))).await;
     }
 }
 

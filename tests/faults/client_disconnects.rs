@@ -6,11 +6,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::client::{Vanish, head, sent};
+use crate::client::{DisconnectKind, head, connect_and_send};
 use crate::message::Message;
-use crate::model::{Peer, Replica, echoed};
+use crate::model::{RouterConnection, Replica, echo_response};
 use crate::program::{Program, deployment, endpoint};
-use crate::soon;
+use crate::with_timeout;
 
 /// Slots of the deployment that clients vanish from.
 const SLOTS: usize = 6;
@@ -19,12 +19,12 @@ const GREEN: &str = "azureml-model-deployment: green\r\n";
 
 /// A model that answers `hold` when it is told to, the half of `half`, and anything else never. The last two end when
 /// the router closes its direction.
-async fn slow(mut peer: Peer, mut told: watch::Receiver<bool>) {
+async fn slow(mut peer: RouterConnection, mut release: watch::Receiver<bool>) {
     while let Ok(request) = Message::read_head(&mut peer).await {
         if request.path() == "/hold" {
-            told.wait_for(|told| *told).await.unwrap();
+            release.wait_for(|told| *told).await.unwrap();
             // Whoever held may have left.
-            let _ = peer.get_mut().write_all(&echoed("green", &request)).await;
+            let _ = peer.get_mut().write_all(&echo_response("green", &request)).await;
             continue;
         }
         if request.path() == "/half" {
@@ -36,55 +36,55 @@ async fn slow(mut peer: Peer, mut told: watch::Receiver<bool>) {
 }
 
 /// So many clients that have sent `bytes`.
-async fn clients(router: &Program, bytes: &str) -> Vec<TcpStream> {
+async fn send_from_clients(router: &Program, bytes: &str) -> Vec<TcpStream> {
     let mut clients = Vec::new();
     for _ in 0..SLOTS {
-        clients.push(sent(router.scoring, bytes).await);
+        clients.push(connect_and_send(router.scoring, bytes).await);
     }
     clients
 }
 
 /// Waits until so many requests are in slots and in the queue of the deployment that clients vanish from.
-async fn until_green(router: &mut Program, busy: usize, queued: usize) {
+async fn wait_until_green(router: &mut Program, busy: usize, queued: usize) {
     let what = format!("{busy} busy slots and {queued} queued requests");
-    router.until(&what, |all| all[1]["slots"]["busy"] == busy && all[1]["queue"] == queued).await;
+    router.wait_until(&what, |all| all[1]["slots"]["busy"] == busy && all[1]["queue"] == queued).await;
 }
 
 /// Some clients vanish so, at each moment in turn.
-async fn vanish_at_each_moment(router: &mut Program, vanish: Vanish, tell: &watch::Sender<bool>) {
+async fn disconnect_at_each_moment(router: &mut Program, vanish: DisconnectKind, release: &watch::Sender<bool>) {
     // In the middle of the head: all that can be seen is the open connections, which the end looks at.
     let whole = head("score", GREEN, 0);
-    for client in clients(router, &whole[..whole.len() / 2]).await {
+    for client in send_from_clients(router, &whole[..whole.len() / 2]).await {
         vanish.close(client);
     }
     // In the middle of an upload that is on its way to the model.
     let upload = head("score", GREEN, 1_000_000) + &"upload".repeat(20_000);
-    let uploading = clients(router, &upload).await;
-    until_green(router, SLOTS, 0).await;
+    let uploading = send_from_clients(router, &upload).await;
+    wait_until_green(router, SLOTS, 0).await;
     uploading.into_iter().for_each(|client| vanish.close(client));
-    until_green(router, 0, 0).await;
+    wait_until_green(router, 0, 0).await;
     // In the middle of the response.
-    let mut reading = clients(router, &head("half", GREEN, 0)).await;
+    let mut reading = send_from_clients(router, &head("half", GREEN, 0)).await;
     for client in &mut reading {
-        soon("a part of the response", client.read_exact(&mut [0; 1200])).await.unwrap();
+        with_timeout("a part of the response", client.read_exact(&mut [0; 1200])).await.unwrap();
     }
     reading.into_iter().for_each(|client| vanish.close(client));
-    until_green(router, 0, 0).await;
+    wait_until_green(router, 0, 0).await;
     // In the queue, behind requests that hold all slots: only those that wait are dropped.
-    let mut holding = clients(router, &head("hold", GREEN, 0)).await;
-    until_green(router, SLOTS, 0).await;
-    let waiting = clients(router, &head("hold", GREEN, 0)).await;
-    until_green(router, SLOTS, SLOTS).await;
+    let mut holding = send_from_clients(router, &head("hold", GREEN, 0)).await;
+    wait_until_green(router, SLOTS, 0).await;
+    let waiting = send_from_clients(router, &head("hold", GREEN, 0)).await;
+    wait_until_green(router, SLOTS, SLOTS).await;
     waiting.into_iter().for_each(|client| vanish.close(client));
-    until_green(router, SLOTS, 0).await;
-    tell.send(true).unwrap();
+    wait_until_green(router, SLOTS, 0).await;
+    release.send(true).unwrap();
     for client in &mut holding {
-        let answer = soon("an answer", Message::read(&mut BufReader::new(client))).await.unwrap();
+        let answer = with_timeout("an answer", Message::read(&mut BufReader::new(client))).await.unwrap();
         assert_eq!((answer.status(), &*answer.body), (200, &b"green "[..]));
     }
-    tell.send(false).unwrap();
+    release.send(false).unwrap();
     drop(holding);
-    until_green(router, 0, 0).await;
+    wait_until_green(router, 0, 0).await;
 }
 
 /// Contract (PRODUCT.md 7): a queued request whose client left is dropped, a slot is kept only as long as the model
@@ -100,17 +100,17 @@ async fn clients_that_vanish_leave_nothing_behind_and_disturb_nobody() {
         deployment("green", &[&green], &patient),
     ]);
     let mut router = Program::start(document, "").await;
-    for vanish in Vanish::BOTH {
-        vanish_at_each_moment(&mut router, vanish, &tell).await;
+    for vanish in DisconnectKind::ALL {
+        disconnect_at_each_moment(&mut router, vanish, &tell).await;
     }
-    let before = router.warmed_up(&[&blue, &green]).await;
+    let before = router.warm_up(&[&blue, &green]).await;
     let load = router.load();
     for _ in 0..ROUNDS {
-        for vanish in Vanish::BOTH {
-            vanish_at_each_moment(&mut router, vanish, &tell).await;
+        for vanish in DisconnectKind::ALL {
+            disconnect_at_each_moment(&mut router, vanish, &tell).await;
         }
     }
-    let tally = router.recovers(load, &[], &before, &[&blue, &green]).await;
+    let tally = router.assert_recovers(load, &[], &before, &[&blue, &green]).await;
     assert!(tally.slowest < Duration::from_secs(2), "{tally:?}");
     // Those that left before an answer had begun: uploading and waiting.
     let left = router.metric("requests_total", &["deployment=\"green\"", "code=\"499\""]).await;

@@ -1,9 +1,9 @@
 //! Chance from a seed: the same on every machine.
 
 #[derive(Clone)]
-pub(crate) struct Chance(u64);
+pub(crate) struct SimRng(u64);
 
-impl Chance {
+impl SimRng {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03)
     }
@@ -26,13 +26,13 @@ impl Chance {
     }
 
     /// 0.0..1.0
-    pub(crate) fn share(&mut self) -> f64 {
+    pub(crate) fn unit_interval(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// With this mean.
     pub(crate) fn exponential(&mut self, mean: f64) -> u64 {
-        (-(1.0 - self.share()).ln() * mean) as u64
+        (-(1.0 - self.unit_interval()).ln() * mean) as u64
     }
 
     pub(crate) fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {

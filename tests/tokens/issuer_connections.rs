@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
-use crate::harness::{Model, Router, soon};
-use crate::issuer::call_with;
-use crate::signers::{Signer, now, set};
+use crate::harness::{Model, Router, with_timeout};
+use crate::issuer::call_with_token;
+use crate::signers::{Signer, unix_seconds, jwk_set};
 
 /// Reads a request's head.
 async fn head(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
@@ -27,7 +27,7 @@ async fn head(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
 }
 
 /// An issuer over TLS: its address, and in PEM who has signed its certificate.
-async fn over_tls(keys: String) -> (Model, String) {
+async fn start_tls_issuer(keys: String) -> (Model, String) {
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
@@ -43,7 +43,7 @@ async fn over_tls(keys: String) -> (Model, String) {
         .with_single_cert(vec![certificate.der().clone()], key)
         .unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let model = Model::raw(move |stream| {
+    let model = Model::from_connections(move |stream| {
         let (acceptor, keys) = (acceptor.clone(), keys.clone());
         async move {
             let Ok(mut stream) = acceptor.accept(stream).await else { return };
@@ -68,7 +68,7 @@ fn endpoint(name: &str, model: &Model, issuer: &str) -> String {
 #[tokio::test]
 async fn an_issuer_over_tls_is_trusted_by_its_authority_only() {
     let (model, signer) = (Model::named("scored").await, Signer::p256("k"));
-    let (issuer, authority) = over_tls(set(&[signer.public()])).await;
+    let (issuer, authority) = start_tls_issuer(jwk_set(&[signer.public()])).await;
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("ca.pem"), &authority).unwrap();
     let at = format!("issuer: corp, jwksUri: \"https://localhost:{}/keys\"", issuer.address.port());
@@ -76,16 +76,16 @@ async fn an_issuer_over_tls_is_trusted_by_its_authority_only() {
         .unwrap();
     std::fs::write(folder.path().join("1.yaml"), endpoint("other-one", &model, &at)).unwrap();
     let router = Router::start_in(folder, Box::new(std::io::sink()), |_| ());
-    let token = signer.sign(&serde_json::json!({"iss": "corp", "aud": "me", "exp": now() + 60}));
-    assert_eq!(call_with(&router, &token).await.text(), "scored");
+    let token = signer.sign(&serde_json::json!({"iss": "corp", "aud": "me", "exp": unix_seconds() + 60}));
+    assert_eq!(call_with_token(&router, &token).await.text(), "scored");
     let failed = r#"inference_router_token_keys_fetches_total{issuer="corp",result="error"}"#;
-    soon("a failure of the other", async { while router.metric(failed).await.is_none() {} }).await;
+    with_timeout("a failure of the other", async { while router.metric(failed).await.is_none() {} }).await;
 }
 
 /// Ends with the value.
-struct Program(Child);
+struct ChildGuard(Child);
 
-impl Drop for Program {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -96,7 +96,7 @@ impl Drop for Program {
 async fn issuers_are_reached_through_the_proxy_of_the_environment() {
     let model = Model::named("scored").await;
     let (asked, mut asking) = mpsc::unbounded_channel();
-    let proxy = Model::raw(move |mut stream| {
+    let proxy = Model::from_connections(move |mut stream| {
         let asked = asked.clone();
         async move {
             let _ = asked.send(head(&mut stream).await.lines().next().unwrap_or_default().to_owned());
@@ -104,7 +104,7 @@ async fn issuers_are_reached_through_the_proxy_of_the_environment() {
     })
     .await;
     let (direct, mut directly) = mpsc::unbounded_channel();
-    let near = Model::raw(move |mut stream| {
+    let near = Model::from_connections(move |mut stream| {
         let direct = direct.clone();
         async move {
             let _ = direct.send(head(&mut stream).await);
@@ -120,7 +120,7 @@ async fn issuers_are_reached_through_the_proxy_of_the_environment() {
     std::fs::write(folder.path().join("1.yaml"), endpoint("near-by", &model, &near)).unwrap();
     let settings = "scoring: {address: \"127.0.0.1:0\"}\nadmin: {address: \"127.0.0.1:0\"}\nendpoints: {files: [0.yaml, 1.yaml]}\n";
     std::fs::write(folder.path().join("router"), settings).unwrap();
-    let _program = Program(
+    let _program = ChildGuard(
         Command::new(env!("CARGO_BIN_EXE_inference-router"))
             .args(["serve", "--config"])
             .arg(folder.path().join("router"))
@@ -131,17 +131,17 @@ async fn issuers_are_reached_through_the_proxy_of_the_environment() {
             .spawn()
             .unwrap(),
     );
-    assert_eq!(soon("the proxy's request", asking.recv()).await.unwrap(), "CONNECT far.invalid:443 HTTP/1.1");
-    let head = soon("the request without it", directly.recv()).await.unwrap();
+    assert_eq!(with_timeout("the proxy's request", asking.recv()).await.unwrap(), "CONNECT far.invalid:443 HTTP/1.1");
+    let head = with_timeout("the request without it", directly.recv()).await.unwrap();
     assert!(head.starts_with("GET /keys HTTP/1.1\r\n"), "{head}");
     assert!(head.contains("authorization: Bearer of-the-router\r\n"), "{head}");
 }
 
 /// Everything that is written to it.
 #[derive(Clone, Default)]
-struct Written(Arc<Mutex<Vec<u8>>>);
+struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl std::io::Write for Written {
+impl std::io::Write for LogBuffer {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -154,14 +154,14 @@ impl std::io::Write for Written {
 #[tokio::test]
 async fn the_access_log_says_who_called_and_never_with_what() {
     let (model, signer) = (Model::named("scored").await, Signer::ed25519("k"));
-    let issuer = crate::issuer::Issuer::start(crate::issuer::Says::Keys(set(&[signer.public()]))).await;
-    let (folder, log) = (tempfile::tempdir().unwrap(), Written::default());
+    let issuer = crate::issuer::FakeIssuer::start(crate::issuer::KeySetResponse::Keys(jwk_set(&[signer.public()]))).await;
+    let (folder, log) = (tempfile::tempdir().unwrap(), LogBuffer::default());
     std::fs::write(folder.path().join("0.yaml"), issuer.endpoint(&model, "")).unwrap();
     let router = Router::start_in(folder, Box::new(log.clone()), |settings| settings.log.access = true);
     let good = signer.sign(&issuer.claims());
     let bad = Signer::ed25519("k").sign(&issuer.claims());
-    assert_eq!(call_with(&router, &good).await.status, 200);
-    assert_eq!(call_with(&router, &bad).await.status, 401);
+    assert_eq!(call_with_token(&router, &good).await.status, 200);
+    assert_eq!(call_with_token(&router, &bad).await.status, 401);
     let shown = [router.admin("/metrics").await.text(), router.admin("/api/endpoints").await.text()].concat();
     tokio::task::spawn_blocking(move || router.join()).await.unwrap().unwrap();
     let written = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();

@@ -10,12 +10,12 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::message::Message;
-use crate::{LOOK, PATIENCE, until};
+use crate::{POLL_INTERVAL, WAIT_TIMEOUT, wait_until};
 
 /// Rest of a client whose request has failed.
-const REST: Duration = Duration::from_millis(20);
+const RETRY_DELAY: Duration = Duration::from_millis(20);
 /// No process listens there.
-pub const REFUSED: &str = "refused";
+pub const CONNECTION_REFUSED: &str = "refused";
 
 /// Clients that ask until they are stopped.
 pub struct Load {
@@ -27,7 +27,7 @@ pub struct Load {
 /// What became of requests.
 pub struct Tally {
     /// Answered, by each router.
-    ok: Vec<AtomicU64>,
+    answered: Vec<AtomicU64>,
     /// The longest that took.
     slowest: Mutex<Duration>,
     /// Of which router, when, and in what way not answered.
@@ -36,8 +36,8 @@ pub struct Tally {
 
 impl Load {
     /// So many clients of each router; each keeps its connection.
-    pub fn of_each(routers: &[SocketAddr], clients: usize) -> Self {
-        let mut load = Self::nobody(routers.len());
+    pub fn start_on_each(routers: &[SocketAddr], clients: usize) -> Self {
+        let mut load = Self::without_clients(routers.len());
         for (router, address) in routers.iter().enumerate() {
             for _ in 0..clients {
                 let (stop, tally, address) = (load.stop.clone(), load.tally.clone(), *address);
@@ -46,8 +46,8 @@ impl Load {
                     while !stop.load(Ordering::Relaxed) {
                         let asked = Instant::now();
                         let outcome = ask(&mut connection, address, router).await;
-                        if !tally.count(router, asked, outcome) {
-                            tokio::time::sleep(REST).await;
+                        if !tally.record_outcome(router, asked, outcome) {
+                            tokio::time::sleep(RETRY_DELAY).await;
                         }
                     }
                 });
@@ -58,8 +58,8 @@ impl Load {
 
     /// So many clients that ask one router after the other, of those that a load balancer holds to be ready, on a new
     /// connection for each request. Where nobody listens they ask the next.
-    pub fn of_ready(routers: &[SocketAddr], ready: &Arc<Vec<AtomicBool>>, clients: usize) -> Self {
-        let mut load = Self::nobody(routers.len());
+    pub fn start_on_ready(routers: &[SocketAddr], ready: &Arc<Vec<AtomicBool>>, clients: usize) -> Self {
+        let mut load = Self::without_clients(routers.len());
         for client in 0..clients {
             let (stop, tally, ready, routers) =
                 (load.stop.clone(), load.tally.clone(), ready.clone(), routers.to_vec());
@@ -68,24 +68,24 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     router = (router + 1) % routers.len();
                     if !ready[router].load(Ordering::Relaxed) {
-                        tokio::time::sleep(LOOK / 10).await;
+                        tokio::time::sleep(POLL_INTERVAL / 10).await;
                         continue;
                     }
                     let asked = Instant::now();
                     let outcome = ask(&mut None, routers[router], router).await;
-                    if outcome.as_ref().is_err_and(|what| what == REFUSED) {
+                    if outcome.as_ref().is_err_and(|what| what == CONNECTION_REFUSED) {
                         continue;
                     }
-                    tally.count(router, asked, outcome);
+                    tally.record_outcome(router, asked, outcome);
                 }
             });
         }
         load
     }
 
-    fn nobody(routers: usize) -> Self {
+    fn without_clients(routers: usize) -> Self {
         let tally = Tally {
-            ok: (0..routers).map(|_| AtomicU64::new(0)).collect(),
+            answered: (0..routers).map(|_| AtomicU64::new(0)).collect(),
             slowest: Mutex::default(),
             failures: Mutex::default(),
         };
@@ -93,10 +93,10 @@ impl Load {
     }
 
     /// Waits for so many more answers of each of these routers.
-    pub async fn go_on_for(&self, answers: u64, routers: &[usize]) -> Duration {
-        let before = self.tally.ok();
-        until("answers", || {
-            let now = self.tally.ok();
+    pub async fn wait_for_answers(&self, answers: u64, routers: &[usize]) -> Duration {
+        let before = self.tally.answered_by_router();
+        wait_until("answers", || {
+            let now = self.tally.answered_by_router();
             std::future::ready(routers.iter().all(|router| now[*router] >= before[*router] + answers))
         })
         .await
@@ -114,11 +114,11 @@ impl Load {
 
 impl Tally {
     /// Returns whether it was answered.
-    fn count(&self, router: usize, asked: Instant, outcome: Result<(), String>) -> bool {
+    fn record_outcome(&self, router: usize, asked: Instant, outcome: Result<(), String>) -> bool {
         let is_ok = outcome.is_ok();
         match outcome {
             Ok(()) => {
-                self.ok[router].fetch_add(1, Ordering::Relaxed);
+                self.answered[router].fetch_add(1, Ordering::Relaxed);
                 let mut slowest = self.slowest.lock().unwrap();
                 *slowest = slowest.max(asked.elapsed());
             }
@@ -128,8 +128,8 @@ impl Tally {
     }
 
     /// Answers of each router.
-    pub fn ok(&self) -> Vec<u64> {
-        self.ok.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    pub fn answered_by_router(&self) -> Vec<u64> {
+        self.answered.iter().map(|count| count.load(Ordering::Relaxed)).collect()
     }
 
     pub fn slowest(&self) -> Duration {
@@ -150,15 +150,15 @@ impl Tally {
     }
 
     /// Checks that no request to another router than this has failed.
-    pub fn none_failed_but_of(&self, router: Option<usize>) {
+    pub fn assert_none_failed_except_on(&self, router: Option<usize>) {
         let failures = self.failures.lock().unwrap();
         let unexplained: Vec<_> = failures.iter().filter(|(of, ..)| Some(*of) != router).collect();
-        assert!(unexplained.is_empty(), "beside {:?} answers: {unexplained:#?}", self.ok());
+        assert!(unexplained.is_empty(), "beside {:?} answers: {unexplained:#?}", self.answered_by_router());
     }
 }
 
 /// What a router says to a request that it refuses: when to ask again. `None`: it was answered.
-pub async fn refused(address: SocketAddr, router: usize) -> Option<Duration> {
+pub async fn retry_after_of_refusal(address: SocketAddr, router: usize) -> Option<Duration> {
     let mut stream = BufReader::new(TcpStream::connect(address).await.unwrap());
     stream.get_mut().write_all(request(router).as_bytes()).await.unwrap();
     let answer = Message::read(&mut stream).await.unwrap();
@@ -173,11 +173,11 @@ fn request(router: usize) -> String {
 
 /// Asks over the kept connection, or a new one.
 async fn ask(connection: &mut Option<BufReader<TcpStream>>, address: SocketAddr, router: usize) -> Result<(), String> {
-    let asked = tokio::time::timeout(PATIENCE, async {
+    let asked = tokio::time::timeout(WAIT_TIMEOUT, async {
         let mut stream = match connection.take() {
             Some(stream) => stream,
             None => {
-                let stream = TcpStream::connect(address).await.map_err(|_| REFUSED.to_owned())?;
+                let stream = TcpStream::connect(address).await.map_err(|_| CONNECTION_REFUSED.to_owned())?;
                 stream.set_nodelay(true).unwrap();
                 BufReader::new(stream)
             }

@@ -11,45 +11,45 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-use super::store::{Failure, KINDS, Resource, Store, api_version, kind_of, merge, not_found, resource};
+use super::store::{ApiFailure, KINDS, Resource, Store, api_version, kind_of, merge, not_found, resource};
 use super::watches;
 
 pub type Body = BoxBody<Bytes, Infallible>;
 
 /// Where a request goes: `/apis/apps/v1/namespaces/a/deployments/b/scale`.
 #[derive(Debug)]
-pub struct Place {
+pub struct ResourcePath {
     pub resource: Resource,
     pub namespace: String,
     pub name: String,
     pub subresource: String,
 }
 
-pub async fn answer(store: Arc<Store>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+pub async fn handle_request(store: Arc<Store>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-    let fault = store.asked(request.method().as_str(), &path);
+    let fault = store.record_request(request.method().as_str(), &path);
     let latency = store.latency();
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
     }
     if let Some(code) = fault {
-        return Ok(failure(&Failure { code, reason: "InternalError", message: "as the test wants it".to_owned() }));
+        return Ok(failure(&ApiFailure { code, reason: "InternalError", message: "as the test wants it".to_owned() }));
     }
     Ok(route(&store, request).await.unwrap_or_else(|error| failure(&error)))
 }
 
 /// Passes a request on to where Services lead.
-async fn proxied(store: &Store, service: &str, path: &str) -> Result<Response<Body>, Failure> {
-    let Some(authority) = store.services() else {
+async fn proxy_to_service(store: &Store, service: &str, path: &str) -> Result<Response<Body>, ApiFailure> {
+    let Some(authority) = store.service_authority() else {
         let message = format!("services \"{service}\" not found");
-        return Err(Failure { code: 404, reason: "NotFound", message });
+        return Err(ApiFailure { code: 404, reason: "NotFound", message });
     };
     let answer = reqwest::get(format!("http://{authority}/{path}")).await.unwrap();
     let status = answer.status().as_u16();
     Ok(text_answer(status, answer.text().await.unwrap()))
 }
 
-async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
+async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Response<Body>, ApiFailure> {
     let path = request.uri().path().to_owned();
     let query: HashMap<String, String> = query(request.uri().query().unwrap_or_default());
     let steps: Vec<&str> = path.split('/').filter(|step| !step.is_empty()).collect();
@@ -58,11 +58,11 @@ async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Respons
         ["api", "v1"] => return Ok(json_answer(200, &discovery("", "v1"))),
         ["apis", group, version] => return Ok(json_answer(200, &discovery(group, version))),
         ["api", "v1", "namespaces", _, "services", service, "proxy", rest @ ..] => {
-            return proxied(store, service, &rest.join("/")).await;
+            return proxy_to_service(store, service, &rest.join("/")).await;
         }
         ["api", version, rest @ ..] => ("", *version, rest),
         ["apis", group, version, rest @ ..] => (*group, *version, rest),
-        _ => return Err(Failure { code: 404, reason: "NotFound", message: format!("no such page: {path}") }),
+        _ => return Err(ApiFailure { code: 404, reason: "NotFound", message: format!("no such page: {path}") }),
     };
     if let ("authentication.k8s.io" | "authorization.k8s.io", _, [plural]) = rest {
         let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
@@ -78,7 +78,7 @@ async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Respons
     let at = (place.namespace.as_str(), place.name.as_str(), place.subresource.as_str());
     match (method, place.name.as_str()) {
         (Method::GET, "") if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") => {
-            watches::answer(store, place, &query)
+            watches::watch_response(store, place, &query)
         }
         (Method::GET, "") => Ok(text_answer(200, list(store, &place, &query))),
         (Method::GET, _) if place.subresource == "scale" => Ok(json_answer(200, &scale(&*store.get(of, at.0, at.1)?))),
@@ -99,38 +99,38 @@ async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Respons
             patch(store, &place, &kind, &query, body)
         }
         (Method::DELETE, _) => Ok(json_answer(200, &*store.delete(of, at.0, at.1)?)),
-        (method, _) => Err(Failure { code: 405, reason: "MethodNotAllowed", message: format!("{method} of {path}") }),
+        (method, _) => Err(ApiFailure { code: 405, reason: "MethodNotAllowed", message: format!("{method} of {path}") }),
     }
 }
 
 fn review(store: &Store, plural: &str, mut body: Value) -> Value {
     body["status"] = match plural {
-        "tokenreviews" => match store.user(body["spec"]["token"].as_str().unwrap_or_default()) {
+        "tokenreviews" => match store.user_of_token(body["spec"]["token"].as_str().unwrap_or_default()) {
             Some(user) => {
                 json!({"authenticated": true, "user": {"username": user, "groups": ["system:authenticated"]}})
             }
             None => json!({"authenticated": false, "error": "unknown token"}),
         },
-        _ => json!({"allowed": store.may(&body["spec"])}),
+        _ => json!({"allowed": store.is_allowed(&body["spec"])}),
     };
     body
 }
 
 fn patch(
     store: &Store,
-    place: &Place,
+    place: &ResourcePath,
     kind: &str,
     query: &HashMap<String, String>,
     body: Value,
-) -> Result<Response<Body>, Failure> {
+) -> Result<Response<Body>, ApiFailure> {
     let of = &place.resource;
     let at = (place.namespace.as_str(), place.name.as_str(), place.subresource.as_str());
     let is_apply = kind.starts_with("application/apply-patch");
     if is_apply && !query.contains_key("fieldManager") {
-        return Err(Failure { code: 400, reason: "BadRequest", message: "fieldManager is required".to_owned() });
+        return Err(ApiFailure { code: 400, reason: "BadRequest", message: "fieldManager is required".to_owned() });
     }
     if kind.starts_with("application/strategic-merge-patch") && of.group == "inference-router.dev" {
-        return Err(Failure { code: 415, reason: "UnsupportedMediaType", message: kind.to_owned() });
+        return Err(ApiFailure { code: 415, reason: "UnsupportedMediaType", message: kind.to_owned() });
     }
     if place.subresource == "scale" {
         let replicas = body["spec"]["replicas"].clone();
@@ -150,14 +150,14 @@ fn patch(
             (true, _) => object["spec"] = body["spec"].clone(),
             (false, _) => merge(object, &body),
         }
-        encode(object);
+        encode_string_data(object);
         Ok(())
     })?;
     Ok(json_answer(200, &changed))
 }
 
 /// `stringData` of a Secret becomes `data`.
-fn encode(object: &mut Value) {
+fn encode_string_data(object: &mut Value) {
     use base64::Engine;
     let Some(Value::Object(texts)) = object.as_object_mut().and_then(|map| map.remove("stringData")) else { return };
     for (name, text) in texts {
@@ -166,7 +166,7 @@ fn encode(object: &mut Value) {
     }
 }
 
-fn place((group, version, rest): (&str, &str, &[&str])) -> Result<Place, Failure> {
+fn place((group, version, rest): (&str, &str, &[&str])) -> Result<ResourcePath, ApiFailure> {
     let (namespace, rest) = match rest {
         ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (*namespace, rest),
         rest => ("", rest),
@@ -184,14 +184,14 @@ fn place((group, version, rest): (&str, &str, &[&str])) -> Result<Place, Failure
         return Err(not_found(&resource, subresource));
     }
     let (namespace, name, subresource) = (namespace.to_owned(), name.to_owned(), subresource.to_owned());
-    Ok(Place { resource, namespace, name, subresource })
+    Ok(ResourcePath { resource, namespace, name, subresource })
 }
 
 /// As text: of fifty thousand objects, a copy of each would take longer than the answer.
-fn list(store: &Store, place: &Place, query: &HashMap<String, String>) -> String {
+fn list(store: &Store, place: &ResourcePath, query: &HashMap<String, String>) -> String {
     let (objects, version) = store.list(&place.resource, &place.namespace);
-    let selection = Selection::of(query);
-    let mut items = objects.iter().filter(|object| selection.takes(object));
+    let selection = ObjectSelector::from_query(query);
+    let mut items = objects.iter().filter(|object| selection.matches(object));
     let limit = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
     let skip: usize = query.get("continue").and_then(|skip| skip.parse().ok()).unwrap_or(0);
     let page: Vec<String> = items.by_ref().skip(skip).take(limit).map(ToString::to_string).collect();
@@ -203,13 +203,13 @@ fn list(store: &Store, place: &Place, query: &HashMap<String, String>) -> String
 }
 
 /// By labels and by the few fields that can be selected by.
-pub struct Selection {
+pub struct ObjectSelector {
     labels: Vec<String>,
     fields: Vec<String>,
 }
 
-impl Selection {
-    pub fn of(query: &HashMap<String, String>) -> Self {
+impl ObjectSelector {
+    pub fn from_query(query: &HashMap<String, String>) -> Self {
         let terms = |name: &str| {
             let terms = query.get(name).map(String::as_str).unwrap_or_default().split(',');
             terms.filter(|term| !term.is_empty()).map(str::to_owned).collect()
@@ -217,7 +217,7 @@ impl Selection {
         Self { labels: terms("labelSelector"), fields: terms("fieldSelector") }
     }
 
-    pub fn takes(&self, object: &Value) -> bool {
+    pub fn matches(&self, object: &Value) -> bool {
         let label = |term: &String| {
             let labels = &object["metadata"]["labels"];
             match term.split_once('=') {
@@ -268,11 +268,11 @@ fn discovery(group: &str, version: &str) -> Value {
 
 pub fn query(text: &str) -> HashMap<String, String> {
     let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.map(|(name, value)| (name.to_owned(), decoded(value))).collect()
+    pairs.map(|(name, value)| (name.to_owned(), percent_decode(value))).collect()
 }
 
 /// Percent signs and plus signs undone.
-fn decoded(text: &str) -> String {
+fn percent_decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
@@ -300,11 +300,11 @@ fn text_answer(code: u16, text: String) -> Response<Body> {
     Response::builder().status(status).header("content-type", "application/json").body(body).unwrap()
 }
 
-pub fn status(failure: &Failure) -> Value {
-    let Failure { code, reason, message } = failure;
+pub fn status(failure: &ApiFailure) -> Value {
+    let ApiFailure { code, reason, message } = failure;
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": reason, "code": code})
 }
 
-fn failure(failure: &Failure) -> Response<Body> {
+fn failure(failure: &ApiFailure) -> Response<Body> {
     json_answer(failure.code, &status(failure))
 }

@@ -11,37 +11,37 @@ use tokio::task::JoinHandle;
 use crate::message::Message;
 
 /// Routers of a group, at most.
-pub const ROUTERS: usize = 3;
+pub const MAX_ROUTERS: usize = 3;
 
 /// Model servers of one deployment, and what has gone on at them.
-pub struct Board {
+pub struct CountingModels {
     pub addresses: Vec<SocketAddr>,
-    counts: Arc<Mutex<Counts>>,
-    listening: Vec<JoinHandle<()>>,
+    counts: Arc<Mutex<InFlightCounts>>,
+    listener_tasks: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default, Clone)]
-pub struct Counts {
+pub struct InFlightCounts {
     /// In work at each replica.
-    now: Vec<u32>,
+    by_replica: Vec<u32>,
     /// The most that ever was.
-    pub highest: Vec<u32>,
+    pub max_by_replica: Vec<u32>,
     /// In work for clients of each router.
-    pub by_router: [u32; ROUTERS],
+    pub by_router: [u32; MAX_ROUTERS],
     /// Begun for clients of each router.
-    pub begun: [u64; ROUTERS],
+    pub started_by_router: [u64; MAX_ROUTERS],
     /// Time in work, of all replicas.
-    pub worked: Duration,
+    pub busy_time: Duration,
     /// A router that is left out of `together`.
-    without: Option<usize>,
+    excluded_router: Option<usize>,
     /// The most that were in work at once since [`Board::watch`], for clients of all routers but one.
-    pub together: u32,
+    pub max_of_counted_routers: u32,
 }
 
-impl Board {
+impl CountingModels {
     /// Replicas that take so long for a request.
     pub async fn start(replicas: usize, takes: Duration) -> Self {
-        let counts = Counts { now: vec![0; replicas], highest: vec![0; replicas], ..Counts::default() };
+        let counts = InFlightCounts { by_replica: vec![0; replicas], max_by_replica: vec![0; replicas], ..InFlightCounts::default() };
         let counts = Arc::new(Mutex::new(counts));
         let (mut addresses, mut listening) = (Vec::new(), Vec::new());
         for replica in 0..replicas {
@@ -54,43 +54,43 @@ impl Board {
                 }
             }));
         }
-        Self { addresses, counts, listening }
+        Self { addresses, counts, listener_tasks: listening }
     }
 
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> InFlightCounts {
         self.counts.lock().unwrap().clone()
     }
 
     /// From now on counts what is in work at once for clients of all routers but this.
-    pub fn watch(&self, without: Option<usize>) {
+    pub fn count_without(&self, without: Option<usize>) {
         let mut counts = self.counts.lock().unwrap();
-        counts.without = without;
-        counts.together = counts.of_others();
+        counts.excluded_router = without;
+        counts.max_of_counted_routers = counts.of_counted_routers();
     }
 
     /// The promise.
-    pub fn never_above(&self, cap: u32) {
-        let highest = self.counts().highest;
+    pub fn assert_never_above(&self, cap: u32) {
+        let highest = self.counts().max_by_replica;
         assert!(highest.iter().all(|highest| *highest <= cap), "more than {cap} at once: {highest:?}");
     }
 }
 
-impl Drop for Board {
+impl Drop for CountingModels {
     fn drop(&mut self) {
-        self.listening.iter().for_each(JoinHandle::abort);
+        self.listener_tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
-impl Counts {
-    fn of_others(&self) -> u32 {
-        let others = self.by_router.iter().enumerate().filter(|(router, _)| Some(*router) != self.without);
+impl InFlightCounts {
+    fn of_counted_routers(&self) -> u32 {
+        let others = self.by_router.iter().enumerate().filter(|(router, _)| Some(*router) != self.excluded_router);
         others.map(|(_, count)| count).sum()
     }
 }
 
 /// Works a request to its end even if the connection is closed meanwhile, as most models do. It is out of work before its
 /// answer is sent: the router may send the next at once.
-async fn serve(stream: TcpStream, replica: usize, takes: Duration, counts: Arc<Mutex<Counts>>) {
+async fn serve(stream: TcpStream, replica: usize, takes: Duration, counts: Arc<Mutex<InFlightCounts>>) {
     stream.set_nodelay(true).unwrap();
     let mut stream = BufReader::new(stream);
     while let Ok(request) = Message::read(&mut stream).await {
@@ -101,11 +101,11 @@ async fn serve(stream: TcpStream, replica: usize, takes: Duration, counts: Arc<M
         let is_stream = words.next().is_some();
         {
             let mut counts = counts.lock().unwrap();
-            counts.now[replica] += 1;
-            counts.highest[replica] = counts.highest[replica].max(counts.now[replica]);
+            counts.by_replica[replica] += 1;
+            counts.max_by_replica[replica] = counts.max_by_replica[replica].max(counts.by_replica[replica]);
             counts.by_router[router] += 1;
-            counts.begun[router] += 1;
-            counts.together = counts.together.max(counts.of_others());
+            counts.started_by_router[router] += 1;
+            counts.max_of_counted_routers = counts.max_of_counted_routers.max(counts.of_counted_routers());
         }
         let began = Instant::now();
         if is_stream {
@@ -118,9 +118,9 @@ async fn serve(stream: TcpStream, replica: usize, takes: Duration, counts: Arc<M
         }
         {
             let mut counts = counts.lock().unwrap();
-            counts.now[replica] -= 1;
+            counts.by_replica[replica] -= 1;
             counts.by_router[router] -= 1;
-            counts.worked += began.elapsed();
+            counts.busy_time += began.elapsed();
         }
         if is_stream || stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.is_err() {
             break;

@@ -64,16 +64,16 @@ async fn a_readiness_reaches_routing_within_a_tenth_of_a_second() {
     let cluster = Cluster::start().await;
     let port = free_port();
     let _model = Model::start("127.0.14.1", port, &[]).await;
-    cluster.secret("keys", KEY).await;
-    cluster.workload("model", 1).await;
-    cluster.endpoint("scored", port, json!({})).await;
-    cluster.pod("one", "model").await;
-    let router = Router::ready(&cluster).await;
+    cluster.create_key_secret("keys", KEY).await;
+    cluster.create_workload("model", 1).await;
+    cluster.create_endpoint("scored", port, json!({})).await;
+    cluster.create_pod("one", "model").await;
+    let router = Router::start_ready(&cluster).await;
     let mut times = Vec::new();
     for round in 0..100 {
         let is_ready = round % 2 == 0;
-        cluster.pod_is("one", "127.0.14.1", is_ready).await;
-        times.push(router.until_scores("scored", if is_ready { 200 } else { 503 }).await);
+        cluster.set_pod_status("one", "127.0.14.1", is_ready).await;
+        times.push(router.wait_until_scores("scored", if is_ready { 200 } else { 503 }).await);
     }
     times.sort();
     println!("from the API server's answer to routing: median {:?}, longest {:?}", times[50], times[99]);
@@ -84,10 +84,10 @@ async fn a_readiness_reaches_routing_within_a_tenth_of_a_second() {
 #[ignore = "measures a release build, for a minute: see the top of the file"]
 async fn a_large_cluster_is_known_soon_and_fits() {
     let cluster = Cluster::start().await;
-    let Some(server) = &cluster.server else { return };
+    let Some(server) = &cluster.api_server else { return };
     fill(&server.store, &cluster.namespace);
     let started = Instant::now();
-    let router = Router::ready(&cluster).await;
+    let router = Router::start_ready(&cluster).await;
     let known = started.elapsed();
     let all = router.deployments("endpoint-9999").await;
     assert_eq!(all[0]["readyReplicas"], PODS_EACH, "{all:?}");
@@ -116,7 +116,7 @@ async fn a_large_cluster_is_known_soon_and_fits() {
         for number in 0..EVENTS {
             if is_pod {
                 let ip = format!("10.1.{}.{}", number / 250, number % 250);
-                cluster.pod_is(&format!("model-{number}-0"), &ip, false).await;
+                cluster.set_pod_status(&format!("model-{number}-0"), &ip, false).await;
             } else {
                 let change = json!({"spec": {"deployments": [{"name": "blue", "port": 5002,
                     "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": format!("model-{number}")}}]}});

@@ -7,16 +7,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub struct Gate {
+pub struct PeerProxy {
     pub address: SocketAddr,
     /// Where connections go; `None`: it is shut.
-    to: watch::Sender<Option<SocketAddr>>,
+    target: watch::Sender<Option<SocketAddr>>,
     task: JoinHandle<()>,
 }
 
-impl Gate {
+impl PeerProxy {
     /// One that is shut.
-    pub async fn shut_from_the_start() -> Self {
+    pub async fn start_closed() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (to, seen) = watch::channel(None);
@@ -36,20 +36,20 @@ impl Gate {
                 });
             }
         });
-        Self { address, to, task }
+        Self { address, target: to, task }
     }
 
-    pub fn open(&self, to: SocketAddr) {
-        self.to.send_replace(Some(to));
+    pub fn open_to(&self, to: SocketAddr) {
+        self.target.send_replace(Some(to));
     }
 
     /// Closes what has passed, too.
-    pub fn shut(&self) {
-        self.to.send_replace(None);
+    pub fn close(&self) {
+        self.target.send_replace(None);
     }
 }
 
-impl Drop for Gate {
+impl Drop for PeerProxy {
     fn drop(&mut self) {
         self.task.abort();
     }

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::harness::{Answer, KEY, Model, Router, call, score, soon};
+use crate::harness::{Answer, KEY, Model, Router, call, score, with_timeout};
 
 /// A model's answer that leaves its connection open.
 pub const ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -30,8 +30,8 @@ pub fn request(method: &str, body: &str) -> String {
 }
 
 /// A client on a connection of its own that has sent `bytes` and reads nothing yet.
-pub async fn client(address: SocketAddr, bytes: &str) -> TcpStream {
-    let mut stream = soon("a connection", TcpStream::connect(address)).await.unwrap();
+pub async fn connect_and_send(address: SocketAddr, bytes: &str) -> TcpStream {
+    let mut stream = with_timeout("a connection", TcpStream::connect(address)).await.unwrap();
     stream.write_all(bytes.as_bytes()).await.unwrap();
     stream
 }
@@ -49,7 +49,7 @@ pub async fn read_message(stream: &mut TcpStream) -> Option<String> {
             }
         }
         let mut chunk = [0; 4096];
-        match soon("more of a message", stream.read(&mut chunk)).await {
+        match with_timeout("more of a message", stream.read(&mut chunk)).await {
             Ok(0) | Err(_) => return None,
             Ok(read) => bytes.extend_from_slice(&chunk[..read]),
         }
@@ -59,35 +59,35 @@ pub async fn read_message(stream: &mut TcpStream) -> Option<String> {
 /// Waits until the other side has closed its direction of the connection; nothing else may come.
 pub async fn read_eof(stream: &mut TcpStream) {
     let mut chunk = [0; 64];
-    let read = soon("the end of the other side", stream.read(&mut chunk)).await;
+    let read = with_timeout("the end of the other side", stream.read(&mut chunk)).await;
     assert!(matches!(read, Ok(0)), "not a clean end: {read:?}");
 }
 
 /// A request with its connection, in the hands of the test.
-pub struct Arrived {
+pub struct ReceivedRequest {
     pub text: String,
     pub stream: TcpStream,
 }
 
-impl Arrived {
+impl ReceivedRequest {
     pub async fn write(&mut self, text: &str) {
         self.stream.write_all(text.as_bytes()).await.unwrap();
     }
     /// Waits for the next request on the same connection.
-    pub async fn next(mut self) -> Self {
+    pub async fn next_request(mut self) -> Self {
         let text = read_message(&mut self.stream).await.expect("the router reuses the connection");
         Self { text, stream: self.stream }
     }
 }
 
 /// A model that hands the test each connection, with the first request on it read.
-pub async fn wire() -> (Model, mpsc::UnboundedReceiver<Arrived>) {
+pub async fn start_handover_model() -> (Model, mpsc::UnboundedReceiver<ReceivedRequest>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let model = Model::raw(move |mut stream| {
+    let model = Model::from_connections(move |mut stream| {
         let sender = sender.clone();
         async move {
             if let Some(text) = read_message(&mut stream).await {
-                let _ = sender.send(Arrived { text, stream });
+                let _ = sender.send(ReceivedRequest { text, stream });
             }
         }
     })
@@ -96,17 +96,17 @@ pub async fn wire() -> (Model, mpsc::UnboundedReceiver<Arrived>) {
 }
 
 /// What arrives next.
-pub async fn next<T>(arrivals: &mut mpsc::UnboundedReceiver<T>) -> T {
-    soon("a request at the model", arrivals.recv()).await.unwrap()
+pub async fn next_arrival<T>(arrivals: &mut mpsc::UnboundedReceiver<T>) -> T {
+    with_timeout("a request at the model", arrivals.recv()).await.unwrap()
 }
 
 /// A port that is ours, where connections are refused until [`Refusing::listen`].
-pub struct Refusing {
+pub struct RefusingPort {
     socket: socket2::Socket,
     pub address: SocketAddr,
 }
 
-impl Refusing {
+impl RefusingPort {
     pub fn bind() -> Self {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
@@ -122,9 +122,9 @@ impl Refusing {
 }
 
 /// A response body written by the test; it ends when the sender is dropped.
-pub struct Written(mpsc::UnboundedReceiver<Bytes>);
+pub struct ChannelBody(mpsc::UnboundedReceiver<Bytes>);
 
-impl Body for Written {
+impl Body for ChannelBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -136,32 +136,32 @@ impl Body for Written {
 /// A streaming response, and what writes its body.
 pub fn streaming() -> (mpsc::UnboundedSender<Bytes>, Response<BoxBody<Bytes, io::Error>>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    (sender, Response::new(Written(receiver).boxed()))
+    (sender, Response::new(ChannelBody(receiver).boxed()))
 }
 
 /// Scores `body` in a task of its own.
-pub fn scoring(router: &Router, body: &'static str) -> JoinHandle<Answer> {
+pub fn spawn_scoring(router: &Router, body: &'static str) -> JoinHandle<Answer> {
     tokio::spawn(call(router.scoring, score(body)))
 }
 
 /// Waits for a task.
-pub async fn done<T>(task: JoinHandle<T>) -> T {
-    soon("a task", task).await.unwrap()
+pub async fn join_task<T>(task: JoinHandle<T>) -> T {
+    with_timeout("a task", task).await.unwrap()
 }
 
 /// The first deployment of the first endpoint in `/api/endpoints`.
-pub fn blue(endpoints: &Value) -> &Value {
+pub fn first_deployment(endpoints: &Value) -> &Value {
     &endpoints["endpoints"][0]["deployments"][0]
 }
 
 /// Waits until so many requests are in slots and in the queue of the first deployment.
-pub async fn busy_and_queued(router: &Router, busy: usize, queued: usize) {
+pub async fn wait_until_busy_and_queued(router: &Router, busy: usize, queued: usize) {
     let what = format!("{busy} busy slots and {queued} queued requests");
-    router.until(&what, |all| blue(all)["slots"]["busy"] == busy && blue(all)["queue"] == queued).await;
+    router.wait_until(&what, |all| first_deployment(all)["slots"]["busy"] == busy && first_deployment(all)["queue"] == queued).await;
 }
 
 /// Waits until no request is anywhere in the router.
-pub async fn idle(router: &Router) {
+pub async fn wait_until_idle(router: &Router) {
     let still = |deployment: &Value| {
         let slots = &deployment["slots"];
         slots["busy"] == 0
@@ -173,16 +173,16 @@ pub async fn idle(router: &Router) {
         let endpoints = all["endpoints"].as_array().unwrap();
         endpoints.iter().all(|endpoint| endpoint["deployments"].as_array().unwrap().iter().all(still))
     };
-    router.until("an idle router", all_still).await;
+    router.wait_until("an idle router", all_still).await;
 }
 
 /// Ends the router, which must have nothing left to do, while models and clients go on.
-pub async fn end(router: Router) {
-    soon("the end of the router", tokio::task::spawn_blocking(move || router.join())).await.unwrap().unwrap();
+pub async fn shut_down(router: Router) {
+    with_timeout("the end of the router", tokio::task::spawn_blocking(move || router.join())).await.unwrap().unwrap();
 }
 
 /// Sum of the samples of a metric whose line contains `part`.
-pub async fn total(router: &Router, name: &str, part: &str) -> f64 {
+pub async fn metric_sum(router: &Router, name: &str, part: &str) -> f64 {
     let text = router.admin("/metrics").await.text();
     let samples = text
         .lines()

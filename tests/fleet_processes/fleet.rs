@@ -5,44 +5,44 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::authority::{Authority, Pair};
-use crate::board::Board;
+use crate::authority::{Authority, CertifiedKeyPair};
+use crate::counting_models::CountingModels;
 use crate::load::Load;
 use crate::router::Router;
-use crate::until;
+use crate::wait_until;
 
 /// Whose turn it is: a test measures its routers while no others are at work.
-static TURN: Mutex<()> = Mutex::const_new(());
+static TEST_TURN: Mutex<()> = Mutex::const_new(());
 
 /// What all routers of a group have.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub struct FleetSetup {
     pub replicas: usize,
     /// `maxConcurrentRequestsPerInstance`.
     pub cap: u32,
     /// How long a request takes.
-    pub takes: Duration,
+    pub service_time: Duration,
     pub mode: &'static str,
     /// `maxQueueWaitMs`.
-    pub waits: Duration,
+    pub queue_wait: Duration,
     /// `maxQueueLength`.
-    pub queue: u32,
+    pub queue_length: u32,
     /// Whether the last replica is a shadow, which gets half of the requests too.
-    pub shadow: bool,
+    pub has_shadow: bool,
     /// Of `shutdown`.
     pub unready_delay: &'static str,
 }
 
-impl Default for Plan {
+impl Default for FleetSetup {
     fn default() -> Self {
         Self {
             replicas: 4,
             cap: 1,
-            takes: Duration::from_millis(20),
+            service_time: Duration::from_millis(20),
             mode: "strict",
-            waits: Duration::from_secs(15),
-            queue: 100,
-            shadow: false,
+            queue_wait: Duration::from_secs(15),
+            queue_length: 100,
+            has_shadow: false,
             unready_delay: "0s",
         }
     }
@@ -50,16 +50,16 @@ impl Default for Plan {
 
 /// What is special about one router's connections with the others, as more of `fleet.peer`.
 #[derive(Debug, Clone, Default)]
-pub struct Peer(pub String);
+pub struct PeerSettings(pub String);
 
-impl Peer {
+impl PeerSettings {
     /// The others reach it there.
-    pub fn at(address: std::net::SocketAddr) -> Self {
+    pub fn advertised_at(address: std::net::SocketAddr) -> Self {
         Self(format!(", advertise: \"{address}\""))
     }
 
     /// With these files, which it writes into the folder of the group.
-    pub fn tls(group: &Group, name: &str, own: &Pair, trusted: &Authority, secret: &str) -> Self {
+    pub fn with_tls(group: &RouterFleet, name: &str, own: &CertifiedKeyPair, trusted: &Authority, secret: &str) -> Self {
         let write = |what: &str, text: &str| std::fs::write(group.folder.path().join(what), text).unwrap();
         write(&format!("{name}.crt"), &own.cert);
         write(&format!("{name}.key"), &own.key);
@@ -71,23 +71,23 @@ impl Peer {
     }
 }
 
-pub struct Group {
-    pub plan: Plan,
-    pub board: Board,
+pub struct RouterFleet {
+    pub setup: FleetSetup,
+    pub models: CountingModels,
     pub routers: Vec<Router>,
     pub folder: tempfile::TempDir,
     _turn: MutexGuard<'static, ()>,
 }
 
-impl Group {
+impl RouterFleet {
     /// Models, and no router yet, when it is this test's turn.
-    pub async fn empty(plan: Plan) -> Self {
-        let turn = TURN.lock().await;
+    pub async fn without_routers(plan: FleetSetup) -> Self {
+        let turn = TEST_TURN.lock().await;
         let folder = tempfile::tempdir().unwrap();
-        let board = Board::start(plan.replicas, plan.takes).await;
+        let board = CountingModels::start(plan.replicas, plan.service_time).await;
         let instances: Vec<String> = board.addresses.iter().map(|address| format!("\"{address}\"")).collect();
         let (shadow, live) = instances.split_last().unwrap();
-        let (live, rest) = if plan.shadow {
+        let (live, rest) = if plan.has_shadow {
             let rest = format!("  - {{name: shadow, instances: [{shadow}]}}\n  mirrorTraffic: {{shadow: 50}}\n");
             (live, rest)
         } else {
@@ -100,40 +100,40 @@ impl Group {
              requestTimeoutMs: 1000}}\n{rest}",
             live.join(", "),
             plan.cap,
-            plan.waits.as_millis(),
-            plan.queue
+            plan.queue_wait.as_millis(),
+            plan.queue_length
         );
         std::fs::create_dir(folder.path().join("endpoints")).unwrap();
         std::fs::write(folder.path().join("endpoints/my-endpoint.yaml"), document).unwrap();
-        Self { plan, board, routers: Vec::new(), folder, _turn: turn }
+        Self { setup: plan, models: board, routers: Vec::new(), folder, _turn: turn }
     }
 
     /// Three routers that are ready; the first coordinates.
-    pub async fn start(plan: Plan) -> Self {
-        let mut group = Self::empty(plan).await;
+    pub async fn start(plan: FleetSetup) -> Self {
+        let mut group = Self::without_routers(plan).await;
         for _ in 0..3 {
-            group.add(&Peer::default()).routers.last().unwrap().until_ready().await;
+            group.add_router(&PeerSettings::default()).routers.last().unwrap().wait_until_ready().await;
         }
-        group.until_whole().await;
+        group.wait_until_all_joined().await;
         group
     }
 
     /// One more router, whose process is started; it may not be ready yet.
-    pub fn add(&mut self, peer: &Peer) -> &mut Self {
+    pub fn add_router(&mut self, peer: &PeerSettings) -> &mut Self {
         let file = self.folder.path().join(format!("router-{}.yaml", self.routers.len()));
         let mut router = Router::new(file.clone());
-        std::fs::write(file, settings(&router, &self.plan, peer)).unwrap();
+        std::fs::write(file, settings(&router, &self.setup, peer)).unwrap();
         router.spawn();
         self.routers.push(router);
         self
     }
 
     /// Waits until every router knows of every other, and of the same coordinator.
-    pub async fn until_whole(&self) -> Duration {
-        until("a group of all routers", || async {
+    pub async fn wait_until_all_joined(&self) -> Duration {
+        wait_until("a group of all routers", || async {
             let mut seen = Vec::new();
             for router in &self.routers {
-                let fleet = router.fleet().await;
+                let fleet = router.fleet_status().await;
                 seen.push((fleet["coordinator"].clone(), fleet["epoch"].clone(), fleet["standing"].clone()));
                 if fleet["members"].as_array().map(Vec::len) != Some(self.routers.len()) {
                     return false;
@@ -148,7 +148,7 @@ impl Group {
     pub async fn coordinators(&self) -> Vec<usize> {
         let mut found = Vec::new();
         for (number, router) in self.routers.iter().enumerate() {
-            if router.coordinates().await {
+            if router.is_coordinator().await {
                 found.push(number);
             }
         }
@@ -156,7 +156,7 @@ impl Group {
     }
 
     /// The sum of a metric over all routers.
-    pub async fn sum(&self, metric: &str) -> f64 {
+    pub async fn metric_sum(&self, metric: &str) -> f64 {
         let mut sum = 0.0;
         for router in &self.routers {
             sum += router.metric(metric, "").await;
@@ -166,11 +166,11 @@ impl Group {
 
     /// So many clients of each router, in the background.
     pub fn load(&self, clients: usize) -> Load {
-        Load::of_each(&self.routers.iter().map(|router| router.scoring).collect::<Vec<_>>(), clients)
+        Load::start_on_each(&self.routers.iter().map(|router| router.scoring).collect::<Vec<_>>(), clients)
     }
 
     /// Who coordinates, by the newest file that says so.
-    pub fn holder(&self) -> Option<String> {
+    pub fn lock_holder(&self) -> Option<String> {
         let files = std::fs::read_dir(self.folder.path()).unwrap().map(|file| file.unwrap().path());
         let version = |file: &PathBuf| file.to_str()?.rsplit_once("/leader.")?.1.parse::<u64>().ok();
         let newest = files.filter(|file| version(file).is_some()).max_by_key(version)?;
@@ -179,19 +179,19 @@ impl Group {
     }
 
     /// Waits until all slots are in use at once for clients of all routers but this.
-    pub async fn until_all_slots_are_used(&self, without: Option<usize>) -> Duration {
-        self.board.watch(without);
-        let all = self.plan.cap * u32::try_from(self.plan.replicas).unwrap();
-        until("all slots in use", || std::future::ready(self.board.counts().together >= all)).await
+    pub async fn wait_until_all_slots_are_used(&self, without: Option<usize>) -> Duration {
+        self.models.count_without(without);
+        let all = self.setup.cap * u32::try_from(self.setup.replicas).unwrap();
+        wait_until("all slots in use", || std::future::ready(self.models.counts().max_of_counted_routers >= all)).await
     }
 
-    pub fn never_above_the_cap(&self) {
-        self.board.never_above(self.plan.cap);
+    pub fn assert_never_above_cap(&self) {
+        self.models.assert_never_above(self.setup.cap);
     }
 }
 
 /// A settings file; `peer` is what is special.
-pub fn settings(router: &Router, plan: &Plan, peer: &Peer) -> String {
+pub fn settings(router: &Router, plan: &FleetSetup, peer: &PeerSettings) -> String {
     format!(
         "scoring: {{address: \"{}\"}}\nadmin: {{address: \"{}\"}}\nworkers: 1\n\
          shutdown: {{unreadyDelay: {}, drainTimeout: 5s}}\nendpoints: {{files: [endpoints/]}}\n\

@@ -8,41 +8,41 @@
 
 #[path = "../support/authority.rs"]
 mod authority;
-mod board;
-mod cut;
+mod counting_models;
+mod partitions;
 mod deaths;
-mod gate;
-mod group;
+mod peer_proxy;
+mod fleet;
 mod joining;
 mod load;
 #[path = "../faults/message.rs"]
 #[allow(dead_code, reason = "each test target uses a part of it")]
 mod message;
-mod pauses;
+mod suspension;
 mod restarts;
 mod router;
 mod sharing;
-mod strangers;
+mod rejected_peers;
 
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything in a test: only a broken router takes it.
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a condition that is waited for is looked at.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// `leaseSeconds` of every group here: the shortest there is.
 const TERM: Duration = Duration::from_secs(1);
 /// What a member has of its coordinator.
-const LEASE: Duration = Duration::from_secs(2);
+const SLOT_LEASE: Duration = Duration::from_secs(2);
 /// `requestTimeoutMs` of every group here.
-const TIMEOUT: Duration = Duration::from_secs(1);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Waits until `condition` holds, and returns how long that took.
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
+async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
     let started = Instant::now();
     while !condition().await {
-        assert!(started.elapsed() < PATIENCE, "timed out: {what}");
-        tokio::time::sleep(LOOK).await;
+        assert!(started.elapsed() < WAIT_TIMEOUT, "timed out: {what}");
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     started.elapsed()
 }

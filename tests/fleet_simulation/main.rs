@@ -1,14 +1,14 @@
 //! Slot leases in virtual time. One number, the seed, chooses everything.
 //!
 //! ```text
-//! cargo test --release --test fleet                                  # 10,000 seeds
-//! FLEET_SEEDS=100000 cargo test --release --test fleet               # more of them
-//! FLEET_HARSH=1 FLEET_SEEDS=100000 cargo test --release --test fleet # only those where somebody is always cut off
-//! FLEET_SEED=7 cargo test --test fleet -- --nocapture                # one seed, with all that happens in it
+//! cargo test --release --test fleet_simulation                                  # 10,000 seeds
+//! FLEET_SEEDS=100000 cargo test --release --test fleet_simulation               # more of them
+//! FLEET_HARSH=1 FLEET_SEEDS=100000 cargo test --release --test fleet_simulation # only those where somebody is always cut off
+//! FLEET_SEED=7 cargo test --test fleet_simulation -- --nocapture                # one seed, with all that happens in it
 //! ```
 
-mod chance;
-mod model;
+mod rng;
+mod model_check;
 mod scenario;
 mod world;
 
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use scenario::Scenario;
 use world::World;
 
-fn seeds(default: u64) -> (std::ops::Range<u64>, bool) {
+fn seed_range_from_env(default: u64) -> (std::ops::Range<u64>, bool) {
     let number = |name| std::env::var(name).ok().and_then(|value: String| value.parse::<u64>().ok());
     match number("FLEET_SEED") {
         Some(seed) => (seed..seed + 1, true),
@@ -27,7 +27,7 @@ fn seeds(default: u64) -> (std::ops::Range<u64>, bool) {
 
 #[test]
 fn whatever_happens_no_replica_gets_more_than_it_may_and_no_slot_is_lost() {
-    let (range, trace) = seeds(if cfg!(debug_assertions) { 250 } else { 10_000 });
+    let (range, trace) = seed_range_from_env(if cfg!(debug_assertions) { 250 } else { 10_000 });
     let totals: [AtomicU64; 4] = Default::default();
     let next = AtomicU64::new(range.start);
     let failed = std::sync::Mutex::new(Vec::new());
@@ -44,11 +44,11 @@ fn whatever_happens_no_replica_gets_more_than_it_may_and_no_slot_is_lost() {
                     if seed >= range.end || !failed.lock().unwrap().is_empty() {
                         break;
                     }
-                    let mut world = World::new(seed, Scenario::anything(seed), trace);
+                    let mut world = World::new(seed, Scenario::from_seed(seed), trace);
                     let began = std::time::Instant::now();
                     let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run()));
                     let run = run.unwrap_or_else(|_| Err("panic".into()));
-                    for (total, of) in totals.iter().zip([world.served, world.aborted, world.fallbacks, world.messages])
+                    for (total, of) in totals.iter().zip([world.served, world.aborted, world.fallback_requests, world.messages])
                     {
                         total.fetch_add(of, Ordering::Relaxed);
                     }
@@ -69,14 +69,14 @@ fn whatever_happens_no_replica_gets_more_than_it_may_and_no_slot_is_lost() {
 
 #[test]
 fn in_small_cases_whatever_the_order_no_replica_gets_more_than_it_may() {
-    use model::{Budget, Model, explore};
+    use model_check::{Budget, Model, explore};
     let budget = |lease, ticks, requests, breaks, crashes, takeovers| Budget {
         ticks,
         requests,
-        breaks,
+        disconnects: breaks,
         crashes,
         takeovers,
-        lease,
+        lease_and_term_seconds: lease,
     };
     let cases = [("quiet", 2, budget(2, 2, 2, 0, 0, 0)), ("partition", 2, budget(2, 3, 1, 1, 0, 0))];
     // The others take minutes without optimization.
@@ -100,15 +100,15 @@ fn in_small_cases_whatever_the_order_no_replica_gets_more_than_it_may() {
 /// Within a tenth, the time between two reports, where nothing stands still; and what comes is not lost nor counted twice.
 #[test]
 fn the_coordinator_knows_what_goes_on_at_all_routers() {
-    let mut world = World::new(1, Scenario::tight(10), false);
+    let mut world = World::new(1, Scenario::overloaded(10), false);
     world.run_until(world::SECOND).unwrap();
-    world.signals();
+    world.take_signals();
     let (mut arrived, mut rejected) = (0.0, 0.0);
     for second in 2..=11 {
         let before = world.busy_time;
         world.run_until(second * world::SECOND).unwrap();
         let busy = (world.busy_time - before) as f64 / 1e6;
-        let signals = world.signals().unwrap();
+        let signals = world.take_signals().unwrap();
         assert!((signals.busy - busy).abs() < 0.1 * busy, "{signals:?}, but {busy} are busy");
         assert!((signals.service_seconds - 0.01).abs() < 0.002, "{signals:?}");
         assert!(signals.queued > 20.0 && !signals.is_cold, "{signals:?}");
@@ -124,7 +124,7 @@ fn the_coordinator_knows_what_goes_on_at_all_routers() {
 #[test]
 fn in_a_tight_case_replicas_are_busy_and_nobody_starves() {
     for (service, delay, least) in [(2, 50, 0.95), (10, 50, 0.95), (50, 50, 0.95), (2, 1000, 0.8), (10, 1000, 0.92)] {
-        let scenario = Scenario { delay, ..Scenario::tight(service) };
+        let scenario = Scenario { one_way_delay: delay, ..Scenario::overloaded(service) };
         let mut world = World::new(1, scenario, false);
         world.run_until(world::SECOND).unwrap();
         let before = world.busy_time;

@@ -18,27 +18,27 @@ const HOLD: u64 = 1;
 pub(crate) struct Budget {
     pub(crate) ticks: u32,
     pub(crate) requests: u32,
-    pub(crate) breaks: u32,
+    pub(crate) disconnects: u32,
     pub(crate) crashes: u32,
     pub(crate) takeovers: u32,
     /// Of slots and of the term. Beats are sent every second tick: with a lease of one it is never renewed.
-    pub(crate) lease: u64,
+    pub(crate) lease_and_term_seconds: u64,
 }
 
 #[derive(Clone)]
 struct Node {
     ledger: Ledger,
     member: Member<AllShares>,
-    up: bool,
+    is_up: bool,
     /// A request waits; and the replicas of those in flight, that may last until they are aborted.
-    waits: bool,
-    flights: Vec<usize>,
-    up_link: VecDeque<ToCoordinator>,
-    down_link: VecDeque<ToMember>,
+    has_queued_request: bool,
+    in_flight_replicas: Vec<usize>,
+    to_coordinator: VecDeque<ToCoordinator>,
+    to_member: VecDeque<ToMember>,
     /// Which node it is connected to.
-    at: Option<usize>,
+    connected_to: Option<usize>,
     /// Until when it leads.
-    until: u64,
+    term_ends_at: u64,
 }
 
 #[derive(Clone)]
@@ -48,22 +48,22 @@ pub(crate) struct Model {
     nodes: Vec<Node>,
     replicas: Vec<ReplicaKey>,
     /// In flight of routers that have crashed, and when these would have aborted them.
-    orphans: Vec<(usize, u64)>,
-    leader: usize,
-    epoch: u64,
-    roster: bool,
+    orphaned_requests: Vec<(usize, u64)>,
+    coordinator: usize,
+    term: u64,
+    uses_roster: bool,
     budget: Budget,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Tick,
-    Up(usize),
-    Down(usize),
-    Ask(usize),
-    Start(usize),
-    Finish(usize),
-    Break(usize),
+    DeliverToCoordinator(usize),
+    DeliverToMember(usize),
+    EnqueueRequest(usize),
+    StartRequest(usize),
+    FinishRequest(usize),
+    Disconnect(usize),
     Connect(usize),
     Crash(usize),
     TakeOver(usize),
@@ -72,7 +72,7 @@ enum Step {
 impl Model {
     pub(crate) fn new(routers: usize, roster: bool, budget: Budget) -> Self {
         let settings = Settings {
-            lease: Duration::from_secs(budget.lease),
+            lease: Duration::from_secs(budget.lease_and_term_seconds),
             heartbeat: Duration::from_secs(2),
             report: Duration::from_secs(9),
             idle: Duration::from_secs(9),
@@ -87,13 +87,13 @@ impl Model {
             let mut node = Node {
                 ledger: Ledger::new(settings),
                 member: Member::new(settings, Kind::Strict, AllShares::default(), start),
-                up: true,
-                waits: false,
-                flights: Vec::new(),
-                up_link: VecDeque::new(),
-                down_link: VecDeque::new(),
-                at: None,
-                until: 0,
+                is_up: true,
+                has_queued_request: false,
+                in_flight_replicas: Vec::new(),
+                to_coordinator: VecDeque::new(),
+                to_member: VecDeque::new(),
+                connected_to: None,
+                term_ends_at: 0,
             };
             for key in &replicas {
                 node.ledger.set_replica(key, 1, Duration::from_secs(HOLD), start);
@@ -103,8 +103,8 @@ impl Model {
         });
         let nodes = nodes.collect();
         let mut model =
-            Self { start, now: 0, nodes, replicas, orphans: Vec::new(), leader: 0, epoch: 0, roster, budget };
-        model.lead(0);
+            Self { start, now: 0, nodes, replicas, orphaned_requests: Vec::new(), coordinator: 0, term: 0, uses_roster: roster, budget };
+        model.become_coordinator(0);
         (0..routers).for_each(|i| model.step(Step::Connect(i)));
         model
     }
@@ -117,21 +117,21 @@ impl Model {
         self.start + Duration::from_secs(self.now)
     }
 
-    fn lead(&mut self, i: usize) {
-        self.epoch += 1;
+    fn become_coordinator(&mut self, i: usize) {
+        self.term += 1;
         let all = (0..self.nodes.len()).map(Self::id).collect();
-        let former = match self.epoch {
+        let previous_holders = match self.term {
             1 => Former::Only(BTreeSet::new()),
-            _ if self.roster => Former::Only(all),
+            _ if self.uses_roster => Former::Only(all),
             _ => Former::Anybody,
         };
         let now = self.time();
-        self.leader = i;
-        let lease = self.budget.lease;
-        self.nodes[i].until = self.now + lease;
-        self.nodes[i].ledger.lead(Epoch(self.epoch), now + Duration::from_secs(lease), former, now);
-        for node in self.nodes.iter_mut().filter(|node| node.at == Some(i)) {
-            node.at = None;
+        self.coordinator = i;
+        let lease = self.budget.lease_and_term_seconds;
+        self.nodes[i].term_ends_at = self.now + lease;
+        self.nodes[i].ledger.lead(Epoch(self.term), now + Duration::from_secs(lease), previous_holders, now);
+        for node in self.nodes.iter_mut().filter(|node| node.connected_to == Some(i)) {
+            node.connected_to = None;
             node.member.disconnected();
         }
     }
@@ -139,36 +139,36 @@ impl Model {
     fn steps(&self) -> Vec<Step> {
         let mut steps = Vec::new();
         for (i, node) in self.nodes.iter().enumerate() {
-            if !node.up {
+            if !node.is_up {
                 continue;
             }
-            if !node.up_link.is_empty() {
-                steps.push(Step::Up(i));
+            if !node.to_coordinator.is_empty() {
+                steps.push(Step::DeliverToCoordinator(i));
             }
-            if !node.down_link.is_empty() {
-                steps.push(Step::Down(i));
+            if !node.to_member.is_empty() {
+                steps.push(Step::DeliverToMember(i));
             }
-            if !node.waits && self.budget.requests > 0 {
-                steps.push(Step::Ask(i));
+            if !node.has_queued_request && self.budget.requests > 0 {
+                steps.push(Step::EnqueueRequest(i));
             }
             let now = self.time();
-            if node.waits && self.replicas.iter().any(|key| node.member.allowed(key, now) > 0) {
-                steps.push(Step::Start(i));
+            if node.has_queued_request && self.replicas.iter().any(|key| node.member.allowed(key, now) > 0) {
+                steps.push(Step::StartRequest(i));
             }
-            if !node.flights.is_empty() {
-                steps.push(Step::Finish(i));
+            if !node.in_flight_replicas.is_empty() {
+                steps.push(Step::FinishRequest(i));
             }
-            if node.at.is_some() && self.budget.breaks > 0 {
-                steps.push(Step::Break(i));
+            if node.connected_to.is_some() && self.budget.disconnects > 0 {
+                steps.push(Step::Disconnect(i));
             }
-            let elsewhere = node.at.is_none_or(|at| at != self.leader);
-            if elsewhere && self.nodes[self.leader].up {
+            let elsewhere = node.connected_to.is_none_or(|at| at != self.coordinator);
+            if elsewhere && self.nodes[self.coordinator].is_up {
                 steps.push(Step::Connect(i));
             }
             if self.budget.crashes > 0 {
                 steps.push(Step::Crash(i));
             }
-            let over = self.now >= self.nodes[self.leader].until || !self.nodes[self.leader].up && self.now > 0;
+            let over = self.now >= self.nodes[self.coordinator].term_ends_at || !self.nodes[self.coordinator].is_up && self.now > 0;
             if over && self.budget.takeovers > 0 {
                 steps.push(Step::TakeOver(i));
             }
@@ -185,87 +185,87 @@ impl Model {
             Step::Tick => {
                 self.now += 1;
                 self.budget.ticks = self.budget.ticks.saturating_sub(1);
-                self.orphans.retain(|orphan| orphan.1 > self.now);
+                self.orphaned_requests.retain(|orphan| orphan.1 > self.now);
                 let now = self.time();
                 // Clocks are alike, and who comes first at a moment does not matter: slots are free when all have aborted.
-                for node in self.nodes.iter_mut().filter(|node| node.up) {
+                for node in self.nodes.iter_mut().filter(|node| node.is_up) {
                     for key in node.member.tick(now) {
-                        for r in std::mem::take(&mut node.flights) {
+                        for r in std::mem::take(&mut node.in_flight_replicas) {
                             match self.replicas[r] == key {
                                 true => node.member.finish(&key, Right::Leased),
-                                false => node.flights.push(r),
+                                false => node.in_flight_replicas.push(r),
                             }
                         }
                     }
                 }
-                for i in (0..self.nodes.len()).filter(|i| self.nodes[*i].up).collect::<Vec<_>>() {
+                for i in (0..self.nodes.len()).filter(|i| self.nodes[*i].is_up).collect::<Vec<_>>() {
                     self.nodes[i].ledger.tick(now);
-                    self.pump(i);
+                    self.deliver_outgoing(i);
                 }
             }
-            Step::Up(i) => {
-                let to = self.nodes[i].at;
-                if let (Some(message), Some(to)) = (self.nodes[i].up_link.pop_front(), to)
-                    && self.nodes[to].up
+            Step::DeliverToCoordinator(i) => {
+                let to = self.nodes[i].connected_to;
+                if let (Some(message), Some(to)) = (self.nodes[i].to_coordinator.pop_front(), to)
+                    && self.nodes[to].is_up
                 {
                     self.nodes[to].ledger.receive(&Self::id(i), message, now);
-                    self.pump(to);
+                    self.deliver_outgoing(to);
                 }
             }
-            Step::Down(i) => {
-                if let Some(message) = self.nodes[i].down_link.pop_front() {
+            Step::DeliverToMember(i) => {
+                if let Some(message) = self.nodes[i].to_member.pop_front() {
                     self.nodes[i].member.receive(message, now);
-                    self.pump(i);
+                    self.deliver_outgoing(i);
                 }
             }
-            Step::Ask(i) => {
+            Step::EnqueueRequest(i) => {
                 self.budget.requests -= 1;
-                self.nodes[i].waits = true;
+                self.nodes[i].has_queued_request = true;
                 self.set_queue(i);
-                self.pump(i);
+                self.deliver_outgoing(i);
             }
-            Step::Start(i) => {
+            Step::StartRequest(i) => {
                 for r in 0..self.replicas.len() {
                     if self.nodes[i].member.start(&self.replicas[r], now).is_some() {
-                        self.nodes[i].waits = false;
-                        self.nodes[i].flights.push(r);
+                        self.nodes[i].has_queued_request = false;
+                        self.nodes[i].in_flight_replicas.push(r);
                         break;
                     }
                 }
                 self.set_queue(i);
-                self.pump(i);
+                self.deliver_outgoing(i);
             }
-            Step::Finish(i) => {
-                let r = self.nodes[i].flights.remove(0);
+            Step::FinishRequest(i) => {
+                let r = self.nodes[i].in_flight_replicas.remove(0);
                 self.nodes[i].member.finish(&self.replicas[r], Right::Leased);
-                self.pump(i);
+                self.deliver_outgoing(i);
             }
-            Step::Break(i) => {
-                self.budget.breaks -= 1;
-                self.nodes[i].at = None;
+            Step::Disconnect(i) => {
+                self.budget.disconnects -= 1;
+                self.nodes[i].connected_to = None;
                 self.nodes[i].member.disconnected();
-                self.nodes[i].up_link.clear();
-                self.nodes[i].down_link.clear();
+                self.nodes[i].to_coordinator.clear();
+                self.nodes[i].to_member.clear();
             }
             Step::Connect(i) => {
-                self.nodes[i].up_link.clear();
-                self.nodes[i].down_link.clear();
-                self.nodes[i].at = Some(self.leader);
+                self.nodes[i].to_coordinator.clear();
+                self.nodes[i].to_member.clear();
+                self.nodes[i].connected_to = Some(self.coordinator);
                 self.nodes[i].member.connected(now);
-                self.pump(i);
+                self.deliver_outgoing(i);
             }
             Step::Crash(i) => {
                 self.budget.crashes -= 1;
-                self.nodes[i].up = false;
+                self.nodes[i].is_up = false;
                 let end = self.nodes[i].member.abort_at(&self.replicas[0].deployment) - self.start;
-                let flights = std::mem::take(&mut self.nodes[i].flights);
-                self.orphans.extend(flights.into_iter().map(|r| (r, end.as_secs())));
+                let flights = std::mem::take(&mut self.nodes[i].in_flight_replicas);
+                self.orphaned_requests.extend(flights.into_iter().map(|r| (r, end.as_secs())));
             }
             Step::TakeOver(i) => {
                 self.budget.takeovers -= 1;
-                self.lead(i);
+                self.become_coordinator(i);
                 for j in 0..self.nodes.len() {
-                    if !self.nodes[j].up {
+                    if !self.nodes[j].is_up {
                         self.nodes[i].ledger.ended(&Self::id(j), now);
                     }
                 }
@@ -275,41 +275,41 @@ impl Model {
 
     fn set_queue(&mut self, i: usize) {
         let now = self.start;
-        let queue = self.nodes[i].waits.then_some(Queue { length: 1, oldest: now, newest: now });
+        let queue = self.nodes[i].has_queued_request.then_some(Queue { length: 1, oldest: now, newest: now });
         self.nodes[i].member.set_queue(&Arc::from("d"), queue);
     }
 
-    fn pump(&mut self, i: usize) {
+    fn deliver_outgoing(&mut self, i: usize) {
         let now = self.time();
-        if self.nodes[i].at.is_some()
+        if self.nodes[i].connected_to.is_some()
             && let Some(message) = self.nodes[i].member.outgoing(now)
         {
-            self.nodes[i].up_link.push_back(message);
+            self.nodes[i].to_coordinator.push_back(message);
         }
         // The coordinator's own member is called directly.
-        if self.nodes[i].at == Some(i)
-            && let Some(message) = self.nodes[i].up_link.pop_front()
+        if self.nodes[i].connected_to == Some(i)
+            && let Some(message) = self.nodes[i].to_coordinator.pop_front()
         {
             self.nodes[i].ledger.receive(&Self::id(i), message, now);
         }
         for (id, message) in self.nodes[i].ledger.outgoing(now) {
             let to = (0..self.nodes.len()).find(|j| Self::id(*j) == id);
-            if let Some(to) = to.filter(|to| self.nodes[*to].at == Some(i)) {
-                self.nodes[to].down_link.push_back(message);
+            if let Some(to) = to.filter(|to| self.nodes[*to].connected_to == Some(i)) {
+                self.nodes[to].to_member.push_back(message);
             }
         }
-        if self.nodes[i].at == Some(i)
-            && let Some(message) = self.nodes[i].down_link.pop_front()
+        if self.nodes[i].connected_to == Some(i)
+            && let Some(message) = self.nodes[i].to_member.pop_front()
         {
             self.nodes[i].member.receive(message, now);
-            self.pump(i);
+            self.deliver_outgoing(i);
         }
     }
 
     fn check(&self) -> Result<(), String> {
         for r in 0..self.replicas.len() {
-            let flights = self.nodes.iter().flat_map(|node| &node.flights);
-            let in_flight = flights.chain(self.orphans.iter().map(|(r, _)| r)).filter(|on| **on == r).count();
+            let flights = self.nodes.iter().flat_map(|node| &node.in_flight_replicas);
+            let in_flight = flights.chain(self.orphaned_requests.iter().map(|(r, _)| r)).filter(|on| **on == r).count();
             if in_flight > 1 {
                 return Err(format!("{in_flight} on {r}"));
             }
@@ -319,10 +319,10 @@ impl Model {
 
     fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (self.now, self.leader, self.epoch, &self.orphans, &self.budget).hash(&mut hasher);
+        (self.now, self.coordinator, self.term, &self.orphaned_requests, &self.budget).hash(&mut hasher);
         for node in &self.nodes {
-            (node.up, node.waits, &node.flights, node.at, node.until).hash(&mut hasher);
-            (&node.ledger, &node.member, &node.up_link, &node.down_link).hash(&mut hasher);
+            (node.is_up, node.has_queued_request, &node.in_flight_replicas, node.connected_to, node.term_ends_at).hash(&mut hasher);
+            (&node.ledger, &node.member, &node.to_coordinator, &node.to_member).hash(&mut hasher);
         }
         hasher.finish()
     }

@@ -11,7 +11,7 @@ pub(crate) enum Event {
     /// A client sends a request.
     Arrival,
     /// What a request waits for, in its `step`; stale when it has gone on since.
-    Request { request: usize, step: u32, what: What },
+    Request { request: usize, generation: u32, event: RequestEvent },
     /// The client goes away, wherever its request is.
     Abort(usize),
     /// A back-off is over.
@@ -26,11 +26,11 @@ pub(crate) enum Event {
 
 /// What becomes of a request in flight or in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum What {
+pub(crate) enum RequestEvent {
     /// The longest wait in the queue is over.
-    WaitedEnough,
+    QueueWaitOver,
     /// The client's task notices that it was granted a slot.
-    Wakes,
+    NoticesGrant,
     /// The attempt to connect has an outcome.
     Connects,
     /// The response head comes.
@@ -40,18 +40,18 @@ pub(crate) enum What {
     /// The replica closes the connection in the middle.
     BreaksOff,
     /// The replica has had its time.
-    RunsOut,
+    TimeoutPasses,
 }
 
 /// Events in the order of their time; those at the same time in the order in which they were planned.
 #[derive(Debug, Default)]
-pub(crate) struct Agenda {
+pub(crate) struct EventQueue {
     heap: BinaryHeap<Reverse<(Time, u64, Event)>>,
     planned: u64,
 }
 
-impl Agenda {
-    pub(crate) fn plan(&mut self, at: Time, event: Event) {
+impl EventQueue {
+    pub(crate) fn schedule(&mut self, at: Time, event: Event) {
         self.planned += 1;
         self.heap.push(Reverse((at, self.planned, event)));
     }

@@ -10,7 +10,7 @@ use inference_router::policy::fleet::{Deployment, Epoch, Load, MemberId, Queue, 
 use inference_router::policy::scale::Signals;
 use inference_router::policy::scale::tally::Tally;
 
-use crate::chance::Chance;
+use crate::rng::SimRng;
 use crate::scenario::Scenario;
 
 /// Microseconds of true time.
@@ -26,27 +26,27 @@ pub(crate) fn micros(duration: Duration) -> Time {
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
     Arrive(usize, usize),
-    End(u64),
+    RequestEnds(u64),
     ToCoordinator(u64, ToCoordinator),
     ToMember(u64, ToMember),
     /// Both ends of a stream learn that it is broken: the member's, or the coordinator's.
-    Broken(u64, bool),
+    StreamBroken(u64, bool),
     Wake(usize),
-    Elect(usize),
-    Sees(usize, usize),
-    Fault,
+    ElectionTick(usize),
+    ObserveReplica(usize, usize),
+    InjectFault,
     Heal(usize),
     Restart(usize),
     Resume(usize),
     /// A router's end is known to the cluster.
-    Buried(MemberId),
+    ProcessEndKnown(MemberId),
 }
 
 pub(crate) struct Router {
     pub(crate) id: MemberId,
-    pub(crate) up: bool,
+    pub(crate) is_up: bool,
     pub(crate) served: u64,
-    paused: bool,
+    is_suspended: bool,
     rate: f64,
     base: Instant,
     pub(crate) ledger: Ledger,
@@ -57,12 +57,12 @@ pub(crate) struct Router {
     tallies: Vec<Tally>,
 
     wake_at: Time,
-    until: Option<Instant>,
+    term_ends_at: Option<Instant>,
     /// What it knows of who leads, and since when that has not changed.
-    holder: Option<(usize, u64)>,
-    seen: (u64, Instant),
+    known_coordinator: Option<(usize, u64)>,
+    lock_version_seen: (u64, Instant),
     /// By replica.
-    caps: Vec<u32>,
+    observed_caps: Vec<u32>,
 }
 
 struct Stream {
@@ -80,9 +80,9 @@ pub(crate) struct Replica {
     pub(crate) deployment: usize,
     /// Zero while it is not ready.
     pub(crate) cap: u32,
-    pub(crate) gone: bool,
-    pub(crate) leased: u32,
-    pub(crate) borrowed: u32,
+    pub(crate) is_gone: bool,
+    pub(crate) leased_requests: u32,
+    pub(crate) fallback_requests: u32,
     /// The caps it had, and until when.
     past: Vec<(Time, u32)>,
 }
@@ -91,23 +91,23 @@ pub(crate) struct Request {
     router: usize,
     incarnation: u64,
     pub(crate) replica: usize,
-    right: Right,
+    grant_basis: Right,
     /// By its router's clock.
-    began: Instant,
-    end: Time,
+    started_at: Instant,
+    ends_at: Time,
 }
 
 /// The `Lease` object.
-struct Lease {
+struct LeaderLockRecord {
     holder: Option<(usize, u64)>,
-    epoch: u64,
+    term: u64,
     version: u64,
     roster: Former,
 }
 
 pub(crate) struct World {
     pub(crate) scenario: Scenario,
-    pub(crate) chance: Chance,
+    pub(crate) rng: SimRng,
     pub(crate) now: Time,
     events: BTreeMap<(Time, u64), Event>,
     counter: u64,
@@ -117,16 +117,16 @@ pub(crate) struct World {
     by_deployment: Vec<Vec<usize>>,
     pub(crate) requests: BTreeMap<u64, Request>,
     streams: BTreeMap<u64, Stream>,
-    lease: Lease,
-    blocked: BTreeSet<(usize, usize)>,
-    no_api: BTreeSet<usize>,
-    traffic: bool,
-    trace: bool,
+    leader_lock: LeaderLockRecord,
+    blocked_links: BTreeSet<(usize, usize)>,
+    cut_off_from_lock: BTreeSet<usize>,
+    has_arrivals: bool,
+    is_traced: bool,
     pub(crate) served: u64,
     pub(crate) aborted: u64,
-    pub(crate) fallbacks: u64,
+    pub(crate) fallback_requests: u64,
     pub(crate) messages: u64,
-    watch: bool,
+    checks_idle_slots: bool,
     /// By deployment and place: since when a slot has been idle there while somebody waits.
     idle_since: BTreeMap<(usize, usize), Option<Time>>,
     pub(crate) busy_time: u64,
@@ -136,7 +136,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(seed: u64, scenario: Scenario, trace: bool) -> Self {
-        let mut chance = Chance::new(seed ^ 0xABCDEF);
+        let mut chance = SimRng::new(seed ^ 0xABCDEF);
         let start = Instant::now() + Duration::from_secs(1_000_000);
         let deployments: Vec<Deployment> =
             (0..scenario.deployments.len()).map(|d| Arc::from(format!("d{d}"))).collect();
@@ -150,25 +150,25 @@ impl World {
             deployments,
             requests: BTreeMap::new(),
             streams: BTreeMap::new(),
-            lease: Lease { holder: None, epoch: 0, version: 0, roster: Former::Only(BTreeSet::new()) },
-            blocked: BTreeSet::new(),
-            no_api: BTreeSet::new(),
-            traffic: true,
-            trace,
+            leader_lock: LeaderLockRecord { holder: None, term: 0, version: 0, roster: Former::Only(BTreeSet::new()) },
+            blocked_links: BTreeSet::new(),
+            cut_off_from_lock: BTreeSet::new(),
+            has_arrivals: true,
+            is_traced: trace,
             served: 0,
             aborted: 0,
-            fallbacks: 0,
+            fallback_requests: 0,
             messages: 0,
-            watch: false,
+            checks_idle_slots: false,
             idle_since: BTreeMap::new(),
             busy_time: 0,
             last: 0,
             handled: 0,
-            chance: chance.clone(),
+            rng: chance.clone(),
             scenario,
         };
         for i in 0..world.scenario.routers {
-            let drift = world.scenario.drift;
+            let drift = world.scenario.clock_drift;
             let rate = *chance.pick(&[1.0 - drift, 1.0 - drift, 1.0, 1.0 + drift, 1.0 + drift]);
             let base = start + Duration::from_millis(chance.range(0, 100_000));
             let router = world.router(i, 0, rate, base);
@@ -180,29 +180,29 @@ impl World {
             }
         }
         for i in 0..world.scenario.routers {
-            let at = world.chance.range(0, 20 * MS);
-            world.at(at, Event::Elect(i));
+            let at = world.rng.range(0, 20 * MS);
+            world.schedule(at, Event::ElectionTick(i));
             for d in 0..world.scenario.deployments.len() {
-                world.next_arrival(i, d);
+                world.schedule_arrival(i, d);
             }
         }
-        if world.scenario.faults > 0.0 {
-            world.at(SECOND / 2, Event::Fault);
+        if world.scenario.faults_per_second > 0.0 {
+            world.schedule(SECOND / 2, Event::InjectFault);
         }
         world
     }
 
     fn router(&self, i: usize, incarnation: u64, rate: f64, base: Instant) -> Router {
         let settings = self.scenario.settings;
-        let kind = if self.scenario.strict { Kind::Strict } else { Kind::Available };
+        let kind = if self.scenario.is_strict { Kind::Strict } else { Kind::Available };
         let now = base + Duration::from_nanos((self.now as f64 * 1000.0 * rate) as u64);
         let mut member = Member::new(settings, kind, AllShares::default(), now);
         member.set_group(self.scenario.routers as u32, i as u32);
         Router {
             id: MemberId { name: Arc::from(format!("r{i}")), incarnation },
-            up: true,
+            is_up: true,
             served: 0,
-            paused: false,
+            is_suspended: false,
             rate,
             base,
             ledger: Ledger::new(settings),
@@ -213,19 +213,19 @@ impl World {
             tallies: self.scenario.deployments.iter().map(|_| Tally::new(now)).collect(),
 
             wake_at: Time::MAX,
-            until: None,
-            holder: None,
-            seen: (u64::MAX, now),
-            caps: Vec::new(),
+            term_ends_at: None,
+            known_coordinator: None,
+            lock_version_seen: (u64::MAX, now),
+            observed_caps: Vec::new(),
         }
     }
 
-    pub(crate) fn at(&mut self, time: Time, event: Event) {
+    pub(crate) fn schedule(&mut self, time: Time, event: Event) {
         self.counter += 1;
         self.events.insert((time.max(self.now), self.counter), event);
     }
 
-    fn local(&self, i: usize) -> Instant {
+    fn local_now(&self, i: usize) -> Instant {
         let router = &self.routers[i];
         router.base + Duration::from_nanos((self.now as f64 * 1000.0 * router.rate) as u64)
     }
@@ -236,17 +236,17 @@ impl World {
         (passed / router.rate / 1000.0).ceil() as Time
     }
 
-    fn say(&self, what: impl FnOnce() -> String) {
-        if self.trace {
+    fn trace_event(&self, what: impl FnOnce() -> String) {
+        if self.is_traced {
             println!("{:>10.6} {}", self.now as f64 / 1e6, what());
         }
     }
 
-    fn next_arrival(&mut self, i: usize, d: usize) {
-        let rate = self.scenario.deployments[d].load[i];
+    fn schedule_arrival(&mut self, i: usize, d: usize) {
+        let rate = self.scenario.deployments[d].requests_per_second[i];
         if rate > 0.0 {
-            let at = self.now + 1 + self.chance.exponential(SECOND as f64 / rate);
-            self.at(at, Event::Arrive(i, d));
+            let at = self.now + 1 + self.rng.exponential(SECOND as f64 / rate);
+            self.schedule(at, Event::Arrive(i, d));
         }
     }
 
@@ -254,48 +254,48 @@ impl World {
         let r = self.replicas.len();
         let key = ReplicaKey { deployment: self.deployments[d].clone(), name: Arc::from(format!("p{r}")) };
         let cap = self.scenario.deployments[d].cap;
-        self.replicas.push(Replica { key, deployment: d, cap, gone: false, leased: 0, borrowed: 0, past: Vec::new() });
+        self.replicas.push(Replica { key, deployment: d, cap, is_gone: false, leased_requests: 0, fallback_requests: 0, past: Vec::new() });
         self.by_deployment[d].push(r);
-        self.replica_changed(r, at_once);
+        self.notify_replica_change(r, at_once);
     }
 
-    fn replica_changed(&mut self, r: usize, at_once: bool) {
+    fn notify_replica_change(&mut self, r: usize, at_once: bool) {
         for i in 0..self.routers.len() {
             if at_once {
-                self.sees(i, r);
+                self.observe_replica(i, r);
             } else {
-                let at = self.now + self.chance.range(0, 300 * MS);
-                self.at(at, Event::Sees(i, r));
+                let at = self.now + self.rng.range(0, 300 * MS);
+                self.schedule(at, Event::ObserveReplica(i, r));
             }
         }
     }
 
     /// A router learns how a replica is now.
-    fn sees(&mut self, i: usize, r: usize) {
-        let now = self.local(i);
+    fn observe_replica(&mut self, i: usize, r: usize) {
+        let now = self.local_now(i);
         let replica = &self.replicas[r];
         let hold = self.scenario.deployments[replica.deployment].hold;
         let router = &mut self.routers[i];
         router.member.set_replica(&replica.key, replica.cap, true, hold);
-        if replica.gone {
+        if replica.is_gone {
             router.ledger.forget_replica(&replica.key);
         } else {
             router.ledger.set_replica(&replica.key, replica.cap, hold, now);
         }
-        router.caps.resize(router.caps.len().max(r + 1), 0);
-        router.caps[r] = replica.cap;
+        router.observed_caps.resize(router.observed_caps.len().max(r + 1), 0);
+        router.observed_caps[r] = replica.cap;
     }
 
     pub(crate) fn run(&mut self) -> Checked {
-        let (faulty, calm) = (self.scenario.faulty, self.scenario.calm);
+        let (faulty, calm) = (self.scenario.faults_until, self.scenario.calm_duration);
         self.run_until(faulty)?;
         self.heal();
-        let settle = self.settling();
+        let settle = self.settling_time();
         self.run_until(self.now + settle)?;
-        self.watch = true;
+        self.checks_idle_slots = true;
         self.run_until(self.now + calm)?;
-        self.watch = false;
-        self.traffic = false;
+        self.checks_idle_slots = false;
+        self.has_arrivals = false;
         // The queues are served, then whatever was leased comes back.
         let mut patience = 200;
         while !self.requests.is_empty() || self.routers.iter().any(|r| r.queues.iter().any(|q| !q.is_empty())) {
@@ -306,11 +306,11 @@ impl World {
             self.run_until(self.now + SECOND)?;
         }
         self.run_until(self.now + self.scenario.settings.surely(self.scenario.settings.lease).as_micros() as Time)?;
-        self.all_free()
+        self.check_all_slots_free()
     }
 
     /// After so long without faults nothing of them is left.
-    fn settling(&self) -> Time {
+    fn settling_time(&self) -> Time {
         let s = &self.scenario;
         let hold = s.deployments.iter().map(|d| d.hold).max().unwrap_or_default();
         micros(s.settings.surely(s.term + s.settings.vouch + s.settings.lease + hold).mul_f64(1.3)) + SECOND
@@ -322,7 +322,7 @@ impl World {
                 break;
             }
             let ((time, _), event) = entry.remove_entry();
-            self.busy_time += (time - self.last) * self.replicas.iter().map(|r| u64::from(r.leased)).sum::<u64>();
+            self.busy_time += (time - self.last) * self.replicas.iter().map(|r| u64::from(r.leased_requests)).sum::<u64>();
             self.last = time;
             self.now = time;
             self.handled += 1;
@@ -330,8 +330,8 @@ impl World {
                 return Err(format!("too much happens, last {event:?}"));
             }
             self.handle(event)?;
-            if self.watch {
-                self.nobody_waits_beside_a_free_slot()?;
+            if self.checks_idle_slots {
+                self.check_no_wait_beside_free_slot()?;
             }
         }
         self.now = end;
@@ -339,28 +339,28 @@ impl World {
     }
 
     fn handle(&mut self, event: Event) -> Checked {
-        let whose = match &event {
-            Event::Arrive(i, _) | Event::Wake(i) | Event::Sees(i, _) | Event::Elect(i) => Some(*i),
-            Event::End(id) => self.end_at_replica(*id),
+        let affected_router = match &event {
+            Event::Arrive(i, _) | Event::Wake(i) | Event::ObserveReplica(i, _) | Event::ElectionTick(i) => Some(*i),
+            Event::RequestEnds(id) => self.end_at_replica(*id),
             Event::ToCoordinator(stream, _) => self.streams.get(stream).map(|s| s.coordinator),
             Event::ToMember(stream, _) => self.streams.get(stream).map(|s| s.member),
-            Event::Broken(stream, member) => {
+            Event::StreamBroken(stream, member) => {
                 self.streams.get(stream).map(|s| if *member { s.member } else { s.coordinator })
             }
-            Event::Fault | Event::Heal(_) | Event::Restart(_) | Event::Resume(_) | Event::Buried(_) => None,
+            Event::InjectFault | Event::Heal(_) | Event::Restart(_) | Event::Resume(_) | Event::ProcessEndKnown(_) => None,
         };
-        match whose {
-            Some(i) if !self.routers[i].up => match event {
-                Event::Arrive(i, d) => self.next_arrival(i, d),
-                Event::Elect(i) => self.at(self.now + 100 * MS, Event::Elect(i)),
+        match affected_router {
+            Some(i) if !self.routers[i].is_up => match event {
+                Event::Arrive(i, d) => self.schedule_arrival(i, d),
+                Event::ElectionTick(i) => self.schedule(self.now + 100 * MS, Event::ElectionTick(i)),
                 _ => {}
             },
             // A timer that would have rung meanwhile is set again by what it does first.
-            Some(i) if self.routers[i].paused && matches!(event, Event::Wake(..)) => {}
-            Some(i) if self.routers[i].paused => self.routers[i].inbox.push(event),
+            Some(i) if self.routers[i].is_suspended && matches!(event, Event::Wake(..)) => {}
+            Some(i) if self.routers[i].is_suspended => self.routers[i].inbox.push(event),
             Some(i) => {
                 self.router_event(i, event)?;
-                self.pump(i)?;
+                self.run_router(i)?;
             }
             None => self.world_event(event)?,
         }
@@ -368,12 +368,12 @@ impl World {
     }
 
     fn router_event(&mut self, i: usize, event: Event) -> Checked {
-        let now = self.local(i);
+        let now = self.local_now(i);
         let router = &mut self.routers[i];
         router.tallies.iter_mut().zip(&router.queues).for_each(|(tally, queue)| tally.pass(now, queue.len()));
         match event {
-            Event::Arrive(i, d) if self.traffic => {
-                self.next_arrival(i, d);
+            Event::Arrive(i, d) if self.has_arrivals => {
+                self.schedule_arrival(i, d);
                 if self.routers[i].queues[d].len() < 20 {
                     let at = self.now;
                     self.routers[i].queues[d].push_back((at, now));
@@ -382,35 +382,35 @@ impl World {
                     self.routers[i].tallies[d].refused();
                 }
             }
-            Event::End(id) => {
+            Event::RequestEnds(id) => {
                 if let Some(request) = self.requests.remove(&id) {
                     let key = self.replicas[request.replica].key.clone();
                     if request.incarnation == self.routers[i].id.incarnation {
-                        self.routers[i].member.finish(&key, request.right);
+                        self.routers[i].member.finish(&key, request.grant_basis);
                         let d = self.replicas[request.replica].deployment;
-                        self.routers[i].tallies[d].served(now.saturating_duration_since(request.began));
+                        self.routers[i].tallies[d].served(now.saturating_duration_since(request.started_at));
                     }
                 }
             }
-            Event::Sees(i, r) => {
-                if self.no_api.contains(&i) {
-                    self.at(self.now + 100 * MS, Event::Sees(i, r));
+            Event::ObserveReplica(i, r) => {
+                if self.cut_off_from_lock.contains(&i) {
+                    self.schedule(self.now + 100 * MS, Event::ObserveReplica(i, r));
                 } else {
-                    self.sees(i, r);
+                    self.observe_replica(i, r);
                 }
             }
-            Event::Elect(i) => self.elect(i, now),
-            Event::ToCoordinator(stream, message) => self.at_coordinator(i, stream, message, now),
+            Event::ElectionTick(i) => self.run_election(i, now),
+            Event::ToCoordinator(stream, message) => self.receive_at_coordinator(i, stream, message, now),
             Event::ToMember(stream, message) => {
                 let s = &self.streams[&stream];
                 if s.incarnations.0 == self.routers[i].id.incarnation && self.now <= s.dead[1] {
                     self.routers[i].member.receive(message, now);
                 }
             }
-            Event::Broken(stream, true) if self.routers[i].stream.is_some_and(|s| s.0 == stream) => {
+            Event::StreamBroken(stream, true) if self.routers[i].stream.is_some_and(|s| s.0 == stream) => {
                 self.routers[i].member.disconnected();
             }
-            Event::Broken(stream, false) => {
+            Event::StreamBroken(stream, false) => {
                 let s = &self.streams[&stream];
                 if s.incarnations.1 == self.routers[i].id.incarnation {
                     let id = MemberId { name: self.routers[s.member].id.name.clone(), incarnation: s.incarnations.0 };
@@ -422,88 +422,88 @@ impl World {
         Ok(())
     }
 
-    fn at_coordinator(&mut self, i: usize, stream: u64, message: ToCoordinator, now: Instant) {
+    fn receive_at_coordinator(&mut self, i: usize, stream: u64, message: ToCoordinator, now: Instant) {
         let s = &self.streams[&stream];
         if s.incarnations.1 != self.routers[i].id.incarnation || self.now > s.dead[0] {
             return;
         }
         let id = MemberId { name: self.routers[s.member].id.name.clone(), incarnation: s.incarnations.0 };
         let recorded = match self.routers[i].ledger.roster(now) {
-            Former::Only(roster) if self.scenario.roster => roster.contains(&id),
+            Former::Only(roster) if self.scenario.uses_roster => roster.contains(&id),
             _ => true,
         };
         if !recorded && self.routers[i].ledger.leads(now).is_some() {
             let me = (i, self.routers[i].id.incarnation);
-            if self.no_api.contains(&i) || self.lease.holder != Some(me) {
+            if self.cut_off_from_lock.contains(&i) || self.leader_lock.holder != Some(me) {
                 return self.break_stream(stream);
             }
             let mut roster = self.routers[i].ledger.roster(now);
             if let Former::Only(roster) = &mut roster {
                 roster.insert(id.clone());
                 // Whoever was recorded and has not said hello yet.
-                if let Former::Only(before) = &self.lease.roster {
+                if let Former::Only(before) = &self.leader_lock.roster {
                     roster.extend(before.iter().cloned());
                 }
             }
-            self.lease.roster = roster;
+            self.leader_lock.roster = roster;
         }
         self.routers[i].ledger.receive(&id, message, now);
     }
 
     /// The `Lease`: renewed, taken over, or looked at.
-    fn elect(&mut self, i: usize, now: Instant) {
+    fn run_election(&mut self, i: usize, now: Instant) {
         let me = (i, self.routers[i].id.incarnation);
         let (term, settings) = (self.scenario.term, self.scenario.settings);
         let safe = now + term.mul_f64(0.9 / 1.1);
-        self.at(self.now + micros(term) / 6, Event::Elect(i));
+        self.schedule(self.now + micros(term) / 6, Event::ElectionTick(i));
         if self.routers[i].ledger.superseded().is_some() {
-            self.say(|| format!("r{i} is superseded"));
+            self.trace_event(|| format!("r{i} is superseded"));
             self.routers[i].ledger.resign();
         }
-        if self.no_api.contains(&i) {
+        if self.cut_off_from_lock.contains(&i) {
             let others: Vec<_> = self.routers.iter().filter(|r| r.id.name != self.routers[i].id.name).collect();
             let others: Vec<_> = others.iter().map(|r| r.id.clone()).collect();
             let router = &mut self.routers[i];
             if settings.vouch > Duration::ZERO
                 && router.ledger.leads(now).is_some()
-                && let (Some(vouched), Some(until)) = (router.ledger.vouched(&others, now), router.until)
+                && let (Some(confirmed_at), Some(until)) = (router.ledger.vouched(&others, now), router.term_ends_at)
             {
-                let until = until.max(vouched + settings.vouch);
-                router.until = Some(until);
+                let until = until.max(confirmed_at + settings.vouch);
+                router.term_ends_at = Some(until);
                 router.ledger.extend(until);
             }
-        } else if self.lease.holder == Some(me) {
-            if self.routers[i].until.is_some() {
-                self.lease.version += 1;
+        } else if self.leader_lock.holder == Some(me) {
+            if self.routers[i].term_ends_at.is_some() {
+                self.leader_lock.version += 1;
                 self.routers[i].ledger.extend(safe);
-                self.routers[i].until = Some(safe);
+                self.routers[i].term_ends_at = Some(safe);
             }
         } else {
-            if self.routers[i].until.take().is_some() {
+            if self.routers[i].term_ends_at.take().is_some() {
                 self.routers[i].ledger.resign();
             }
-            if self.routers[i].seen.0 != self.lease.version {
-                self.routers[i].seen = (self.lease.version, now);
+            if self.routers[i].lock_version_seen.0 != self.leader_lock.version {
+                self.routers[i].lock_version_seen = (self.leader_lock.version, now);
             }
-            let free = self.lease.holder.is_none() || now >= self.routers[i].seen.1 + term;
+            let free = self.leader_lock.holder.is_none() || now >= self.routers[i].lock_version_seen.1 + term;
             if free {
-                self.take_over(i, now, safe);
+                self.become_coordinator(i, now, safe);
             }
-            self.routers[i].holder = self.lease.holder;
+            self.routers[i].known_coordinator = self.leader_lock.holder;
         }
-        if self.lease.holder == Some(me) && !self.no_api.contains(&i) {
-            self.routers[i].holder = Some(me);
+        if self.leader_lock.holder == Some(me) && !self.cut_off_from_lock.contains(&i) {
+            self.routers[i].known_coordinator = Some(me);
         }
-        self.look(i, now);
+        self.connect_if_lost(i, now);
     }
 
-    fn take_over(&mut self, i: usize, now: Instant, safe: Instant) {
+    fn become_coordinator(&mut self, i: usize, now: Instant, safe: Instant) {
         let me = (i, self.routers[i].id.incarnation);
-        let first = self.lease.epoch == 0;
-        self.lease.holder = Some(me);
-        (self.lease.epoch, self.lease.version) = (self.lease.epoch + 1, self.lease.version + 1);
-        let former = if first || self.scenario.roster { self.lease.roster.clone() } else { Former::Anybody };
-        self.say(|| format!("r{i} leads, epoch {}, former {former:?}", self.lease.epoch));
+        let first = self.leader_lock.term == 0;
+        self.leader_lock.holder = Some(me);
+        (self.leader_lock.term, self.leader_lock.version) = (self.leader_lock.term + 1, self.leader_lock.version + 1);
+        let previous_holders = if first || self.scenario.uses_roster { self.leader_lock.roster.clone() } else { Former::Anybody };
+        self.trace_event(|| format!("r{i} leads, epoch {}, former {previous_holders:?}", self.leader_lock.term));
         let router = &mut self.routers[i];
         router.member.disconnected();
         router.stream = None;
@@ -512,29 +512,29 @@ impl World {
             stream.dead = stream.dead.map(|dead| dead.min(self.now.saturating_sub(1)));
         }
         let router = &mut self.routers[i];
-        router.ledger.lead(Epoch(self.lease.epoch), safe, former, now);
+        router.ledger.lead(Epoch(self.leader_lock.term), safe, previous_holders, now);
         router.ledger.last_heard(router.member.heard_at());
-        router.until = Some(safe);
-        for (id, _) in self.graves().into_iter().filter(|(_, known)| *known) {
+        router.term_ends_at = Some(safe);
+        for (id, _) in self.ended_processes().into_iter().filter(|(_, known)| *known) {
             self.routers[i].ledger.ended(&id, now);
         }
     }
 
     /// Processes that have ended: all but the present incarnations.
-    fn graves(&self) -> Vec<(MemberId, bool)> {
+    fn ended_processes(&self) -> Vec<(MemberId, bool)> {
         let all = self.routers.iter().flat_map(|router| {
-            let last = router.id.incarnation + u64::from(!router.up);
+            let last = router.id.incarnation + u64::from(!router.is_up);
             (0..last).map(|incarnation| (MemberId { name: router.id.name.clone(), incarnation }, true))
         });
         all.collect()
     }
 
     /// A member that has no coordinator, or another than it should have, connects.
-    fn look(&mut self, i: usize, now: Instant) {
-        let Some((holder, incarnation)) = self.routers[i].holder else { return };
+    fn connect_if_lost(&mut self, i: usize, now: Instant) {
+        let Some((holder, incarnation)) = self.routers[i].known_coordinator else { return };
         let lost = self.routers[i].member.is_lost(now) || self.routers[i].stream.is_none_or(|s| s.1 != holder);
-        let reachable = holder == i || !self.blocked.contains(&(i, holder)) && !self.blocked.contains(&(holder, i));
-        if !lost || !reachable || !self.routers[holder].up || self.routers[holder].id.incarnation != incarnation {
+        let reachable = holder == i || !self.blocked_links.contains(&(i, holder)) && !self.blocked_links.contains(&(holder, i));
+        if !lost || !reachable || !self.routers[holder].is_up || self.routers[holder].id.incarnation != incarnation {
             return;
         }
         if let Some((old, _)) = self.routers[i].stream {
@@ -551,13 +551,13 @@ impl World {
 
     /// What is on its way may still arrive, or not; the ends learn of it sooner or later.
     pub(crate) fn break_stream(&mut self, id: u64) {
-        let lingers = if self.chance.one_in(2) { 0 } else { self.chance.range(0, 2 * SECOND) };
-        let (a, b) = (self.chance.range(0, 200 * MS), self.chance.range(0, 200 * MS));
+        let lingers = if self.rng.one_in(2) { 0 } else { self.rng.range(0, 2 * SECOND) };
+        let (a, b) = (self.rng.range(0, 200 * MS), self.rng.range(0, 200 * MS));
         let now = self.now;
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.dead = stream.dead.map(|dead| dead.min(now + lingers));
-        self.at(now + a, Event::Broken(id, true));
-        self.at(now + b, Event::Broken(id, false));
+        self.schedule(now + a, Event::StreamBroken(id, true));
+        self.schedule(now + b, Event::StreamBroken(id, false));
     }
 
     fn send(&mut self, id: u64, direction: usize, event: Event) {
@@ -567,12 +567,12 @@ impl World {
             if direction == 0 { (stream.member, stream.coordinator) } else { (stream.coordinator, stream.member) };
         let mut delay = 0;
         if from != to {
-            delay = self.scenario.delay / 2 + self.chance.exponential(self.scenario.delay as f64 / 2.0);
-            if self.scenario.faults > 0.0 && self.now < self.scenario.faulty && self.chance.one_in(50) {
-                delay += self.chance.range(0, SECOND);
+            delay = self.scenario.one_way_delay / 2 + self.rng.exponential(self.scenario.one_way_delay as f64 / 2.0);
+            if self.scenario.faults_per_second > 0.0 && self.now < self.scenario.faults_until && self.rng.one_in(50) {
+                delay += self.rng.range(0, SECOND);
             }
         }
-        let (now, lost) = (self.now, self.blocked.contains(&(from, to)));
+        let (now, lost) = (self.now, self.blocked_links.contains(&(from, to)));
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if lost {
             stream.dead[direction] = stream.dead[direction].min(now);
@@ -580,15 +580,15 @@ impl World {
         let arrives = (now + delay).max(stream.last[direction]);
         stream.last[direction] = arrives;
         if arrives <= stream.dead[direction] {
-            self.at(arrives, event);
+            self.schedule(arrives, event);
         }
     }
 
     /// Whatever a router does after something has happened to it.
-    fn pump(&mut self, i: usize) -> Checked {
-        let now = self.local(i);
+    fn run_router(&mut self, i: usize) -> Checked {
+        let now = self.local_now(i);
         for d in 0..self.deployments.len() {
-            self.dispatch(i, d, now)?;
+            self.dispatch_queue(i, d, now)?;
         }
         for key in self.routers[i].member.tick(now) {
             self.abort(i, &key);
@@ -596,11 +596,11 @@ impl World {
         self.routers[i].ledger.tick(now);
         while let Some(message) = self.routers[i].member.outgoing(now) {
             let Some((stream, _)) = self.routers[i].stream else { break };
-            self.say(|| format!("r{i} says {message:?}"));
+            self.trace_event(|| format!("r{i} says {message:?}"));
             self.send(stream, 0, Event::ToCoordinator(stream, message));
         }
         for (id, message) in self.routers[i].ledger.outgoing(now) {
-            self.say(|| format!("r{i} tells {}.{} {message:?}", id.name, id.incarnation));
+            self.trace_event(|| format!("r{i} tells {}.{} {message:?}", id.name, id.incarnation));
             let session = match &message {
                 ToMember::Welcome { session, .. } | ToMember::Refused { session, .. } => *session,
                 ToMember::Update(update) => update.session,
@@ -625,16 +625,16 @@ impl World {
             if self.routers[i].wake_at <= self.now || at < self.routers[i].wake_at {
                 self.routers[i].wake_at = at;
 
-                self.at(at, Event::Wake(i));
+                self.schedule(at, Event::Wake(i));
             }
         }
         Ok(())
     }
 
     /// Requests that wait take what they may; then the member is told of the others.
-    fn dispatch(&mut self, i: usize, d: usize, now: Instant) -> Checked {
+    fn dispatch_queue(&mut self, i: usize, d: usize, now: Instant) -> Checked {
         while !self.routers[i].queues[d].is_empty() {
-            let offset = self.chance.next() as usize;
+            let offset = self.rng.next() as usize;
             let (member, replicas) = (&mut self.routers[i].member, &self.by_deployment[d]);
             if matches!(member.standing(now), Standing::Leased) && member.is_spent(&self.deployments[d]) {
                 break;
@@ -656,7 +656,7 @@ impl World {
         let deployment = self.deployments[d].clone();
         let router = &mut self.routers[i];
         router.member.set_queue(&deployment, queue);
-        if self.scenario.loads {
+        if self.scenario.reports_load {
             let (_, leased, borrowed) = router.member.count(&deployment);
             let waiting = queue.map_or(0, |queue| queue.length);
             let load = Load { busy: leased + borrowed, waiting, sums: router.tallies[d].sums() };
@@ -666,15 +666,15 @@ impl World {
     }
 
     fn start(&mut self, i: usize, r: usize, right: Right) -> Checked {
-        let deployed = &self.scenario.deployments[self.replicas[r].deployment];
-        let (hold, streams, mean) = (deployed.hold, deployed.streams, deployed.service);
-        let mut service = 1 + self.chance.exponential(mean as f64);
-        let often = if self.scenario.harsh { 4 } else { 30 };
-        if self.scenario.faulty > 0 && self.chance.one_in(often) {
-            service = self.chance.range(0, 2 * micros(hold));
+        let deployment = &self.scenario.deployments[self.replicas[r].deployment];
+        let (hold, streams, mean) = (deployment.hold, deployment.may_stream, deployment.mean_service_time);
+        let mut service = 1 + self.rng.exponential(mean as f64);
+        let often = if self.scenario.is_harsh { 4 } else { 30 };
+        if self.scenario.faults_until > 0 && self.rng.one_in(often) {
+            service = self.rng.range(0, 2 * micros(hold));
         }
-        if streams && self.chance.one_in(often) {
-            service = self.chance.range(0, 10 * micros(hold));
+        if streams && self.rng.one_in(often) {
+            service = self.rng.range(0, 10 * micros(hold));
         }
         if !streams {
             // The router's own clock says when it gives up.
@@ -683,42 +683,42 @@ impl World {
         self.counter += 1;
         let (id, end) = (self.counter, self.now + service);
         let incarnation = self.routers[i].id.incarnation;
-        let began = self.local(i);
-        self.requests.insert(id, Request { router: i, incarnation, replica: r, right, began, end });
-        self.at(end, Event::End(id));
-        self.say(|| format!("r{i} starts {id} on p{r} {right:?} for {service} us"));
+        let began = self.local_now(i);
+        self.requests.insert(id, Request { router: i, incarnation, replica: r, grant_basis: right, started_at: began, ends_at: end });
+        self.schedule(end, Event::RequestEnds(id));
+        self.trace_event(|| format!("r{i} starts {id} on p{r} {right:?} for {service} us"));
         self.served += 1;
         self.routers[i].served += 1;
         let replica = &mut self.replicas[r];
         match right {
-            Right::Leased => replica.leased += 1,
-            Right::Borrowed => (replica.borrowed, self.fallbacks) = (replica.borrowed + 1, self.fallbacks + 1),
+            Right::Leased => replica.leased_requests += 1,
+            Right::Borrowed => (replica.fallback_requests, self.fallback_requests) = (replica.fallback_requests + 1, self.fallback_requests + 1),
         }
         // A cap that is lowered holds for requests when everybody has heard of it and the slots are back.
         let allowed = replica.past.iter().filter(|past| past.0 > self.now).map(|past| past.1).max().unwrap_or(0);
         let allowed = allowed.max(replica.cap);
-        if replica.leased > allowed {
-            return Err(format!("replica p{r} has {} requests, r{i} sent the last, {allowed} allowed", replica.leased));
+        if replica.leased_requests > allowed {
+            return Err(format!("replica p{r} has {} requests, r{i} sent the last, {allowed} allowed", replica.leased_requests));
         }
         Ok(())
     }
 
     /// The replica is done with a request. Returns which router should hear of it.
     fn end_at_replica(&mut self, id: u64) -> Option<usize> {
-        let request = self.requests.get(&id).filter(|request| request.end <= self.now)?;
+        let request = self.requests.get(&id).filter(|request| request.ends_at <= self.now)?;
         let (router, replica, right, incarnation) =
-            (request.router, request.replica, request.right, request.incarnation);
+            (request.router, request.replica, request.grant_basis, request.incarnation);
         match right {
-            Right::Leased => self.replicas[replica].leased -= 1,
-            Right::Borrowed => self.replicas[replica].borrowed -= 1,
+            Right::Leased => self.replicas[replica].leased_requests -= 1,
+            Right::Borrowed => self.replicas[replica].fallback_requests -= 1,
         }
-        if incarnation != self.routers[router].id.incarnation || !self.routers[router].up {
+        if incarnation != self.routers[router].id.incarnation || !self.routers[router].is_up {
             self.requests.remove(&id);
             return None;
         }
         // So that the replica is not freed twice.
         if let Some(request) = self.requests.get_mut(&id) {
-            request.end = Time::MAX;
+            request.ends_at = Time::MAX;
         }
         Some(router)
     }
@@ -726,16 +726,16 @@ impl World {
     fn abort(&mut self, i: usize, key: &ReplicaKey) {
         let incarnation = self.routers[i].id.incarnation;
         let mine = self.requests.iter().filter(|(_, request)| {
-            (request.router, request.incarnation, request.right) == (i, incarnation, Right::Leased)
-                && request.end != Time::MAX
+            (request.router, request.incarnation, request.grant_basis) == (i, incarnation, Right::Leased)
+                && request.ends_at != Time::MAX
                 && self.replicas[request.replica].key == *key
         });
         for id in mine.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.say(|| format!("r{i} aborts {id}"));
+            self.trace_event(|| format!("r{i} aborts {id}"));
             self.aborted += 1;
             if let Some(request) = self.requests.remove(&id) {
-                self.replicas[request.replica].leased -= 1;
-                self.routers[i].member.finish(key, request.right);
+                self.replicas[request.replica].leased_requests -= 1;
+                self.routers[i].member.finish(key, request.grant_basis);
                 self.routers[i].tallies[self.replicas[request.replica].deployment].left();
             }
         }
@@ -743,23 +743,23 @@ impl World {
 
     fn world_event(&mut self, event: Event) -> Checked {
         match event {
-            Event::Fault if self.now < self.scenario.faulty => {
+            Event::InjectFault if self.now < self.scenario.faults_until => {
                 self.fault()?;
-                let at = self.now + self.chance.exponential(SECOND as f64 / self.scenario.faults);
-                self.at(at, Event::Fault);
+                let at = self.now + self.rng.exponential(SECOND as f64 / self.scenario.faults_per_second);
+                self.schedule(at, Event::InjectFault);
             }
             Event::Heal(i) => {
-                self.blocked.retain(|(a, b)| *a != i && *b != i);
-                self.no_api.remove(&i);
+                self.blocked_links.retain(|(a, b)| *a != i && *b != i);
+                self.cut_off_from_lock.remove(&i);
             }
             Event::Restart(i) => self.restart(i)?,
             Event::Resume(i) => self.resume(i)?,
-            Event::Buried(id) => {
+            Event::ProcessEndKnown(id) => {
                 for i in 0..self.routers.len() {
-                    let now = self.local(i);
-                    if self.routers[i].up && !self.routers[i].paused {
+                    let now = self.local_now(i);
+                    if self.routers[i].is_up && !self.routers[i].is_suspended {
                         self.routers[i].ledger.ended(&id, now);
-                        self.pump(i)?;
+                        self.run_router(i)?;
                     }
                 }
             }
@@ -770,40 +770,40 @@ impl World {
 
     fn fault(&mut self) -> Checked {
         let count = self.routers.len();
-        let i = self.chance.next() as usize % count;
-        let j = self.chance.next() as usize % count;
-        let for_long = self.chance.range(10 * MS, 4 * SECOND);
+        let i = self.rng.next() as usize % count;
+        let j = self.rng.next() as usize % count;
+        let for_long = self.rng.range(10 * MS, 4 * SECOND);
         let kind =
-            if self.scenario.harsh { *self.chance.pick(&[0, 2, 4, 4, 5, 6, 8, 9]) } else { self.chance.range(0, 12) };
-        self.say(|| format!("fault {kind} r{i} r{j} for {for_long}"));
+            if self.scenario.is_harsh { *self.rng.pick(&[0, 2, 4, 4, 5, 6, 8, 9]) } else { self.rng.range(0, 12) };
+        self.trace_event(|| format!("fault {kind} r{i} r{j} for {for_long}"));
         match kind {
             0 | 1 => self.crash(i, for_long),
-            2 | 3 => self.pause(i, for_long),
+            2 | 3 => self.suspend(i, for_long),
             4 => {
                 // Cut off from everybody, and perhaps from the cluster.
                 for k in (0..count).filter(|k| *k != i) {
-                    self.blocked.extend([(i, k), (k, i)]);
+                    self.blocked_links.extend([(i, k), (k, i)]);
                 }
-                if self.chance.one_in(2) {
-                    self.no_api.insert(i);
+                if self.rng.one_in(2) {
+                    self.cut_off_from_lock.insert(i);
                 }
-                self.at(self.now + for_long, Event::Heal(i));
+                self.schedule(self.now + for_long, Event::Heal(i));
             }
             5 if i != j => {
-                self.blocked.insert((i, j));
-                if self.chance.one_in(2) {
-                    self.blocked.insert((j, i));
+                self.blocked_links.insert((i, j));
+                if self.rng.one_in(2) {
+                    self.blocked_links.insert((j, i));
                 }
-                self.at(self.now + for_long, Event::Heal(i));
+                self.schedule(self.now + for_long, Event::Heal(i));
             }
             6 => {
-                self.no_api.insert(i);
-                self.at(self.now + for_long, Event::Heal(i));
+                self.cut_off_from_lock.insert(i);
+                self.schedule(self.now + for_long, Event::Heal(i));
             }
             7 => {
                 for k in 0..count {
-                    self.no_api.insert(k);
-                    self.at(self.now + for_long, Event::Heal(k));
+                    self.cut_off_from_lock.insert(k);
+                    self.schedule(self.now + for_long, Event::Heal(k));
                 }
             }
             8 => {
@@ -811,102 +811,102 @@ impl World {
                     self.break_stream(stream);
                 }
             }
-            9 => self.step_down(i)?,
+            9 => self.release_leader_lock(i)?,
             _ => self.replica_fault(),
         }
         Ok(())
     }
 
     fn replica_fault(&mut self) {
-        let r = self.chance.next() as usize % self.replicas.len();
+        let r = self.rng.next() as usize % self.replicas.len();
         let d = self.replicas[r].deployment;
-        if self.replicas[r].gone {
+        if self.replicas[r].is_gone {
             return;
         }
         let (now, cap) = (self.now, self.scenario.deployments[d].cap);
-        let window = 3 * self.settling() + 12 * micros(self.scenario.deployments[d].hold);
+        let window = 3 * self.settling_time() + 12 * micros(self.scenario.deployments[d].hold);
         let before = self.replicas[r].cap;
         self.replicas[r].past.push((now + window, before));
-        match self.chance.range(0, 4) {
+        match self.rng.range(0, 4) {
             // It is not ready, or is ready again: what is in flight goes on.
             0 | 1 => self.replicas[r].cap = if before == 0 { cap } else { 0 },
-            2 if before > 0 => self.replicas[r].cap = self.chance.range(1, 2 * u64::from(cap) + 1) as u32,
+            2 if before > 0 => self.replicas[r].cap = self.rng.range(1, 2 * u64::from(cap) + 1) as u32,
             3 => {
-                (self.replicas[r].cap, self.replicas[r].gone) = (0, true);
-                let ids = self.requests.iter().filter(|(_, request)| request.replica == r && request.end != Time::MAX);
+                (self.replicas[r].cap, self.replicas[r].is_gone) = (0, true);
+                let ids = self.requests.iter().filter(|(_, request)| request.replica == r && request.ends_at != Time::MAX);
                 for id in ids.map(|(id, _)| *id).collect::<Vec<_>>() {
                     if let Some(request) = self.requests.get_mut(&id) {
-                        request.end = now;
-                        self.at(now, Event::End(id));
+                        request.ends_at = now;
+                        self.schedule(now, Event::RequestEnds(id));
                     }
                 }
                 self.add_replica(d, false);
             }
             _ => {}
         }
-        self.replica_changed(r, false);
+        self.notify_replica_change(r, false);
     }
 
     /// SIGTERM of the coordinator, that stays a member: the `Lease` is given back.
-    fn step_down(&mut self, i: usize) -> Checked {
+    fn release_leader_lock(&mut self, i: usize) -> Checked {
         let me = (i, self.routers[i].id.incarnation);
-        let fine = self.routers[i].up && !self.routers[i].paused && !self.no_api.contains(&i);
-        if fine && self.lease.holder == Some(me) && self.routers[i].until.take().is_some() {
-            let now = self.local(i);
-            if self.scenario.roster {
-                self.lease.roster = merged(&self.lease.roster, self.routers[i].ledger.roster(now));
+        let fine = self.routers[i].is_up && !self.routers[i].is_suspended && !self.cut_off_from_lock.contains(&i);
+        if fine && self.leader_lock.holder == Some(me) && self.routers[i].term_ends_at.take().is_some() {
+            let now = self.local_now(i);
+            if self.scenario.uses_roster {
+                self.leader_lock.roster = merge_rosters(&self.leader_lock.roster, self.routers[i].ledger.roster(now));
             }
             self.routers[i].ledger.resign();
-            (self.lease.holder, self.lease.version) = (None, self.lease.version + 1);
-            self.pump(i)?;
+            (self.leader_lock.holder, self.leader_lock.version) = (None, self.leader_lock.version + 1);
+            self.run_router(i)?;
         }
         Ok(())
     }
 
     fn crash(&mut self, i: usize, for_long: Time) {
-        if !self.routers[i].up || self.routers[i].paused {
+        if !self.routers[i].is_up || self.routers[i].is_suspended {
             return;
         }
-        self.routers[i].up = false;
+        self.routers[i].is_up = false;
         let incarnation = self.routers[i].id.incarnation;
         // What it had in flight goes on for a while, but the kernel closes its connections: a slot is used for no longer than
         // until the living router would have aborted, see docs/fleet.md.
         let now = self.now;
         let mut again = Vec::new();
         for (id, request) in &self.requests {
-            if (request.router, request.incarnation) == (i, incarnation) && request.end != Time::MAX {
+            if (request.router, request.incarnation) == (i, incarnation) && request.ends_at != Time::MAX {
                 let d = self.replicas[request.replica].deployment;
-                let mut end = request.end.min(now + micros(self.scenario.deployments[d].hold));
-                if request.right == Right::Leased {
-                    end = end.min(self.aborts_at(i, d));
+                let mut end = request.ends_at.min(now + micros(self.scenario.deployments[d].hold));
+                if request.grant_basis == Right::Leased {
+                    end = end.min(self.abort_time(i, d));
                 }
                 again.push((end, *id));
             }
         }
         for (end, id) in &again {
             if let Some(request) = self.requests.get_mut(id) {
-                request.end = *end;
+                request.ends_at = *end;
             }
         }
-        again.into_iter().for_each(|(end, id)| self.at(end, Event::End(id)));
+        again.into_iter().for_each(|(end, id)| self.schedule(end, Event::RequestEnds(id)));
         for queue in &mut self.routers[i].queues {
             queue.clear();
         }
-        if self.chance.one_in(2) {
-            let known = self.chance.range(0, SECOND);
+        if self.rng.one_in(2) {
+            let known = self.rng.range(0, SECOND);
             let id = self.routers[i].id.clone();
-            self.at(now + known, Event::Buried(id));
+            self.schedule(now + known, Event::ProcessEndKnown(id));
         }
-        self.at(now + for_long, Event::Restart(i));
+        self.schedule(now + for_long, Event::Restart(i));
     }
 
     /// When a router would abort what is in flight by lease, if it is not heard of again.
-    fn aborts_at(&self, i: usize, d: usize) -> Time {
+    fn abort_time(&self, i: usize, d: usize) -> Time {
         self.true_time(i, self.routers[i].member.abort_at(&self.deployments[d])).max(self.now)
     }
 
     fn restart(&mut self, i: usize) -> Checked {
-        if self.routers[i].up {
+        if self.routers[i].is_up {
             return Ok(());
         }
         let incarnation = self.routers[i].id.incarnation + 1;
@@ -916,76 +916,76 @@ impl World {
 
         self.routers[i] = router;
         for r in 0..self.replicas.len() {
-            if !self.replicas[r].gone {
-                self.sees(i, r);
+            if !self.replicas[r].is_gone {
+                self.observe_replica(i, r);
             }
         }
-        self.pump(i)
+        self.run_router(i)
     }
 
-    fn pause(&mut self, i: usize, for_long: Time) {
-        if !self.routers[i].up || self.routers[i].paused {
+    fn suspend(&mut self, i: usize, for_long: Time) {
+        if !self.routers[i].is_up || self.routers[i].is_suspended {
             return;
         }
-        self.routers[i].paused = true;
+        self.routers[i].is_suspended = true;
         let incarnation = self.routers[i].id.incarnation;
         // It cannot abort what streams for too long: nothing can, see docs/fleet.md.
         let mut again = Vec::new();
         for (id, request) in &self.requests {
-            if (request.router, request.incarnation, request.right) == (i, incarnation, Right::Leased)
-                && request.end != Time::MAX
+            if (request.router, request.incarnation, request.grant_basis) == (i, incarnation, Right::Leased)
+                && request.ends_at != Time::MAX
             {
-                let abort = self.aborts_at(i, self.replicas[request.replica].deployment);
-                if abort < request.end {
+                let abort = self.abort_time(i, self.replicas[request.replica].deployment);
+                if abort < request.ends_at {
                     again.push((abort, *id));
                 }
             }
         }
         for (end, id) in again {
             if let Some(request) = self.requests.get_mut(&id) {
-                request.end = end;
+                request.ends_at = end;
             }
-            self.at(end, Event::End(id));
+            self.schedule(end, Event::RequestEnds(id));
         }
-        self.at(self.now + for_long, Event::Resume(i));
+        self.schedule(self.now + for_long, Event::Resume(i));
     }
 
     fn resume(&mut self, i: usize) -> Checked {
-        if !std::mem::take(&mut self.routers[i].paused) {
+        if !std::mem::take(&mut self.routers[i].is_suspended) {
             return Ok(());
         }
         // In any order, but what is in order by itself.
         for event in std::mem::take(&mut self.routers[i].inbox) {
             self.router_event(i, event)?;
-            if self.chance.one_in(2) {
-                self.pump(i)?;
+            if self.rng.one_in(2) {
+                self.run_router(i)?;
             }
         }
-        self.pump(i)
+        self.run_router(i)
     }
 
     fn heal(&mut self) {
-        self.say(|| "all heals".into());
-        (self.blocked, self.no_api) = (BTreeSet::new(), BTreeSet::new());
+        self.trace_event(|| "all heals".into());
+        (self.blocked_links, self.cut_off_from_lock) = (BTreeSet::new(), BTreeSet::new());
         for i in 0..self.routers.len() {
-            self.at(self.now, Event::Restart(i));
-            self.at(self.now, Event::Resume(i));
+            self.schedule(self.now, Event::Restart(i));
+            self.schedule(self.now, Event::Resume(i));
         }
         for r in 0..self.replicas.len() {
-            if !self.replicas[r].gone && self.replicas[r].cap == 0 {
+            if !self.replicas[r].is_gone && self.replicas[r].cap == 0 {
                 self.replicas[r].cap = 1;
-                self.replica_changed(r, false);
+                self.notify_replica_change(r, false);
             }
         }
     }
 
     /// While nothing is wrong no request waits beside a free slot for two heartbeats.
-    fn nobody_waits_beside_a_free_slot(&mut self) -> Checked {
+    fn check_no_wait_beside_free_slot(&mut self) -> Checked {
         let longest = micros(self.scenario.settings.surely(self.scenario.settings.heartbeat * 2));
         for d in 0..self.deployments.len() {
             let came = self.routers.iter().filter_map(|router| router.queues[d].front()).map(|first| first.0).min();
             for i in 0..=self.routers.len() {
-                let has_idle = came.is_some() && self.has_idle(d, i);
+                let has_idle = came.is_some() && self.has_idle_slot(d, i);
                 let since = self.idle_since.entry((d, i)).or_default();
                 *since = has_idle.then(|| since.unwrap_or(self.now));
                 // Of those that wait one after the other each may find one free.
@@ -1000,32 +1000,32 @@ impl World {
     }
 
     /// What the coordinator knows of the load of the first deployment since it was last asked.
-    pub(crate) fn signals(&mut self) -> Option<Signals> {
-        let (leader, _) = self.lease.holder?;
-        let now = self.local(leader);
-        Some(self.routers[leader].ledger.take_signals(&self.deployments[0], now))
+    pub(crate) fn take_signals(&mut self) -> Option<Signals> {
+        let (coordinator, _) = self.leader_lock.holder?;
+        let now = self.local_now(coordinator);
+        Some(self.routers[coordinator].ledger.take_signals(&self.deployments[0], now))
     }
 
     /// Whether a slot is idle at a router, or with the coordinator where `i` is not a router.
-    fn has_idle(&self, d: usize, i: usize) -> bool {
+    fn has_idle_slot(&self, d: usize, i: usize) -> bool {
         let deployment = &self.deployments[d];
-        match (self.routers.get(i), self.lease.holder) {
+        match (self.routers.get(i), self.leader_lock.holder) {
             (Some(router), _) => {
                 let (held, busy, borrowed) = router.member.count(deployment);
                 held > busy + borrowed
             }
-            (None, Some((leader, _))) => self.routers[leader].ledger.slots(deployment, self.local(leader)).free > 0,
+            (None, Some((coordinator, _))) => self.routers[coordinator].ledger.slots(deployment, self.local_now(coordinator)).free > 0,
             _ => false,
         }
     }
 
     /// Every slot is with the coordinator, and nothing is in flight.
-    fn all_free(&self) -> Checked {
-        let leaders: Vec<_> =
-            (0..self.routers.len()).filter(|i| self.routers[*i].ledger.leads(self.local(*i)).is_some()).collect();
-        let [leader] = leaders[..] else { return Err(format!("{leaders:?} lead")) };
+    fn check_all_slots_free(&self) -> Checked {
+        let coordinators: Vec<_> =
+            (0..self.routers.len()).filter(|i| self.routers[*i].ledger.leads(self.local_now(*i)).is_some()).collect();
+        let [coordinator] = coordinators[..] else { return Err(format!("{coordinators:?} lead")) };
         for (d, deployment) in self.deployments.iter().enumerate() {
-            let slots = self.routers[leader].ledger.slots(deployment, self.local(leader));
+            let slots = self.routers[coordinator].ledger.slots(deployment, self.local_now(coordinator));
             let caps: u32 = self.replicas.iter().filter(|r| r.deployment == d).map(|r| r.cap).sum();
             if (slots.free, slots.leased, slots.quarantined) != (caps, 0, 0) {
                 return Err(format!("d{d} has {caps} slots, of which {slots:?}"));
@@ -1035,7 +1035,7 @@ impl World {
     }
 }
 
-fn merged(a: &Former, b: Former) -> Former {
+fn merge_rosters(a: &Former, b: Former) -> Former {
     match (a, b) {
         (Former::Only(a), Former::Only(b)) => Former::Only(a.union(&b).cloned().collect()),
         _ => Former::Anybody,
