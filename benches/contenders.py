@@ -18,7 +18,7 @@ def router(folder, ports, workers=1, endpoints=1, tls=None, mirror=None, compari
         write_endpoint(folder, ports, number, mirror=mirror, comparison=comparison)
     certificate = f", tls: {{certFolder: {tls}}}" if tls else ""
     # One of several, who meet where it says.
-    group = f"""fleet: {{peer: {{address: "127.0.0.1:{ports.peer}"}}, lease: {{file: {folder.parent / fleet}}}}}
+    group = f"""fleet: {{peer: {{address: "127.0.0.1:{ports.peer}"}}, leaderLock: {{file: {folder.parent / fleet}}}}}
 """ if fleet else ""
     (folder / "router.yaml").write_text(group + f"""\
 scoring: {{address: "127.0.0.1:{ports.listen}"{certificate}}}

@@ -45,7 +45,7 @@ class Member:
         self.ear, self.mouth = await asyncio.open_connection(*coordinator)
         self.say({"secret": "", "member": {"name": self.address, "incarnation": 1}})
         await self.hear()
-        self.say({"Hello": {"epoch": self.epoch, "session": 1, "beat": self.beat, "claims": [], "barred": [],
+        self.say({"Hello": {"term": self.epoch, "session": 1, "heartbeat": self.beat, "claims": [], "unusable": [],
                             "demand": self.demand(self.granted), "loads": []}})
         both = asyncio.gather(self.listen(), self.report())
         try:
@@ -66,21 +66,21 @@ class Member:
 
     def demand(self, deployments):
         zero, old = {"secs": 0, "nanos": 0}, {"secs": 0, "nanos": 20_000_000}
-        return [{"deployment": deployment, "waiting": WAITING, "oldest": old, "newest": zero,
-                 "granted": self.granted[deployment]} for deployment in deployments]
+        return [{"deployment": deployment, "queued": WAITING, "oldest_age": old, "newest_age": zero,
+                 "grants_seen": self.granted[deployment]} for deployment in deployments]
 
     def tell(self, returned, deployments, beat=None):
         if deployments or beat:
-            self.say({"Report": {"epoch": self.epoch, "session": 1, "beat": beat, "returned": returned, "barred": [],
+            self.say({"Report": {"term": self.epoch, "session": 1, "heartbeat": beat, "returned": returned, "unusable_changes": [],
                                  "demand": self.demand(deployments), "loads": []}})
 
     async def listen(self):
         while True:
-            kind, message = next(iter((await self.hear()).get("member", {"Group": None}).items()))
+            kind, message = next(iter((await self.hear()).get("message", {"Overview": None}).items()))
             if kind == "Welcome":
-                self.epoch, self.answered = message["epoch"], message["beat"]
+                self.epoch, self.answered = message["term"], message["heartbeat"]
             elif kind == "Update":
-                self.answered = message["beat"] or self.answered
+                self.answered = message["heartbeat"] or self.answered
                 now = time.monotonic()
                 for replica, slots in message["granted"]:
                     self.granted[replica["deployment"]] += slots
@@ -99,7 +99,7 @@ class Member:
                 returned.append(heapq.heappop(self.busy)[2:])
             if now > beaten + BEAT:
                 beaten, self.beat = now, self.beat + 1
-                beat = {"number": self.beat, "answered": self.answered}
+                beat = {"number": self.beat, "last_answered": self.answered}
             self.tell(returned, {replica["deployment"] for replica, _ in returned}, beat)
             rest = self.busy[0][0] - time.monotonic() if self.busy else 0.01
             await asyncio.sleep(max(rest, 0))
@@ -115,7 +115,7 @@ class Coordinator:
         write(folder, shape)
         (folder / "router.yaml").write_text(
             f'scoring: {{address: "127.0.0.1:{scoring}"}}\nadmin: {{address: "127.0.0.1:{admin}"}}\nworkers: 1\n'
-            f'endpoints: {{files: [endpoints/]}}\nfleet: {{peer: {{address: "127.0.0.1:{peer}"}}, lease: {{file: leader}}}}\n')
+            f'endpoints: {{files: [endpoints/]}}\nfleet: {{peer: {{address: "127.0.0.1:{peer}"}}, leaderLock: {{file: leader}}}}\n')
         self.log = open(folder / "log", "w")
         self.process = subprocess.Popen([program, "serve", "--config", folder / "router.yaml"], stdout=self.log, stderr=self.log)
 
@@ -135,7 +135,7 @@ class Coordinator:
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"inference_router_fleet_{name}"))
 
     def moves(self):
-        return self.metric("slot_moves_total")
+        return self.metric("slots_granted_total")
 
     def coordinates(self):
         """Whoever comes before is sent away."""

@@ -41,7 +41,7 @@ def known(group):
 def moves(router):
     """Slots that a coordinator has granted."""
     lines = ask(router, "/metrics").splitlines()
-    name = "inference_router_fleet_slot_moves_total"
+    name = "inference_router_fleet_slots_granted_total"
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 

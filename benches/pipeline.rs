@@ -11,11 +11,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use inference_router::app::{App, RunError, Source, Surroundings};
-use inference_router::config::{Log, Settings, Workers};
+use inference_router::app::{App, AppEnvironment, AppRunError, EndpointSource};
+use inference_router::config::{LogSettings, RouterSettings, WorkerCount};
 use inference_router::control::documents;
-use inference_router::control::index::Desired;
-use inference_router::model::limits::{Shutdown, TokenSettings};
+use inference_router::control::index::DesiredEndpoint;
+use inference_router::model::router_settings::{ShutdownSettings, TokenSettings};
 use inference_router::policy::access::{Access, KeyDigest};
 use jsonwebtoken::Header;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -56,7 +56,7 @@ struct Router {
     stop: Option<oneshot::Sender<()>>,
     /// What tokens are signed with.
     _key: tempfile::NamedTempFile,
-    thread: Option<JoinHandle<Result<(), RunError>>>,
+    thread: Option<JoinHandle<Result<(), AppRunError>>>,
 }
 
 impl Router {
@@ -65,25 +65,26 @@ impl Router {
         tokens.access = Access::RouterTokens(Vec::new());
         let endpoints = [endpoint("small", small()), tokens, endpoint("stream", stream())];
         let signer = signers::Signer::ed25519("k");
-        let claims = json!({"iss": "bench", "aud": "tokens", "sub": "somebody", "exp": signers::unix_seconds() + 36_000});
+        let claims =
+            json!({"iss": "bench", "aud": "tokens", "sub": "somebody", "exp": signers::unix_seconds() + 36_000});
         let key = tempfile::NamedTempFile::new().expect("a file can be made");
         std::fs::write(key.path(), &signer.pem).expect("it can be written");
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let settings = Settings {
+        let settings = RouterSettings {
             scoring: any_port,
             admin: any_port,
-            workers: Workers::Count(std::num::NonZeroUsize::MIN),
-            shutdown: Shutdown { unready_delay: Duration::ZERO, drain_timeout: Duration::from_secs(5) },
-            log: Log { access: false, ..Settings::default().log },
+            workers: WorkerCount::Count(std::num::NonZeroUsize::MIN),
+            shutdown: ShutdownSettings { unready_delay: Duration::ZERO, drain_timeout: Duration::from_secs(5) },
+            log: LogSettings { access: false, ..RouterSettings::default().log },
             tokens: TokenSettings {
                 issuer: "bench".to_owned(),
                 signing_key_file: Some(key.path().to_owned()),
                 ..TokenSettings::default()
             },
-            ..Settings::default()
+            ..RouterSettings::default()
         };
-        let surroundings = Surroundings {
-            source: Source::Fixed(endpoints.into()),
+        let surroundings = AppEnvironment {
+            endpoint_source: EndpointSource::Fixed(endpoints.into()),
             environment: Arc::new(|_| None),
             executable: PathBuf::new(),
             access_log: Box::new(std::io::sink()),
@@ -115,7 +116,7 @@ impl Drop for Router {
 }
 
 /// An endpoint with two deployments whose models give this answer.
-fn endpoint(name: &str, answer: Vec<&'static [u8]>) -> Desired {
+fn endpoint(name: &str, answer: Vec<&'static [u8]>) -> DesiredEndpoint {
     let [blue, green] = [(); 2].map(|()| {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
@@ -137,7 +138,11 @@ spec:
     let parsed = documents::parse(&document, "the benchmark's document");
     assert!(parsed.problems.is_empty(), "{:?}", parsed.problems);
     let spec = parsed.endpoints.into_iter().next().expect("there is one document");
-    Desired { spec: Arc::new(spec), access: Access::Keys(vec![KeyDigest::of(KEY)]), tls: Vec::new() }
+    DesiredEndpoint {
+        spec: Arc::new(spec),
+        access: Access::Keys(vec![KeyDigest::digest_key(KEY)]),
+        connectors: Vec::new(),
+    }
 }
 
 /// A request as bytes: with further header lines.

@@ -14,22 +14,22 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use inference_router::control::documents;
-use inference_router::control::index::{Desired, Index};
+use inference_router::control::index::{DesiredEndpoint, Index};
 use inference_router::model::endpoint::Endpoint;
 use inference_router::model::name::Name;
 use inference_router::policy::access::{Access, KeyDigest};
-use inference_router::policy::admit::{Admission, Arrival, Avoid, Rules};
-use inference_router::policy::fleet::ledger::{Former, Ledger};
+use inference_router::policy::admit::{Admission, AdmissionOutcome, AdmissionRules, AvoidedReplicas};
+use inference_router::policy::fleet::ledger::{Ledger, PreviousHolders};
 use inference_router::policy::fleet::{
-    Beat, Demand, Epoch, Hello, MemberId, ReplicaKey, Report, Settings, ToCoordinator, ToMember,
+    FleetReplicaKey, FleetTiming, Heartbeat, Hello, MemberId, MemberReport, SlotDemand, Term, ToCoordinator, ToMember,
 };
-use inference_router::policy::identify::{identify, lookup_key};
-use inference_router::policy::signing::Signing;
+use inference_router::policy::identify::{lookup_key, parse_endpoint_path};
+use inference_router::policy::signing::TokenSigner;
 use inference_router::policy::split::Split;
-use inference_router::policy::token::Token;
+use inference_router::policy::token::ParsedToken;
 use inference_router::state::metrics::Metrics;
-use inference_router::state::table::{Published, Table};
-use inference_router::state::tokens::GoodTokens;
+use inference_router::state::routing_table::{PublishedTable, RoutingTable};
+use inference_router::state::tokens::VerifiedTokenCache;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -50,7 +50,7 @@ fn identification(c: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter(|| {
                 let mut buffer = [0; 32];
-                let called = identify(black_box(path));
+                let called = parse_endpoint_path(black_box(path));
                 called.ok().and_then(|called| lookup_key(called.endpoint, &mut buffer).map(str::len))
             });
         });
@@ -58,18 +58,23 @@ fn identification(c: &mut Criterion) {
 }
 
 /// A published table of `endpoint-0`, `endpoint-1`, …
-fn table(endpoints: usize) -> Arc<Table> {
+fn table(endpoints: usize) -> Arc<RoutingTable> {
     let document = "apiVersion: inference-router.dev/v1alpha1\nkind: OnlineEndpoint\nmetadata: {name: any}\nspec: \
                     {authMode: none, traffic: {blue: 100}, deployments: [{name: blue, instances: [\"127.0.0.1:1\"]}]}";
     let parsed = documents::parse(document, "the benchmark's document");
     let any = parsed.endpoints.into_iter().next().expect("the document is in order");
     let desired = (0..endpoints).map(|number| {
         let name = Name::new(&format!("endpoint-{number}")).expect("it is a name");
-        Desired { spec: Arc::new(Endpoint { name, ..any.clone() }), access: Access::Open, tls: Vec::new() }
+        DesiredEndpoint {
+            spec: Arc::new(Endpoint { name, ..any.clone() }),
+            access: Access::Open,
+            connectors: Vec::new(),
+        }
     });
-    let published = Published::default();
+    let published = PublishedTable::default();
     let metrics = Metrics::new().expect("its families are in order");
-    Index::new(published.clone(), Arc::new(metrics), Arc::default(), Arc::default()).apply(desired.collect());
+    Index::new(published.clone(), Arc::new(metrics), Arc::default(), Arc::default())
+        .replace_endpoints(desired.collect());
     published.load_full()
 }
 
@@ -85,7 +90,7 @@ fn bench_table_lookup(c: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(endpoints), |b| {
             b.iter(|| {
                 let mut buffer = [0; 32];
-                let called = paths.next().and_then(|path| identify(path).ok())?;
+                let called = paths.next().and_then(|path| parse_endpoint_path(path).ok())?;
                 let found = lookup_key(called.endpoint, &mut buffer).and_then(|key| table.endpoint(key).cloned());
                 assert!(found.is_some());
                 found
@@ -104,16 +109,16 @@ fn splitting(c: &mut Criterion) {
 
 fn access(c: &mut Criterion) {
     let keys = ["primary-key-0123456789abcdef", "secondary-key-0123456789abcdef"];
-    let access = Access::Keys(keys.iter().map(|key| KeyDigest::of(key)).collect());
+    let access = Access::Keys(keys.iter().map(|key| KeyDigest::digest_key(key)).collect());
     let mut group = c.benchmark_group("access");
     for (name, header) in [
         ("primary", "Bearer primary-key-0123456789abcdef"),
         ("secondary", "Bearer secondary-key-0123456789abcdef"),
         ("wrong", "Bearer another-key-0123456789abcdef"),
     ] {
-        group.bench_function(name, |b| b.iter(|| access.check(black_box(Some(header.as_bytes())))));
+        group.bench_function(name, |b| b.iter(|| access.authenticate(black_box(Some(header.as_bytes())))));
     }
-    group.bench_function("missing", |b| b.iter(|| access.check(black_box(None))));
+    group.bench_function("missing", |b| b.iter(|| access.authenticate(black_box(None))));
 }
 
 /// What a token costs that is known to be good, beside a key, and what one costs that is not.
@@ -125,10 +130,10 @@ fn tokens(c: &mut Criterion) {
     );
     for (name, der) in [("EdDSA", ed.as_ref()), ("ES256", ec.as_ref())] {
         let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----", STANDARD.encode(der));
-        let signing = Signing::new("router", Duration::from_secs(60), pem.as_bytes(), &[]).expect("a signing key");
+        let signing = TokenSigner::new("router", Duration::from_secs(60), pem.as_bytes(), &[]).expect("a signing key");
         let token = signing.issue("my-endpoint", "somebody", 0, None).expect("a token").token;
-        let good = GoodTokens::default();
-        good.put(good.digest(1, &token), good.epoch(), 60, "somebody".into(), 0);
+        let good = VerifiedTokenCache::default();
+        good.insert(good.digest(1, &token), good.key_generation(), 60, "somebody".into(), 0);
         group.bench_function(format!("{name}, known"), |b| {
             b.iter(|| {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / u64::MAX);
@@ -139,15 +144,19 @@ fn tokens(c: &mut Criterion) {
         });
         group.bench_function(format!("{name}, new"), |b| {
             b.iter(|| {
-                let token = Token::parse(black_box(&token)).expect("a token");
-                assert!(token.verified(signing.keys()).is_ok_and(|claims| claims.open("my-endpoint", 0).is_ok()));
+                let token = ParsedToken::parse(black_box(&token)).expect("a token");
+                assert!(
+                    token
+                        .verify(signing.keys())
+                        .is_ok_and(|claims| claims.authorize_endpoint("my-endpoint", 0).is_ok())
+                );
             });
         });
         group.bench_function(format!("{name}, forged"), |b| {
             let forged = format!("{}AAAA", &token[..token.len() - 4]);
             b.iter(|| {
-                let token = Token::parse(black_box(&forged)).expect("a token");
-                assert!(token.verified(signing.keys()).is_err());
+                let token = ParsedToken::parse(black_box(&forged)).expect("a token");
+                assert!(token.verify(signing.keys()).is_err());
             });
         });
     }
@@ -155,10 +164,10 @@ fn tokens(c: &mut Criterion) {
 
 /// A deployment with two slots on each replica.
 fn idle_admission(replicas: usize, queue_length: usize) -> Admission<u32> {
-    let rules = Rules { per_replica: NonZeroU32::MIN.saturating_add(1), queue_length };
+    let rules = AdmissionRules { replica_cap: NonZeroU32::MIN.saturating_add(1), queue_length };
     let mut admission = Admission::new(rules);
     for _ in 0..replicas {
-        admission.add();
+        admission.add_replica();
     }
     admission
 }
@@ -166,7 +175,10 @@ fn idle_admission(replicas: usize, queue_length: usize) -> Admission<u32> {
 /// Requests that hold every slot but `free`; the last arrived last.
 fn fill_slots(admission: &mut Admission<u32>, replicas: usize, free: usize, deadline: Instant) {
     for _ in free..2 * replicas {
-        assert!(matches!(admission.arrive(Avoid::default(), deadline, deadline, || 0), Arrival::Granted(_)));
+        assert!(matches!(
+            admission.request_slot(AvoidedReplicas::default(), deadline, deadline, || 0),
+            AdmissionOutcome::Granted(_)
+        ));
     }
 }
 
@@ -176,40 +188,52 @@ fn admission(c: &mut Criterion) {
         let mut idle = idle_admission(replicas, 10_000);
         group.bench_function(BenchmarkId::new("arrive and release, idle", replicas), |b| {
             b.iter(|| {
-                let Arrival::Granted(id) = idle.arrive(Avoid::default(), deadline, deadline, || 0) else {
+                let AdmissionOutcome::Granted(id) =
+                    idle.request_slot(AvoidedReplicas::default(), deadline, deadline, || 0)
+                else {
                     panic!("a slot is free")
                 };
-                idle.release(id, SLOT_HOLD_TIME)
+                idle.release_slot(id, SLOT_HOLD_TIME)
             });
         });
         let mut busy = idle_admission(replicas, 10_000);
         fill_slots(&mut busy, replicas, 1, deadline);
         group.bench_function(BenchmarkId::new("arrive and release, one slot left", replicas), |b| {
             b.iter(|| {
-                let Arrival::Granted(id) = busy.arrive(Avoid::default(), deadline, deadline, || 0) else {
+                let AdmissionOutcome::Granted(id) =
+                    busy.request_slot(AvoidedReplicas::default(), deadline, deadline, || 0)
+                else {
                     panic!("a slot is free")
                 };
-                busy.release(id, SLOT_HOLD_TIME)
+                busy.release_slot(id, SLOT_HOLD_TIME)
             });
         });
         let mut waiting = idle_admission(replicas, 10_000);
-        let first = waiting.ids().next().expect("there is a replica");
+        let first = waiting.replica_ids().next().expect("there is a replica");
         fill_slots(&mut waiting, replicas, 0, deadline);
         for waiter in 0..5_000 {
-            assert!(matches!(waiting.arrive(Avoid::default(), deadline, deadline, || waiter), Arrival::Queued(_)));
+            assert!(matches!(
+                waiting.request_slot(AvoidedReplicas::default(), deadline, deadline, || waiter),
+                AdmissionOutcome::Queued(_)
+            ));
         }
         group.bench_function(BenchmarkId::new("release to the first of 5000, queue again", replicas), |b| {
             b.iter(|| {
-                let (granted, _) = waiting.release(first, SLOT_HOLD_TIME);
-                assert!(matches!(waiting.arrive(Avoid::default(), deadline, deadline, || 0), Arrival::Queued(_)));
+                let (granted, _) = waiting.release_slot(first, SLOT_HOLD_TIME);
+                assert!(matches!(
+                    waiting.request_slot(AvoidedReplicas::default(), deadline, deadline, || 0),
+                    AdmissionOutcome::Queued(_)
+                ));
                 granted
             });
         });
         let mut full = idle_admission(replicas, 100);
         fill_slots(&mut full, replicas, 0, deadline);
-        while !matches!(full.arrive(Avoid::default(), deadline, deadline, || 0), Arrival::Full) {}
+        while !matches!(full.request_slot(AvoidedReplicas::default(), deadline, deadline, || 0), AdmissionOutcome::Full)
+        {
+        }
         group.bench_function(BenchmarkId::new("arrive at a full queue", replicas), |b| {
-            b.iter(|| full.arrive(black_box(Avoid::default()), deadline, deadline, || 0));
+            b.iter(|| full.request_slot(black_box(AvoidedReplicas::default()), deadline, deadline, || 0));
         });
     }
 }
@@ -223,16 +247,17 @@ struct OverloadedLedger {
     granted: Vec<u64>,
     heartbeats: Vec<u64>,
     /// Who has which slot, the longest held first.
-    held_slots: VecDeque<(usize, ReplicaKey)>,
+    held_slots: VecDeque<(usize, FleetReplicaKey)>,
 }
 
 impl OverloadedLedger {
     fn new(members: usize, replicas: usize) -> Self {
         let now = Instant::now();
-        let mut ledger = Ledger::new(Settings::default());
-        ledger.lead(Epoch(1), now + Duration::from_secs(1 << 30), Former::Only(BTreeSet::new()), now);
+        let mut ledger = Ledger::new(FleetTiming::default());
+        ledger.begin_term(Term(1), now + Duration::from_secs(1 << 30), PreviousHolders::Known(BTreeSet::new()), now);
         for number in 0..replicas {
-            let key = ReplicaKey { deployment: Arc::from("blue"), name: Arc::from(format!("10.0.0.{number}:8080")) };
+            let key =
+                FleetReplicaKey { deployment: Arc::from("blue"), name: Arc::from(format!("10.0.0.{number}:8080")) };
             ledger.set_replica(&key, 1, Duration::from_secs(30), now);
         }
         let members: Vec<_> = (0..members)
@@ -242,7 +267,8 @@ impl OverloadedLedger {
         let mut overload = Self { ledger, now, members, granted, heartbeats: beats, held_slots: VecDeque::new() };
         for member in 0..overload.members.len() {
             let (claims, barred, demand) = (Vec::new(), Vec::new(), vec![overload.demand(member)]);
-            let hello = Hello { epoch: Epoch(1), session: 1, beat: 1, claims, barred, demand, loads: Vec::new() };
+            let hello =
+                Hello { term: Term(1), session: 1, heartbeat: 1, claims, unusable: barred, demand, loads: Vec::new() };
             overload.ledger.receive(&overload.members[member], ToCoordinator::Hello(hello), now);
         }
         while overload.held_slots.len() < replicas {
@@ -251,9 +277,15 @@ impl OverloadedLedger {
         overload
     }
 
-    fn demand(&self, member: usize) -> Demand {
+    fn demand(&self, member: usize) -> SlotDemand {
         let (oldest, newest) = (Duration::from_millis(50), Duration::ZERO);
-        Demand { deployment: Arc::from("blue"), waiting: 2000, oldest, newest, granted: self.granted[member] }
+        SlotDemand {
+            deployment: Arc::from("blue"),
+            queued: 2000,
+            oldest_age: oldest,
+            newest_age: newest,
+            grants_seen: self.granted[member],
+        }
     }
 
     /// Takes what is granted, and says that it has arrived: before that there is no more.
@@ -273,9 +305,17 @@ impl OverloadedLedger {
         }
     }
 
-    fn send_report(&mut self, member: usize, heartbeat: Option<Beat>, returned: Vec<(ReplicaKey, u32)>) {
+    fn send_report(&mut self, member: usize, heartbeat: Option<Heartbeat>, returned: Vec<(FleetReplicaKey, u32)>) {
         let (barred, demand) = (Vec::new(), vec![self.demand(member)]);
-        let report = Report { epoch: Epoch(1), session: 1, beat: heartbeat, returned, barred, demand, loads: Vec::new() };
+        let report = MemberReport {
+            term: Term(1),
+            session: 1,
+            heartbeat,
+            returned,
+            unusable_changes: barred,
+            demand,
+            loads: Vec::new(),
+        };
         self.ledger.receive(&self.members[member], ToCoordinator::Report(report), self.now);
     }
 
@@ -285,7 +325,8 @@ impl OverloadedLedger {
             let (member, key) = self.held_slots.pop_front().expect("all slots are leased");
             self.now += Duration::from_micros(50);
             self.heartbeats[member] += 1;
-            let heartbeat = Some(Beat { number: self.heartbeats[member], answered: self.heartbeats[member] - 1 });
+            let heartbeat =
+                Some(Heartbeat { number: self.heartbeats[member], last_answered: self.heartbeats[member] - 1 });
             self.send_report(member, heartbeat, vec![(key, 1)]);
         }
         self.take_grants();

@@ -1,4 +1,4 @@
-//! Floor 3: the admin listener, for operators and Prometheus: health, metrics, what is routed where.
+//! Layer 3: the admin listener for operators and Prometheus, with health, metrics and the state of endpoints.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,77 +18,81 @@ use tokio::net::TcpListener;
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 
-use crate::model::endpoint::{ScaleSettings, Target};
+use crate::model::endpoint::{DeploymentTarget, ScaleSettings};
 use crate::policy::compare::EndpointReport;
+use crate::state::control_plane_status::ControlPlaneStatus;
 use crate::state::gauges;
-use crate::state::lifecycle::{Lifecycle, Phase};
+use crate::state::lifecycle::{Lifecycle, LifecyclePhase};
 use crate::state::membership::Membership;
 use crate::state::metrics::Metrics;
-use crate::state::scaling::{Decision, Scaling};
-use crate::state::status::Status;
-use crate::state::table::{Deployment, Endpoint, Published};
-use crate::state::tokens::Tokens;
+use crate::state::routing_table::{DeploymentEntry, EndpointEntry, PublishedTable};
+use crate::state::scaling::{Scaling, ScalingDecision};
+use crate::state::tokens::TokenState;
 
-/// Requests served at once; more wait. Looking at ten thousand endpoints costs, and must not cost more than that.
-const AT_ONCE: usize = 4;
-/// Endpoints that are described before others get their turn.
-const AT_A_TIME: usize = 16;
+/// Requests that are served at once; more wait. Describing ten thousand endpoints is expensive, so the cost is limited.
+const MAX_CONCURRENT_REQUESTS: usize = 4;
+/// The number of endpoints that are described before other tasks get their turn.
+const ENDPOINTS_PER_YIELD: usize = 16;
 
 /// What the admin listener shows.
 #[derive(Debug, Clone)]
-pub struct Admin {
-    /// The routing table of now.
-    pub table: Published,
-    /// Counters.
+pub struct AdminServer {
+    /// The current routing table.
+    pub table: PublishedTable,
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// The life of the process.
+    /// The lifecycle of the process.
     pub lifecycle: Lifecycle,
-    /// What the control plane has to say.
-    pub status: Arc<Status>,
-    /// What the router's own tokens are signed with.
-    pub tokens: Arc<Tokens>,
-    /// How it stands with its group, where it is one of several.
+    /// The status of the control plane.
+    pub status: Arc<ControlPlaneStatus>,
+    /// The state of token authentication, with the signing keys.
+    pub tokens: Arc<TokenState>,
+    /// The state of the router in its fleet, if it is a member of one.
     pub membership: Option<Arc<Membership>>,
 }
 
-impl Admin {
-    /// Serves until the process drains to its end.
+impl AdminServer {
+    /// Serves until the process has drained.
     ///
     /// # Errors
-    /// When the listener breaks.
+    ///
+    /// When the listener fails.
     pub async fn serve(self, listener: TcpListener) -> std::io::Result<()> {
-        let layers = ServiceBuilder::new().layer(GlobalConcurrencyLimitLayer::new(AT_ONCE));
+        let layers = ServiceBuilder::new().layer(GlobalConcurrencyLimitLayer::new(MAX_CONCURRENT_REQUESTS));
         let routes = Router::new()
             .route("/healthz", get(|| async { Json(json!({"status": "alive"})) }))
-            .route("/readyz", get(ready))
-            .route("/metrics", get(metrics))
-            .route("/api/endpoints", get(endpoints))
-            .route("/api/endpoints/{name}/comparison", get(comparison))
-            .route("/.well-known/jwks.json", get(jwks))
+            .route("/readyz", get(get_readyz))
+            .route("/metrics", get(get_metrics))
+            .route("/api/endpoints", get(get_endpoints))
+            .route("/api/endpoints/{name}/comparison", get(get_comparison))
+            .route("/.well-known/jwks.json", get(get_jwks))
             .layer(layers)
             .with_state(self);
         axum::serve(listener, routes).await
     }
 }
 
-async fn ready(State(admin): State<Admin>) -> Response {
+async fn get_readyz(State(admin): State<AdminServer>) -> Response {
     let membership = admin.membership.as_ref();
-    let (status, word) = match (admin.lifecycle.phase(), membership.and_then(|group| group.why_not_ready())) {
-        (Phase::Serving, Some(why)) => (StatusCode::SERVICE_UNAVAILABLE, why),
-        (Phase::Starting, _) => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
-        (Phase::Serving, None) => (StatusCode::OK, "ready"),
-        (Phase::Unready | Phase::Draining | Phase::Forced, _) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
-    };
+    let (status, word) =
+        match (admin.lifecycle.phase(), membership.and_then(|membership| membership.not_ready_reason())) {
+            (LifecyclePhase::Serving, Some(why)) => (StatusCode::SERVICE_UNAVAILABLE, why),
+            (LifecyclePhase::Starting, _) => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+            (LifecyclePhase::Serving, None) => (StatusCode::OK, "ready"),
+            (LifecyclePhase::Unready | LifecyclePhase::Draining | LifecyclePhase::Forced, _) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "stopping")
+            }
+        };
     let mut problems: Vec<String> = admin.status.problems().iter().map(ToString::to_string).collect();
-    problems.extend(membership.and_then(|group| group.group().problem.clone()));
+    problems.extend(membership.and_then(|membership| membership.fleet_status().problem.clone()));
     (status, Json(json!({"status": word, "problems": problems}))).into_response()
 }
 
-async fn metrics(State(admin): State<Admin>) -> Response {
+async fn get_metrics(State(admin): State<AdminServer>) -> Response {
     let mut families = admin.metrics.registry.gather();
     let mut text = Vec::new();
     let encoder = TextEncoder::new();
-    let encoded = gauges::collect(&admin.table.load(), &admin.status).and_then(|gauges| {
+    let encoded = gauges::collect_gauges(&admin.table.load(), &admin.status).and_then(|gauges| {
         families.extend(gauges);
         families.retain(|family| !family.get_metric().is_empty());
         encoder.encode(&families, &mut text)
@@ -99,59 +103,59 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     }
 }
 
-/// Public keys of the router's own tokens, for others who want to check them.
-async fn jwks(State(admin): State<Admin>) -> Json<Value> {
+/// Returns the public keys of the router's own tokens, for others that verify them.
+async fn get_jwks(State(admin): State<AdminServer>) -> Json<Value> {
     let signing = admin.tokens.signing.load();
     Json(signing.as_ref().map_or_else(|| json!({"keys": []}), |signing| signing.jwks()))
 }
 
-/// One after the other: of ten thousand the whole would be a hundred MiB, and would keep the control plane, whose thread
-/// this is, from everything else.
-async fn endpoints(State(admin): State<Admin>) -> Response {
-    let mut endpoints: Vec<Arc<Endpoint>> = admin.table.load().endpoints().cloned().collect();
+/// Writes one endpoint after the other. The description of ten thousand would need a hundred MiB, and would keep the
+/// control plane, whose thread this is, from its other tasks.
+async fn get_endpoints(State(admin): State<AdminServer>) -> Response {
+    let mut endpoints: Vec<Arc<EndpointEntry>> = admin.table.load().endpoints().cloned().collect();
     endpoints.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
-    let each = stream::iter(endpoints.into_iter().enumerate()).then(move |(index, endpoint)| {
+    let descriptions = stream::iter(endpoints.into_iter().enumerate()).then(move |(index, endpoint)| {
         let comma = if index == 0 { "" } else { "," };
-        let text = format!("{comma}{}", describe(&endpoint, &admin.status));
+        let text = format!("{comma}{}", describe_endpoint(&endpoint, &admin.status));
         async move {
-            if index % AT_A_TIME == 0 {
+            if index % ENDPOINTS_PER_YIELD == 0 {
                 tokio::task::yield_now().await;
             }
             text
         }
     });
     let part = |text: &str| stream::once(std::future::ready(text.to_owned()));
-    let group = admin.membership.as_ref().map(|membership| json!(*membership.group()));
-    let end = group.map_or_else(|| "]}".to_owned(), |group| format!("],\"fleet\":{group}}}"));
-    let whole = part("{\"endpoints\":[").chain(each).chain(part(&end)).map(Ok::<_, Infallible>);
-    ([(CONTENT_TYPE, "application/json")], Body::from_stream(whole)).into_response()
+    let fleet_status = admin.membership.as_ref().map(|membership| json!(*membership.fleet_status()));
+    let end = fleet_status.map_or_else(|| "]}".to_owned(), |fleet_status| format!("],\"fleet\":{fleet_status}}}"));
+    let body = part("{\"endpoints\":[").chain(descriptions).chain(part(&end)).map(Ok::<_, Infallible>);
+    ([(CONTENT_TYPE, "application/json")], Body::from_stream(body)).into_response()
 }
 
-/// Live against shadow, by the answers to copied requests.
-async fn comparison(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
-    let missing = |detail: String| (StatusCode::NOT_FOUND, Json(json!({"detail": detail}))).into_response();
+/// Returns the comparison of live and shadow answers.
+async fn get_comparison(State(admin): State<AdminServer>, Path(name): Path<String>) -> Response {
+    let not_found = |detail: String| (StatusCode::NOT_FOUND, Json(json!({"detail": detail}))).into_response();
     let key = name.to_ascii_lowercase();
     let Some(endpoint) = admin.table.load().endpoint(&key).cloned() else {
-        return missing(format!("there is no endpoint {name}; /api/endpoints lists those there are"));
+        return not_found(format!("there is no endpoint {name}; /api/endpoints lists those there are"));
     };
     let Some(mirror) = &endpoint.mirror else {
-        return missing(format!("nothing of {name} is copied; set spec.mirrorTraffic"));
+        return not_found(format!("nothing of {name} is copied; set spec.mirrorTraffic"));
     };
-    let Some(compared) = &mirror.compared else {
-        return missing(format!("answers of {name} are not compared; set spec.mirrorComparison, `{{}}` will do"));
+    let Some(compared) = &mirror.comparison_results else {
+        return not_found(format!("answers of {name} are not compared; set spec.mirrorComparison, `{{}}` will do"));
     };
     let live = endpoint.deployments.iter().zip(&endpoint.spec.traffic).filter(|(_, percent)| **percent > 0);
-    let about = EndpointReport {
+    let report = EndpointReport {
         endpoint: endpoint.spec.name.to_string(),
         live: live.map(|(deployment, percent)| (deployment.spec.name.to_string(), *percent)).collect(),
-        shadow: mirror.to.spec.name.to_string(),
+        shadow: mirror.shadow.spec.name.to_string(),
         mirrored_percent: mirror.settings.percent,
         report: compared.report(),
     };
-    Json(about).into_response()
+    Json(report).into_response()
 }
 
-fn describe(endpoint: &Endpoint, status: &Status) -> Value {
+fn describe_endpoint(endpoint: &EndpointEntry, status: &ControlPlaneStatus) -> Value {
     let name = endpoint.spec.name.as_str();
     let deployments = endpoint.deployments.iter().zip(&endpoint.spec.traffic);
     let deployments: Vec<Value> =
@@ -164,14 +168,19 @@ fn describe(endpoint: &Endpoint, status: &Status) -> Value {
         "swaggerPath": format!("/api/v1/endpoint/{name}/swagger.json"),
         "cors": endpoint.spec.cors.is_some(),
         "mirror": endpoint.mirror.as_ref().map(|mirror| {
-            json!({"to": mirror.to.spec.name.as_str(), "percent": mirror.settings.percent})
+            json!({"to": mirror.shadow.spec.name.as_str(), "percent": mirror.settings.percent})
         }),
         "deployments": deployments,
     })
 }
 
-fn describe_deployment(endpoint: &str, deployment: &Deployment, traffic: u8, status: &Status) -> Value {
-    let (name, requests) = (deployment.spec.name.as_str(), &deployment.spec.requests);
+fn describe_deployment(
+    endpoint: &str,
+    deployment: &DeploymentEntry,
+    traffic: u8,
+    status: &ControlPlaneStatus,
+) -> Value {
+    let (name, requests) = (deployment.spec.name.as_str(), &deployment.spec.request_settings);
     let now = deployment.slots.occupancy();
     let slots = now.busy + now.free;
     let replicas = deployment.slots.replicas();
@@ -179,16 +188,16 @@ fn describe_deployment(endpoint: &str, deployment: &Deployment, traffic: u8, sta
         .iter()
         .map(|replica| json!({"address": replica.address, "state": replica.state, "inFlight": replica.busy}));
     let source = match &deployment.spec.target {
-        Target::Instances(_) => "instances",
-        Target::Process(_) => "process",
-        Target::Workload(_) => "targetRef",
+        DeploymentTarget::Instances(_) => "instances",
+        DeploymentTarget::Process(_) => "process",
+        DeploymentTarget::Workload(_) => "targetRef",
     };
-    let desired = match (&deployment.scaling, &deployment.spec.scale) {
+    let desired = match (&deployment.scaling, &deployment.spec.scale_settings) {
         (Some(scaling), _) => Some(scaling.desired()),
         (None, ScaleSettings::Fixed { instances }) => Some(*instances),
-        (None, ScaleSettings::Utilization(_) | ScaleSettings::Unmanaged) => None,
+        (None, ScaleSettings::TargetUtilization(_) | ScaleSettings::Unmanaged) => None,
     };
-    let pending = status.pending(endpoint, name);
+    let pending = status.pending_replicas(endpoint, name);
     json!({
         "name": name,
         "traffic": traffic,
@@ -200,7 +209,7 @@ fn describe_deployment(endpoint: &str, deployment: &Deployment, traffic: u8, sta
         "replicas": replicas.collect::<Vec<Value>>(),
         "slots": {"busy": now.busy, "free": now.free, "draining": now.busy_draining},
         "queue": now.waiting,
-        // Requests sent or waiting, over what ready replicas can take: what autoscaling goes by.
+        // Outstanding requests divided by what ready replicas can take, as for autoscaling.
         "utilization": if slots == 0 { Value::Null } else { json!((now.busy + now.waiting) as f64 / slots as f64) },
         "requestSettings": {
             "requestTimeoutMs": millis(requests.timeout),
@@ -213,27 +222,37 @@ fn describe_deployment(endpoint: &str, deployment: &Deployment, traffic: u8, sta
     })
 }
 
-/// How the number of replicas is decided, the last decision, and the last that changed something.
+/// Describes the autoscaling of a deployment: its rules, the last decision, and the last ones that changed something.
 fn describe_scaling(scaling: &Scaling) -> Value {
-    let (settings, view) = (scaling.rules().settings, scaling.view());
+    let (settings, view) = (scaling.rules().settings, scaling.snapshot());
     json!({
-        "minInstances": settings.min,
-        "maxInstances": settings.max,
+        "minInstances": settings.min_replicas,
+        "maxInstances": settings.max_replicas,
         "targetUtilizationPercentage": settings.target_percent,
-        "pollingIntervalMs": millis(settings.interval),
-        "latest": view.latest.as_ref().map(describe_decision),
+        "pollingIntervalMs": millis(settings.polling_interval),
+        "latest": view.latest_decision.as_ref().map(describe_decision),
         "changes": view.changes.iter().map(describe_decision).collect::<Vec<_>>(),
         "problem": view.problem,
     })
 }
 
-fn describe_decision(decision: &Decision) -> Value {
-    let Decision { at, before, wanted, reason, signals, demand, ready, starting, utilization } = decision;
+fn describe_decision(decision: &ScalingDecision) -> Value {
+    let ScalingDecision {
+        decided_at: at,
+        previous_replicas: before,
+        desired_replicas: desired,
+        reason,
+        signals,
+        demand,
+        ready,
+        starting,
+        utilization,
+    } = decision;
     json!({
         "time": humantime::format_rfc3339_millis(*at).to_string(),
         "from": before,
-        "to": wanted,
-        "reason": reason.word(),
+        "to": desired,
+        "reason": reason.as_str(),
         "inFlight": signals.busy,
         "waiting": signals.queued,
         "arrivedPerSecond": signals.arrived_per_second,

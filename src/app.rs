@@ -1,4 +1,4 @@
-//! Floor 4: the router as a whole. [`App::build`] checks and binds everything, [`App::run`] starts every task, owns it,
+//! Layer 4: the router as a whole. [`App::build`] checks and binds everything; [`App::run`] starts every task, owns it,
 //! and ends it in order.
 
 use std::future::Future;
@@ -8,162 +8,164 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::admin::Admin;
-use crate::config::{SCORING, SCORING_TLS, Settings, Workers};
-use crate::control::certificates::Certificates;
+use crate::admin::AdminServer;
+use crate::config::{RouterSettings, SCORING_LISTENER, SCORING_TLS_LISTENER, WorkerCount};
+use crate::control::certificates::ListenerCertificates;
 use crate::control::cluster;
-use crate::control::files::{Environment, Files, Loaded, Scope};
-use crate::control::fleet::Fleet;
-use crate::control::index::{Desired, Index};
-use crate::control::secrets::NamedSecrets;
-use crate::control::signing;
-use crate::model::limits::KubernetesSettings;
+use crate::control::document_files::{DocumentFiles, DocumentSnapshot, EnvLookup, ScanScope};
+use crate::control::fleet::FleetTask;
+use crate::control::index::{DesiredEndpoint, Index};
+use crate::control::secret_cache::SecretCache;
+use crate::control::signing_keys;
 use crate::model::problem::Problem;
-use crate::proxy::Shared;
-use crate::proxy::listen::{DataPlane, Listener};
+use crate::model::router_settings::KubernetesSettings;
+use crate::proxy::DataPlaneState;
+use crate::proxy::listen::{BoundListener, DataPlane};
 use crate::state::access_log::AccessLog;
-use crate::state::comparisons::Comparisons;
-use crate::state::lifecycle::{Lifecycle, Phase};
+use crate::state::comparison_queue::ComparisonQueue;
+use crate::state::control_plane_status::{ControlPlaneStatus, Subsystem};
+use crate::state::lifecycle::{Lifecycle, LifecyclePhase};
 use crate::state::metrics::Metrics;
 use crate::state::mirror::Budget;
-use crate::state::status::{Part, Status};
-use crate::state::table::Published;
-use crate::state::tokens::Tokens;
+use crate::state::routing_table::PublishedTable;
+use crate::state::tokens::TokenState;
 
-mod control;
-use control::Control;
-pub use control::GRACE;
+mod control_plane;
+use control_plane::ControlPlane;
+pub use control_plane::STOP_GRACE_PERIOD;
 
-mod join;
+mod fleet_join;
 
 mod listeners;
 mod supervise;
-use listeners::{Gate, bind};
-use supervise::{Tasks, supervise};
+use listeners::{PeerSocket, bind};
+use supervise::{ControlPlaneTasks, supervise};
 
 /// Where endpoints come from.
-pub enum Source {
-    /// Files and folders, watched.
+pub enum EndpointSource {
+    /// Files and folders with endpoint documents, which are watched.
     Files(Vec<PathBuf>),
-    /// These, for good.
-    Fixed(Vec<Desired>),
+    /// A fixed list.
+    Fixed(Vec<DesiredEndpoint>),
     /// A Kubernetes cluster.
     Cluster(KubernetesSettings),
 }
 
-/// What an [`App`] is made from, besides its settings.
-pub struct Surroundings {
+/// What an [`App`] is built from, besides its settings.
+pub struct AppEnvironment {
     /// Where endpoints come from.
-    pub source: Source,
-    /// Environment variables, for keys.
-    pub environment: Environment,
-    /// The router's own program: guards local processes, and is what the command `inference-router` in them means.
+    pub endpoint_source: EndpointSource,
+    /// Environment variables, from which keys may be read.
+    pub environment: EnvLookup,
+    /// The router's own program. It guards local processes, and the command `inference-router` in their documents means
+    /// it.
     pub executable: PathBuf,
-    /// Where the access log goes.
+    /// Where the access log is written.
     pub access_log: Box<dyn io::Write + Send>,
 }
 
-/// Why there is no [`App`].
+/// Why an [`App`] could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// Endpoint documents are wrong.
+    /// The endpoint documents have these problems.
     #[error("the configuration has problems")]
     Configuration(Vec<Problem>),
     /// A listener could not be bound.
     #[error("cannot listen on {address} for {what}: {error}; is another program there? choose another address")]
-    Listen {
-        /// Which listener.
+    CannotListen {
+        /// The name of the listener.
         what: &'static str,
-        /// Where.
+        /// The address of the listener.
         address: SocketAddr,
-        /// Why not.
+        /// The error of the system.
         error: io::Error,
     },
-    /// Something the process needs could not be had.
+    /// The system refused a resource that the process needs.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
 }
 
-/// How a run ended, when not as it should.
+/// Why a run ended otherwise than in order.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// Requests were still in flight when the drain timeout was over.
+pub enum AppRunError {
+    /// Requests were still in flight when the drain timeout was exceeded.
     #[error("the drain timeout was over with requests in flight; they were cut")]
-    Forced,
-    /// A task or thread that must not end did.
+    DrainTimedOut,
+    /// A task or thread ended that must not end; this is its name.
     #[error("{0} ended unexpectedly")]
-    Ended(String),
-    /// Something the process needs could not be had.
+    TaskEnded(String),
+    /// The system refused a resource that the process needs.
     #[error("cannot run: {0}")]
     System(#[from] io::Error),
 }
 
-/// A router whose listeners are bound and whose endpoints are known, not yet serving.
+/// A router whose listeners are bound and whose endpoints are known, and which does not serve yet.
 pub struct App {
-    settings: Settings,
-    listeners: Vec<Listener>,
-    gate: Option<Gate>,
-    certificates: Certificates,
+    settings: RouterSettings,
+    listeners: Vec<BoundListener>,
+    peer_socket: Option<PeerSocket>,
+    certificates: ListenerCertificates,
     admin: TcpListener,
-    shared: Arc<Shared>,
-    status: Arc<Status>,
-    endpoints: Vec<Desired>,
-    files: Option<(Files, Vec<PathBuf>)>,
+    shared: Arc<DataPlaneState>,
+    status: Arc<ControlPlaneStatus>,
+    endpoints: Vec<DesiredEndpoint>,
+    files: Option<(DocumentFiles, Vec<PathBuf>)>,
     cluster: Option<KubernetesSettings>,
-    secrets: NamedSecrets,
+    secrets: SecretCache,
     executable: PathBuf,
-    /// They end when the last worker has gone and everything is written and compared.
+    /// Threads that end when the last worker has ended and everything is written and compared.
     threads: Vec<std::thread::JoinHandle<()>>,
-    when_ready: Option<Box<dyn FnOnce() + Send + Sync>>,
+    on_ready: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl App {
     /// Reads the endpoints and binds the listeners.
     ///
     /// # Errors
+    ///
     /// [`BuildError`]; nothing is left behind.
-    pub fn build(settings: Settings, surroundings: Surroundings) -> Result<Self, BuildError> {
+    pub fn build(settings: RouterSettings, environment: AppEnvironment) -> Result<Self, BuildError> {
         let mut cluster = None;
-        let (endpoints, files, mut problems) = match surroundings.source {
-            Source::Fixed(endpoints) => (endpoints, None, Vec::new()),
-            Source::Cluster(settings) => {
+        let (endpoints, files, mut problems) = match environment.endpoint_source {
+            EndpointSource::Fixed(endpoints) => (endpoints, None, Vec::new()),
+            EndpointSource::Cluster(settings) => {
                 cluster = Some(settings);
                 (Vec::new(), None, Vec::new())
             }
-            Source::Files(places) => {
-                let mut files = Files::new(places.clone(), surroundings.environment);
-                let loaded = files.load(&Scope::Everything, Instant::now());
-                let Loaded { endpoints, problems } = loaded.unwrap_or_default();
+            EndpointSource::Files(places) => {
+                let mut files = DocumentFiles::new(places.clone(), environment.environment);
+                let loaded = files.load(&ScanScope::All, Instant::now());
+                let DocumentSnapshot { endpoints, problems } = loaded.unwrap_or_default();
                 (endpoints, Some((files, places)), problems)
             }
         };
-        let secrets = NamedSecrets::new(settings.secrets().map(|(_, name)| name));
-        let status: Arc<Status> = Arc::default();
-        problems.extend(signing::missing(&settings.tokens, &endpoints));
-        let signing = signing::read(&settings.tokens, &secrets).unwrap_or_else(|problem| {
+        let secrets = SecretCache::new(settings.secret_references().map(|(_, name)| name));
+        let status: Arc<ControlPlaneStatus> = Arc::default();
+        problems.extend(signing_keys::missing_key_problems(&settings.tokens, &endpoints));
+        let signing = signing_keys::read_signing_keys(&settings.tokens, &secrets).unwrap_or_else(|problem| {
             match &settings.tokens.signing_secret {
-                // It comes when the cluster is known.
-                Some(_) => drop(status.set_problems(Part::Tokens, vec![problem])),
+                // The Secret arrives when the cluster is known.
+                Some(_) => drop(status.set_problems(Subsystem::Tokens, vec![problem])),
                 None => problems.push(problem),
             }
             None
         });
-        let tokens = Arc::new(Tokens::default());
+        let tokens = Arc::new(TokenState::default());
         tokens.signing.store(signing.map(Arc::new));
         let metrics = Arc::new(Metrics::new().map_err(io::Error::other)?);
-        let certificates = Certificates::new(metrics.clone(), status.clone(), secrets.clone());
+        let certificates = ListenerCertificates::new(metrics.clone(), status.clone(), secrets.clone());
         let (listeners, gate, certificates) = listeners::bind_all(&settings, certificates, problems)?;
         let admin = bind("admin", settings.admin)?;
-        let (comparisons, comparer) = Comparisons::start(metrics.clone())?;
+        let (comparisons, comparer) = ComparisonQueue::start(metrics.clone())?;
         let mut threads = vec![comparer];
         let mut access_log = None;
         if settings.log.access {
-            let (log, writer) = AccessLog::start(surroundings.access_log, metrics.access_log_dropped.clone())?;
+            let (log, writer) = AccessLog::start(environment.access_log, metrics.access_log_dropped.clone())?;
             access_log = Some(log);
             threads.push(writer);
         }
-        let shared = Shared {
-            table: Published::default(),
+        let shared = DataPlaneState {
+            table: PublishedTable::default(),
             metrics,
             limits: settings.limits.clone(),
             status_codes: settings.status_codes,
@@ -176,7 +178,7 @@ impl App {
         Ok(Self {
             settings,
             listeners,
-            gate,
+            peer_socket: gate,
             certificates,
             admin,
             shared: Arc::new(shared),
@@ -185,80 +187,84 @@ impl App {
             files,
             cluster,
             secrets,
-            executable: surroundings.executable,
+            executable: environment.executable,
             threads,
-            when_ready: None,
+            on_ready: None,
         })
     }
 
-    /// Calls `tell` once, when every replica that was wanted at the start is ready.
-    pub fn when_ready(&mut self, tell: impl FnOnce() + Send + Sync + 'static) {
-        self.when_ready = Some(Box::new(tell));
+    /// Calls `callback` once, when every replica that was desired at the start is ready.
+    pub fn on_ready(&mut self, callback: impl FnOnce() + Send + Sync + 'static) {
+        self.on_ready = Some(Box::new(callback));
     }
 
-    /// Where clients connect.
+    /// Returns the address of the scoring listener.
     ///
     /// # Errors
-    /// When the system does not know.
+    ///
+    /// When the system does not know the address.
     pub fn scoring_address(&self) -> io::Result<SocketAddr> {
-        listeners::address(&self.listeners, SCORING)
+        listeners::listener_address(&self.listeners, SCORING_LISTENER)
     }
 
-    /// Where clients connect with TLS, beside the plain listener.
+    /// Returns the address of the scoring listener with TLS that is beside the plain one.
     ///
     /// # Errors
-    /// When there is no such listener, or the system does not know.
+    ///
+    /// When there is no such listener, or the system does not know the address.
     pub fn scoring_tls_address(&self) -> io::Result<SocketAddr> {
-        listeners::address(&self.listeners, SCORING_TLS)
+        listeners::listener_address(&self.listeners, SCORING_TLS_LISTENER)
     }
 
-    /// Where operators connect.
+    /// Returns the address of the admin listener.
     ///
     /// # Errors
-    /// When the system does not know.
+    ///
+    /// When the system does not know the address.
     pub fn admin_address(&self) -> io::Result<SocketAddr> {
         self.admin.local_addr()
     }
 
-    /// The life of this router, to watch it.
+    /// Returns the lifecycle of this router, to watch it.
     pub fn lifecycle(&self) -> Lifecycle {
         self.shared.lifecycle.clone()
     }
 
-    /// Serves until `stop` is ready, then leaves in order: unready, still accepting, draining, gone. Blocks; the calling
-    /// thread becomes the control plane.
+    /// Serves until `stop` completes, then shuts down in order: not ready but still accepting, draining, ended. The
+    /// call blocks; the calling thread becomes the control plane.
     ///
     /// # Errors
-    /// [`RunError`].
-    pub fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    ///
+    /// [`AppRunError`].
+    pub fn run(self, stop: impl Future<Output = ()>) -> Result<(), AppRunError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let workers = match self.settings.workers {
-            Workers::Auto => std::thread::available_parallelism()?.get(),
-            Workers::Count(count) => count.get(),
+            WorkerCount::Auto => std::thread::available_parallelism()?.get(),
+            WorkerCount::Count(count) => count.get(),
         };
-        let client = self.cluster.as_ref().map(|_| runtime.block_on(cluster::connect())).transpose();
-        let client = client.map_err(|what| RunError::System(io::Error::other(what)))?;
+        let client = self.cluster.as_ref().map(|_| runtime.block_on(cluster::infer_client())).transpose();
+        let client = client.map_err(|what| AppRunError::System(io::Error::other(what)))?;
         let cluster = client.zip(self.cluster);
-        // The table is there before the first connection is accepted.
+        // The routing table is published before the first connection is accepted.
         let shared = &self.shared;
         let mut index =
             Index::new(shared.table.clone(), shared.metrics.clone(), self.status.clone(), shared.tokens.clone());
         let fleet = {
-            // Sockets and tasks are of this runtime.
+            // Sockets and tasks belong to this runtime.
             let _inside = runtime.enter();
             let client = cluster.as_ref().map(|(client, _)| client);
-            let fleet = join::join(&self.settings, self.gate, client, shared)?;
-            fleet.inspect(|fleet| index.share(fleet.membership()))
+            let fleet = fleet_join::join_fleet(&self.settings, self.peer_socket, client, shared)?;
+            fleet.inspect(|fleet| index.set_membership(fleet.membership()))
         };
-        let membership = fleet.as_ref().map(Fleet::membership);
-        index.apply(self.endpoints);
+        let membership = fleet.as_ref().map(FleetTask::membership);
+        index.replace_endpoints(self.endpoints);
         if cluster.is_none() {
-            // What a cluster has is not known yet.
-            self.shared.lifecycle.enter(Phase::Serving);
+            // The endpoints of a cluster are not known yet.
+            self.shared.lifecycle.enter(LifecyclePhase::Serving);
         }
         let mut data_plane = DataPlane::start(self.listeners, workers, &self.shared)?;
         tracing::info!(workers, "serving");
-        let admin = Admin {
+        let admin = AdminServer {
             table: self.shared.table.clone(),
             metrics: self.shared.metrics.clone(),
             lifecycle: self.shared.lifecycle.clone(),
@@ -266,31 +272,31 @@ impl App {
             tokens: self.shared.tokens.clone(),
             membership: membership.clone(),
         };
-        let control = Control {
+        let control = ControlPlane {
             index,
             files: self.files,
             cluster,
             secrets: self.secrets,
             lifecycle: self.shared.lifecycle.clone(),
-            issued: self.shared.tokens.clone(),
+            token_state: self.shared.tokens.clone(),
             metrics: self.shared.metrics.clone(),
             status: self.status,
             executable: self.executable,
             drain_timeout: self.settings.shutdown.drain_timeout,
-            tokens: self.settings.tokens.clone(),
-            when_ready: self.when_ready,
+            token_settings: self.settings.tokens.clone(),
+            on_ready: self.on_ready,
             membership,
         };
-        let tasks = Tasks { admin, listener: self.admin, certificates: self.certificates, control, fleet };
+        let tasks = ControlPlaneTasks { admin, listener: self.admin, certificates: self.certificates, control, fleet };
         let ended = runtime.block_on(supervise(tasks, &self.settings, &mut data_plane, stop));
-        // Whatever ended it, the workers end too.
-        self.shared.lifecycle.enter(Phase::Forced);
+        // Whatever ended the run, the workers end too.
+        self.shared.lifecycle.enter(LifecyclePhase::Forced);
         let joined = data_plane.join();
         drop(self.shared);
         for thread in self.threads {
             let _ = thread.join();
         }
-        joined.map_err(|threads| RunError::Ended(threads.join(", ")))?;
+        joined.map_err(|threads| AppRunError::TaskEnded(threads.join(", ")))?;
         ended
     }
 }

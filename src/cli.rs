@@ -1,4 +1,4 @@
-//! Floor 5: the commands. Logs go to stderr, results to stdout.
+//! Layer 5: the commands. Logs go to stderr, results to stdout.
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::app::{App, BuildError, Source, Surroundings};
-use crate::config::{self, ClientListener, Log, LogFormat, LogLevel, Settings};
-use crate::control::files::{Environment, Files, Loaded, Scope};
-use crate::control::fleet::Parts;
-use crate::control::{certificates, signing};
+use crate::app::{App, AppEnvironment, BuildError, EndpointSource};
+use crate::config::{self, ClientListener, LogFormat, LogLevel, LogSettings, RouterSettings};
+use crate::control::document_files::{DocumentFiles, DocumentSnapshot, EnvLookup, ScanScope};
+use crate::control::fleet::FleetParts;
+use crate::control::{certificates, signing_keys};
 use crate::model::crd;
 use crate::model::problem::Problem;
 use crate::{guard, model_server};
@@ -29,17 +29,17 @@ mod keys;
 mod ready;
 mod simulate;
 
-/// Nothing went wrong.
+/// The command succeeded.
 const DONE: u8 = 0;
-/// Something failed while running, or `check` found problems.
+/// The command failed while running, or `check` found problems.
 const FAILED: u8 = 1;
-/// The command cannot be what was meant; as clap ends too.
+/// The command line is wrong; clap uses the same code.
 const WRONG_USAGE: u8 = 2;
-/// The configuration is bad; `EX_CONFIG` of sysexits.h.
+/// The configuration is invalid; `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
 
-/// Stands between clients and model servers: authenticates, splits traffic between deployments, never sends a replica
-/// more than it can take, queues briefly.
+/// Routes inference requests: authenticates clients, splits traffic between deployments, never exceeds the concurrency
+/// of a replica, and queues briefly.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = "Start with: inference-router demo")]
 pub struct Cli {
@@ -49,66 +49,66 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the whole thing on this machine: three deployments of a sample model behind the router, no file needed.
+    /// Run three deployments of a sample model behind the router on this machine; no file is needed
     #[command(after_help = "Example: inference-router demo --port 8080")]
-    Demo(demo::Options),
-    /// Run the router.
+    Demo(demo::DemoOptions),
+    /// Run the router
     #[command(after_help = "Example: inference-router serve --config config/quickstart.yaml\n\n\
         Each key can be overridden by a variable: INFERENCE_ROUTER__SCORING__ADDRESS=127.0.0.1:8081\n\
         SIGTERM or Ctrl-C stops it in order; a second one at once.\n\
         Exit codes: 0 done, 1 failed while running, 2 wrong usage, 78 bad configuration.")]
     Serve {
-        /// The settings file.
+        /// The settings file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Check settings files and endpoint documents, and list every problem.
+    /// Check settings files and endpoint documents, and list every problem
     #[command(after_help = "Example: inference-router check config/quickstart.yaml config/quickstart/\n\n\
         A settings file's endpoints are checked with it. Exit codes: 0 no problems, 1 problems, 2 wrong usage.")]
     Check {
-        /// Settings files, endpoint files, or folders of endpoint files.
+        /// Settings files, endpoint files, or folders of endpoint files
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Make and replace keys of endpoints, and the key that the router signs its tokens with.
+    /// Make and replace keys of endpoints, and the key that the router signs its tokens with
     #[command(subcommand)]
-    Keys(keys::Keys),
-    /// Make a token for an endpoint with `authMode: aml_token`.
+    Keys(keys::KeysCommand),
+    /// Make a token for an endpoint with `authMode: aml_token`
     #[command(after_help = "Example: inference-router token --config router.yaml --endpoint my-endpoint --ttl 30m\n\
         In a cluster: inference-router token --endpoint my-endpoint -n team-a\n\n\
         Callers who have one of the endpoint's keys get one from the router: POST /api/v1/endpoint/my-endpoint/token")]
-    Token(keys::Token),
-    /// Send a request to an endpoint of a cluster, with the credential that your kubeconfig gives you.
+    Token(keys::TokenCommand),
+    /// Send a request to an endpoint in a cluster, with the credential that your kubeconfig gives you
     #[command(after_help = "Examples:\n\
         inference-router invoke --endpoint my-endpoint -n team-a --request-file request.json\n\
         inference-router invoke --endpoint my-endpoint -n team-a --request-file - --deployment-name green\n\n\
         The answer is on standard output; exit code 1 where it is not one of 2xx.")]
-    Invoke(cluster::Invoke),
-    /// Print how a shadow's answers compare with the live ones: statuses, times, and whether they agree.
+    Invoke(cluster::InvokeCommand),
+    /// Print how a shadow's answers compare with the live ones: statuses, times, and whether they agree
     #[command(after_help = "Examples:\n\
         inference-router compare --endpoint my-endpoint\n\
         inference-router compare --endpoint my-endpoint --admin http://127.0.0.1:9090 --json\n\
         inference-router compare --endpoint my-endpoint -n team-a\n\n\
         The endpoint needs `mirrorTraffic` and `mirrorComparison`.")]
-    Compare(compare::Compare),
-    /// Ask a router whether it takes requests: what it says, and exit code 0 if it does, else 1.
+    Compare(compare::CompareCommand),
+    /// Ask a router whether it is ready; exit code 0 if it is, otherwise 1
     #[command(after_help = "Example: inference-router ready --admin http://127.0.0.1:9090")]
-    Ready(ready::Ready),
-    /// Try settings of an endpoint in virtual time: how many replicas, how long a wait, what share is turned away.
+    Ready(ready::ReadyCommand),
+    /// Try scale settings in virtual time: replicas, queue waits, and the share of rejected requests
     #[command(after_help = "Examples:\n\
         inference-router simulate --endpoint my-endpoint.yaml --rps 20 --service-ms 100..400\n\
         inference-router simulate --endpoint my-endpoint.yaml --rps 5..50 --shape sine --plot out.svg\n\
         inference-router simulate --endpoint my-endpoint.yaml --trace access.log --compare target=50,70,90 max=4,8\n\n\
         Requests go through the same code that admits, picks and scales in the router.")]
-    Simulate(simulate::Options),
-    /// Print the definition of `OnlineEndpoint` for Kubernetes.
+    Simulate(simulate::SimulateOptions),
+    /// Print the custom resource definition of `OnlineEndpoint`
     #[command(after_help = "Example: inference-router crd | kubectl apply --server-side -f -")]
     Crd,
-    /// Run the sample model server: a linear regression that behaves like Azure's azmlinfsrv.
+    /// Run the sample model server: a linear regression that behaves like Azure's azmlinfsrv
     #[command(after_help = "Example: inference-router model-server --port 5001 --concurrency 2 --delay-ms 100\n\
         Then:    curl -d '{\"data\": [[1,2,3,4,5,6,7,8,9,10]]}' http://127.0.0.1:5001/score")]
     ModelServer(ModelServer),
-    /// Keep a command from outliving whoever holds this process's stdin. The router starts local models with it.
+    /// Stop a command when this process's standard input is closed. The router starts local models with it.
     #[command(hide = true)]
     Guard {
         #[arg(long)]
@@ -120,33 +120,33 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ModelServer {
-    /// Where to listen; 0 takes a free port, which is printed.
+    /// Port to listen on; 0 takes a free one, which is printed
     #[arg(long)]
     port: u16,
-    /// Address to listen on.
+    /// Address to listen on
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
-    /// Scores at once; more wait, as in gunicorn.
+    /// Scores that run at once; more are queued, as in gunicorn
     #[arg(long, default_value = "1")]
     concurrency: NonZeroUsize,
-    /// How long a score takes, in milliseconds.
+    /// How long a score takes, in milliseconds
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
-    /// Share of scores that fail with 500, 0 to 1.
+    /// Share of scores that fail with 500, 0 to 1
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     fail_rate: f64,
-    /// Added to each prediction: another version of the model.
+    /// Added to each prediction, to simulate another version of the model
     #[arg(long, value_name = "NUMBER", default_value_t = 0.0, allow_negative_numbers = true)]
     shift: f64,
-    /// Answer with server-sent events, one a row.
+    /// Answer with server-sent events, one per row
     #[arg(long)]
     stream: bool,
-    /// The deployment's name, sent as x-model-name.
+    /// Name of the deployment, sent as x-model-name
     #[arg(long)]
     name: Option<String>,
 }
 
-/// What to tell whoever gave the command, and how to end.
+/// A message for the user, and the exit code.
 struct Failed(String, u8);
 
 impl From<String> for Failed {
@@ -168,7 +168,7 @@ impl Cli {
             Command::Compare(options) => options.run(),
             Command::Ready(options) => options.run(),
             Command::Simulate(options) => options.run(),
-            Command::Crd => print(&crd::text()),
+            Command::Crd => print(&crd::to_yaml()),
             Command::ModelServer(options) => options.run(),
             Command::Guard { grace_ms, command } => guard::run(Duration::from_millis(grace_ms), command),
         }
@@ -185,8 +185,8 @@ fn serve(config: &Path) -> ExitCode {
     };
     start_log(&settings.log);
     let source = match &settings.kubernetes {
-        Some(cluster) => Source::Cluster(cluster.clone()),
-        None => Source::Files(settings.endpoint_files.clone()),
+        Some(cluster) => EndpointSource::Cluster(cluster.clone()),
+        None => EndpointSource::Files(settings.endpoint_files.clone()),
     };
     match build(settings, source) {
         Ok(app) => run(app),
@@ -194,10 +194,10 @@ fn serve(config: &Path) -> ExitCode {
     }
 }
 
-/// An app with this process's own surroundings; its problems are reported here.
-fn build(settings: Settings, source: Source) -> Result<App, ExitCode> {
-    let surroundings = Surroundings {
-        source,
+/// Builds an app with the environment of this process. Problems are reported here.
+fn build(settings: RouterSettings, source: EndpointSource) -> Result<App, ExitCode> {
+    let surroundings = AppEnvironment {
+        endpoint_source: source,
         environment: environment(),
         executable: executable().map_err(|error| fail(&error))?,
         access_log: Box::new(std::io::stderr()),
@@ -208,24 +208,24 @@ fn build(settings: Settings, source: Source) -> Result<App, ExitCode> {
     })
 }
 
-/// Runs an app until SIGTERM or SIGINT; a second one ends the process where it stands.
+/// Runs an app until SIGTERM or SIGINT. A second signal ends the process at once.
 fn run(app: App) -> ExitCode {
     run_until(app, terminated())
 }
 
-/// SIGTERM or SIGINT has come; from then on a second one ends the process where it stands.
+/// Completes on SIGTERM or SIGINT. From then on, a second signal ends the process at once.
 async fn terminated() {
     if let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
         tokio::spawn(async move {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            tracing::warn!("a second signal: ending at once");
+            tracing::warn!("received a second signal; exiting at once");
             std::process::exit(FAILED.into());
         });
     }
 }
 
-/// Runs an app until `stop`.
+/// Runs an app until `stop` completes.
 fn run_until(app: App, stop: impl Future<Output = ()>) -> ExitCode {
     let listeners = [
         ("scoring", app.scoring_address()),
@@ -251,10 +251,10 @@ fn check(files: &[PathBuf]) -> ExitCode {
             match config::load(file, std::iter::empty()) {
                 Ok(settings) => {
                     let source = file.display().to_string();
-                    let signing = signing::check(&settings.tokens);
+                    let signing = signing_keys::check_key_files(&settings.tokens);
                     let endpoints = load(settings.endpoint_files.clone(), environment()).endpoints;
-                    let missing = signing::missing(&settings.tokens, &endpoints);
-                    let fleet = settings.fleet.iter().flat_map(Parts::check);
+                    let missing = signing_keys::missing_key_problems(&settings.tokens, &endpoints);
+                    let fleet = settings.fleet.iter().flat_map(FleetParts::check_files);
                     let found = certificates_of(&settings).chain(signing).chain(missing).chain(fleet);
                     problems.extend(found.map(|problem| problem.from_source(&source)));
                     places.extend(settings.endpoint_files.iter().cloned());
@@ -268,7 +268,7 @@ fn check(files: &[PathBuf]) -> ExitCode {
             places.push(file.clone());
         }
     }
-    // A file named twice, by itself and by a settings file, is one file.
+    // A file that is named twice, by itself and by a settings file, is one file.
     let mut places: Vec<PathBuf> = places.into_iter().map(|place| place.canonicalize().unwrap_or(place)).collect();
     places.sort();
     places.dedup();
@@ -280,54 +280,56 @@ fn check(files: &[PathBuf]) -> ExitCode {
     } else {
         (problems.iter().map(ToString::to_string).collect(), FAILED)
     };
-    // A reader that has seen enough is no failure.
+    // A reader that closes the pipe early is no failure.
     let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
     ExitCode::from(code)
 }
 
-/// What is wrong with the files that TLS of listeners names.
-fn certificates_of(settings: &Settings) -> impl Iterator<Item = Problem> {
-    let check = |ClientListener { path, tls, .. }: ClientListener<'_>| tls.map(|tls| certificates::check(path, tls));
-    settings.listeners().filter_map(check).flatten()
+/// Returns problems of the files that the TLS settings of listeners name.
+fn certificates_of(settings: &RouterSettings) -> impl Iterator<Item = Problem> {
+    let check = |ClientListener { tls_path: path, tls, .. }: ClientListener<'_>| {
+        tls.map(|tls| certificates::check_tls_files(path, tls))
+    };
+    settings.client_listeners().filter_map(check).flatten()
 }
 
-/// The variables of this process.
-fn environment() -> Environment {
+/// Returns the environment variables of this process.
+fn environment() -> EnvLookup {
     Arc::new(|name| std::env::var(name).ok())
 }
 
-/// The endpoints in `places`, and what is wrong with them.
-fn load(places: Vec<PathBuf>, environment: Environment) -> Loaded {
-    let mut files = Files::new(places, environment);
-    files.load(&Scope::Everything, Instant::now()).unwrap_or_default()
+/// Reads the endpoints in `places`, with their problems.
+fn load(places: Vec<PathBuf>, environment: EnvLookup) -> DocumentSnapshot {
+    let mut files = DocumentFiles::new(places, environment);
+    files.load(&ScanScope::All, Instant::now()).unwrap_or_default()
 }
 
-/// Endpoint documents say what kind they are; what does not is a settings file.
+/// Endpoint documents name their kind. A file without a kind is a settings file.
 fn is_settings(file: &Path) -> bool {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     file.is_file() && !text.lines().any(|line| line.starts_with("kind:") || line.starts_with("apiVersion:"))
 }
 
 impl ModelServer {
-    fn options(&self) -> model_server::Options {
-        model_server::Options {
+    fn options(&self) -> model_server::ModelServerOptions {
+        model_server::ModelServerOptions {
             address: SocketAddr::from((self.host, self.port)),
             concurrency: self.concurrency.get(),
             delay: Duration::from_millis(self.delay_ms),
             fail_rate: self.fail_rate,
             shift: self.shift,
-            stream: self.stream,
-            name: self.name.clone(),
+            is_streaming: self.stream,
+            model_name: self.name.clone(),
         }
     }
 
     fn run(self) -> ExitCode {
-        start_log(&Log { level: LogLevel::Info, format: LogFormat::Text, access: false });
+        start_log(&LogSettings { level: LogLevel::Info, format: LogFormat::Text, access: false });
         let options = self.options();
         let served = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
             runtime.block_on(async {
                 let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-                let server = model_server::Server::bind(options).await?;
+                let server = model_server::SampleModelServer::bind(options).await?;
                 println!("model server on http://{}", server.local_addr());
                 let stop = async move {
                     tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
@@ -345,18 +347,18 @@ impl ModelServer {
     }
 }
 
-/// A share from 0 to 1.
+/// Parses a share from 0 to 1.
 fn share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "not a number from 0 to 1".to_owned())
 }
 
-/// The router's own program. The link stays right when the file is replaced while the router runs.
+/// Returns the path of the router's own program. The link stays valid when the file is replaced while the router runs.
 fn executable() -> std::io::Result<PathBuf> {
     let link = PathBuf::from("/proc/self/exe");
     if link.exists() { Ok(link) } else { std::env::current_exe() }
 }
 
-fn start_log(log: &Log) {
+fn start_log(log: &LogSettings) {
     let level = match log.level {
         LogLevel::Error => tracing::Level::ERROR,
         LogLevel::Warn => tracing::Level::WARN,
@@ -364,7 +366,8 @@ fn start_log(log: &Log) {
         LogLevel::Debug => tracing::Level::DEBUG,
         LogLevel::Trace => tracing::Level::TRACE,
     };
-    // A line that cannot be written is lost; to say so, on standard error, would end the router where that is closed.
+    // A line that cannot be written is lost. An error message on standard error would end the router where that is
+    // closed.
     let builder = tracing_subscriber::fmt().log_internal_errors(false);
     let builder = builder.with_max_level(level).with_writer(std::io::stderr);
     match log.format {
@@ -377,7 +380,7 @@ fn start_log(log: &Log) {
 fn print(text: &str) -> ExitCode {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // A reader that has seen enough is no failure.
+        // A reader that closes the pipe early is no failure.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             fail(&std::io::Error::new(error.kind(), format!("standard output cannot be written: {error}")))
         }
@@ -386,7 +389,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn report(problems: &[Problem], code: u8) -> ExitCode {
-    // Not `eprintln!`, here and below, which panics where nobody reads standard error any more.
+    // `eprintln!` panics when standard error is closed, so it is not used here.
     problems.iter().for_each(|problem| drop(writeln!(std::io::stderr(), "{problem}")));
     ExitCode::from(code)
 }

@@ -1,8 +1,9 @@
-//! An inference router: stands between clients and model servers.
+//! An inference router between clients and model servers.
 //!
-//! The floors, lowest first; a module imports only from lower ones (`ARCHITECTURE.md`, kept by `tests/layers.rs`):
-//! [`model`], [`policy`], [`state`] and beside it [`simulate`], then side by side [`proxy`], [`control`] and [`admin`], then [`config`] and [`app`],
-//! then [`cli`]. [`guard`] and [`model_server`] are programs of their own inside the same binary.
+//! A module imports only from lower layers (see `ARCHITECTURE.md`; `tests/layers.rs` checks it). The layers, lowest
+//! first: [`model`], [`policy`], [`state`] and beside it [`simulate`], then [`proxy`], [`control`] and [`admin`], then
+//! [`config`] and [`app`], then [`cli`]. [`guard`] and [`model_server`] are programs of their own inside the same
+//! binary.
 
 pub mod admin;
 pub mod app;

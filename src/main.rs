@@ -1,11 +1,11 @@
-//! The program: parse, run, exit.
+//! The program: parses the command line, runs the command, and exits.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use inference_router::cli::Cli;
 
-/// Request-sized allocations are the bulk of what the data plane asks for; this allocator serves them per thread.
+/// Most allocations of the data plane have the size of a request; this allocator serves them per thread.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

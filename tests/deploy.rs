@@ -7,9 +7,9 @@ use std::process::Command;
 
 use inference_router::config;
 use inference_router::control::yaml;
-use inference_router::model::fleet::LeasePlace;
+use inference_router::model::fleet::LeaderLockPlace;
 use inference_router::model::tls::CertificateSource;
-use inference_router::model::validate::{self, Origin};
+use inference_router::model::validate::{self, DocumentOrigin};
 use serde_json::{Value, json};
 
 /// The objects of a folder under `deploy/`, with these components; `None`: there is no kubectl that can tell.
@@ -26,7 +26,7 @@ fn build_kustomization(folder: &str, components: &[&str]) -> Option<Vec<Value>> 
     };
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{folder}: {}", String::from_utf8_lossy(&output.stderr));
-    let documents = yaml::documents(&text).into_iter();
+    let documents = yaml::parse_documents(&text).into_iter();
     Some(documents.map(|document| document.unwrap_or_else(|problem| panic!("{folder}: {problem}"))).collect())
 }
 
@@ -134,7 +134,7 @@ fn three_routers_are_one_fleet_that_may_use_its_kubernetes_lease_and_its_port() 
     let settings = config::parse(text, "settings", Path::new("/"), variables).unwrap();
     let fleet = settings.fleet.expect("it is one of several");
     assert_eq!(fleet.advertise, "10.0.0.5:7070");
-    let LeasePlace::Kubernetes(lease) = &fleet.lease else { panic!("{fleet:?}") };
+    let LeaderLockPlace::Kubernetes(lease) = &fleet.leader_lock else { panic!("{fleet:?}") };
     let roles = objects_of_kind(&objects, "Role");
     let role = roles.iter().find(|role| role["metadata"]["name"] == "inference-router-coordination").unwrap();
     assert_eq!(role["rules"][0]["resourceNames"], json!([lease]));
@@ -179,7 +179,7 @@ fn secrets_that_components_name_are_those_the_router_may_look_at() {
         variables.map(|it| (it["name"].as_str().unwrap().to_owned(), it["value"].as_str().unwrap().to_owned()));
     let text = objects_of_kind(&objects, "ConfigMap")[0]["data"]["router.yaml"].as_str().unwrap();
     let settings = config::parse(text, "settings", Path::new("/"), variables).unwrap();
-    let secrets: Vec<String> = settings.secrets().map(|(_, name)| name.to_owned()).collect();
+    let secrets: Vec<String> = settings.secret_references().map(|(_, name)| name.to_owned()).collect();
     assert_eq!(secrets, ["inference-router-tls", "inference-router-signing"]);
     let service = settings.kubernetes.unwrap().service.unwrap();
     let role = objects_of_kind(&objects, "Role")[0];
@@ -202,7 +202,8 @@ fn secrets_that_components_name_are_those_the_router_may_look_at() {
 fn the_example_is_in_order() {
     let Some(objects) = build_kustomization("example", &[]) else { return };
     let endpoint = objects_of_kind(&objects, "OnlineEndpoint")[0];
-    let endpoint = validate::read(endpoint.clone(), Origin::Cluster).unwrap_or_else(|refused| panic!("{refused:?}"));
+    let endpoint = validate::decode_and_validate(endpoint.clone(), DocumentOrigin::Cluster)
+        .unwrap_or_else(|refused| panic!("{refused:?}"));
     assert_eq!(endpoint.deployments.len(), objects_of_kind(&objects, "Deployment").len());
     assert_eq!(objects_of_kind(&objects, "Secret")[0]["type"], "inference-router.dev/endpoint-keys");
     let Some(objects) = build_kustomization("crd", &[]) else { return };

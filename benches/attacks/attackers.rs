@@ -1,4 +1,5 @@
-//! The attacks: each opens a connection and sends pieces (frames, requests, heads) until it is cut off or has had enough.
+//! The attacks. Each opens a connection and sends pieces (frames, requests, heads) until the router closes it or the
+//! limit is reached.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -15,8 +16,8 @@ use tokio::net::TcpStream;
 
 use crate::cost::TOKEN_ISSUER;
 use crate::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, H2Connection, HEADERS, PING, POST_PSEUDO_HEADERS, PRIORITY, RST_STREAM, WINDOW_UPDATE,
-    block, frame, head, settings,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, H2Connection, HEADERS, PING, POST_PSEUDO_HEADERS, PRIORITY,
+    RST_STREAM, WINDOW_UPDATE, block, frame, head, settings,
 };
 use crate::signers::unix_seconds;
 
@@ -255,7 +256,9 @@ async fn bad_tokens(to: SocketAddr) -> u64 {
             return 0;
         }
         let mut answers = Vec::new();
-        while answers.windows(DENIED_RESPONSE_START.len()).filter(|part| part == &DENIED_RESPONSE_START).count() < BATCH_SIZE {
+        while answers.windows(DENIED_RESPONSE_START.len()).filter(|part| part == &DENIED_RESPONSE_START).count()
+            < BATCH_SIZE
+        {
             if !stream.read_buf(&mut answers).await.is_ok_and(|read| read > 0) {
                 return 0;
             }

@@ -1,4 +1,4 @@
-//! The real program under attack: what it uses, and how long a good client beside it waits.
+//! The real program under attack: the resources it uses, and how long a good client waits beside it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,7 +12,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::attackers::{Attack, Credential, MAX_PIECES};
 use crate::harness::{KEY, Model, endpoint, full_body};
-use crate::signers::{Signer, unix_seconds, jwk_set};
+use crate::signers::{Signer, jwk_set, unix_seconds};
 
 /// Between two requests of the good client.
 const GOOD_CLIENT_PAUSE: Duration = Duration::from_millis(5);
@@ -61,8 +61,9 @@ impl AttackedProgram {
         let scoring = line.split_once("address=").unwrap().1.trim().parse().unwrap();
         // Nobody reads on otherwise, and the router would wait.
         std::thread::spawn(move || log.for_each(drop));
-        let token =
-            signer.sign(&serde_json::json!({"iss": TOKEN_ISSUER, "aud": "me", "sub": "somebody", "exp": unix_seconds() + 3600}));
+        let token = signer.sign(
+            &serde_json::json!({"iss": TOKEN_ISSUER, "aud": "me", "sub": "somebody", "exp": unix_seconds() + 3600}),
+        );
         Self { child, scoring, token, _folder: folder, _model: held }
     }
 

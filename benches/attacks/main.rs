@@ -18,7 +18,7 @@ mod signers;
 use std::time::Duration;
 
 use attackers::{ATTACKS, Credential};
-use cost::{Cost, AttackedProgram, cpu_set, measure};
+use cost::{AttackedProgram, Cost, cpu_set, measure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 const COLUMNS: [&str; 9] = [
@@ -50,7 +50,9 @@ fn main() {
             quiet.add(measure(&program, None, attack.good_client_credential, slice));
             cost.add(measure(&program, Some(attack), attack.good_client_credential, slice));
         }
-        let own = cost.cpu.saturating_sub(quiet.cpu * cost.good_request_count() / quiet.good_request_count()).as_micros() as f64;
+        let own =
+            cost.cpu.saturating_sub(quiet.cpu * cost.good_request_count() / quiet.good_request_count()).as_micros()
+                as f64;
         let (connections, pieces) = (cost.connections as f64, cost.pieces as f64);
         println!(
             "| {} | {} | {:.0} | {:.0} | {:.2} | {} | {} | {} | {:.2} |",

@@ -1,4 +1,4 @@
-//! The control plane's tasks, from their start to the end in order.
+//! Runs the tasks of the control plane and shuts the router down in order.
 
 use std::future::{Future, pending};
 use std::net::TcpListener;
@@ -7,38 +7,38 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::RunError;
-use super::control::Control;
-use crate::admin::Admin;
-use crate::config::Settings;
-use crate::control::certificates::Certificates;
-use crate::control::fleet::Fleet;
-use crate::control::{issuers, signing};
+use super::AppRunError;
+use super::control_plane::ControlPlane;
+use crate::admin::AdminServer;
+use crate::config::RouterSettings;
+use crate::control::certificates::ListenerCertificates;
+use crate::control::fleet::FleetTask;
+use crate::control::{key_set_fetcher, signing_keys};
 use crate::proxy::listen::DataPlane;
-use crate::state::lifecycle::{Lifecycle, Phase};
+use crate::state::lifecycle::{Lifecycle, LifecyclePhase};
 
-/// How often the data plane's threads are looked after.
-const WATCHDOG: Duration = Duration::from_secs(1);
-/// How long it may take to leave the group of routers.
-const GOOD_BYE: Duration = Duration::from_secs(3);
+/// The interval in which the threads of the data plane are checked.
+const WATCHDOG_INTERVAL: Duration = Duration::from_secs(1);
+/// How long leaving the fleet may take.
+const FLEET_LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is to be run.
-pub(super) struct Tasks {
-    pub(super) admin: Admin,
+/// The tasks to run.
+pub(super) struct ControlPlaneTasks {
+    pub(super) admin: AdminServer,
     pub(super) listener: TcpListener,
-    pub(super) certificates: Certificates,
-    pub(super) control: Control,
-    pub(super) fleet: Option<Fleet>,
+    pub(super) certificates: ListenerCertificates,
+    pub(super) control: ControlPlane,
+    pub(super) fleet: Option<FleetTask>,
 }
 
-/// Runs the control plane's tasks, until `stop` has been followed in order or one of them ends by itself.
+/// Runs the control plane's tasks until `stop` completes and the shutdown is done, or until one of them ends by itself.
 pub(super) async fn supervise(
-    tasks: Tasks,
-    settings: &Settings,
+    tasks: ControlPlaneTasks,
+    settings: &RouterSettings,
     data_plane: &mut DataPlane,
     stop: impl Future<Output = ()>,
-) -> Result<(), RunError> {
-    let Tasks { admin, listener, certificates, control, fleet } = tasks;
+) -> Result<(), AppRunError> {
+    let ControlPlaneTasks { admin, listener, certificates, control, fleet } = tasks;
     let lifecycle = admin.lifecycle.clone();
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -46,9 +46,9 @@ pub(super) async fn supervise(
     let (tokens, metrics, status) = (admin.tokens.clone(), admin.metrics.clone(), admin.status.clone());
     let (signed_with, secrets) = (settings.tokens.clone(), control.secrets.clone());
     tasks.spawn(async move {
-        let issuers = issuers::follow(tokens.clone(), metrics.clone());
-        tokio::join!(issuers, signing::follow(signed_with, secrets, tokens, metrics, status));
-        "the following of keys"
+        let issuers = key_set_fetcher::run(tokens.clone(), metrics.clone());
+        tokio::join!(issuers, signing_keys::watch_signing_keys(signed_with, secrets, tokens, metrics, status));
+        "the key set and signing key tasks"
     });
     tasks.spawn(async move {
         let _ = admin.serve(listener).await;
@@ -56,7 +56,7 @@ pub(super) async fn supervise(
     });
     tasks.spawn(async move {
         certificates.run().await;
-        "the watch of certificates"
+        "the certificate watcher"
     });
     let (leave_fleet, left) = oneshot::channel();
     let mut fleet = fleet.map(|fleet| tokio::spawn(fleet.run(left)));
@@ -67,52 +67,56 @@ pub(super) async fn supervise(
     });
     tokio::select! {
         () = stop => {}
-        ended = unexpected_end(data_plane, &mut tasks) => return Err(RunError::Ended(ended)),
+        ended = unexpected_end(data_plane, &mut tasks) => return Err(AppRunError::TaskEnded(ended)),
         _ = async {
             match &mut fleet {
                 Some(fleet) => fleet.await,
                 None => pending().await,
             }
-        } => return Err(RunError::Ended("what speaks for the router in its group".to_owned())),
+        } => return Err(AppRunError::TaskEnded("the fleet task".to_owned())),
     }
-    let outcome = leave(&lifecycle, settings, data_plane).await;
-    lifecycle.enter(Phase::Forced);
+    let outcome = shut_down(&lifecycle, settings, data_plane).await;
+    lifecycle.enter(LifecyclePhase::Forced);
     if let Some(fleet) = fleet {
-        // Others can use what was held at once, rather than when it expires.
+        // Other routers get the slots of this one at once, instead of when its leases expire.
         let _ = leave_fleet.send(());
-        let _ = tokio::time::timeout(GOOD_BYE, fleet).await;
+        let _ = tokio::time::timeout(FLEET_LEAVE_TIMEOUT, fleet).await;
     }
-    // Models are stopped when nothing is in flight any more. The control plane is the first task to end now.
+    // Models are stopped when nothing is in flight any more. The control plane is the first task to end.
     let _ = finish.send(());
     let _ = tasks.join_next().await;
     outcome
 }
 
-/// The end, in order, each step with its time.
-async fn leave(lifecycle: &Lifecycle, settings: &Settings, data_plane: &mut DataPlane) -> Result<(), RunError> {
+/// Shuts down in order, each step with its time limit.
+async fn shut_down(
+    lifecycle: &Lifecycle,
+    settings: &RouterSettings,
+    data_plane: &mut DataPlane,
+) -> Result<(), AppRunError> {
     let shutdown = &settings.shutdown;
-    tracing::info!(delay = ?shutdown.unready_delay, "stopping: not ready any more, still accepting");
-    lifecycle.enter(Phase::Unready);
+    tracing::info!(delay = ?shutdown.unready_delay, "shutting down: not ready, still accepting");
+    lifecycle.enter(LifecyclePhase::Unready);
     tokio::time::sleep(shutdown.unready_delay).await;
-    tracing::info!(timeout = ?shutdown.drain_timeout, "draining: accepting nothing new, finishing what is in flight");
-    lifecycle.enter(Phase::Draining);
-    match tokio::time::timeout(shutdown.drain_timeout, data_plane.ended()).await {
+    tracing::info!(timeout = ?shutdown.drain_timeout, "draining: not accepting, waiting for requests in flight");
+    lifecycle.enter(LifecyclePhase::Draining);
+    match tokio::time::timeout(shutdown.drain_timeout, data_plane.wait_until_ended()).await {
         Ok(()) => Ok(()),
         Err(_) => {
-            tracing::warn!("the drain timeout is over: cutting what is still in flight");
-            Err(RunError::Forced)
+            tracing::warn!("drain timeout exceeded: cutting requests in flight");
+            Err(AppRunError::DrainTimedOut)
         }
     }
 }
 
-/// Returns only when something has ended that should not have, with its name.
+/// Returns the name of a task or thread that ended although it must not. Otherwise it never returns.
 async fn unexpected_end(data_plane: &DataPlane, tasks: &mut JoinSet<&'static str>) -> String {
-    let mut looks = tokio::time::interval(WATCHDOG);
+    let mut looks = tokio::time::interval(WATCHDOG_INTERVAL);
     loop {
         tokio::select! {
             Some(ended) = tasks.join_next() => return ended.map_or_else(|error| error.to_string(), str::to_owned),
             _ = looks.tick() => {
-                if data_plane.any_ended() {
+                if data_plane.has_ended_thread() {
                     return "a data-plane thread".to_owned();
                 }
             }

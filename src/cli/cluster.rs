@@ -1,4 +1,4 @@
-//! What is done to endpoints of a cluster, through the user's kubeconfig.
+//! Commands for endpoints in a cluster, through the user's kubeconfig.
 
 use std::future::Future;
 use std::io::{Read, Write};
@@ -8,43 +8,43 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{DONE, FAILED, Failed};
-use crate::control::cluster::caller::Caller;
+use crate::control::cluster::endpoint_client::EndpointClient;
 use crate::model::name::Name;
 
 /// An endpoint in a cluster.
 #[derive(Debug, Args)]
 pub(super) struct InCluster {
-    /// The endpoint's namespace; the kubeconfig says in which cluster.
+    /// Namespace of the endpoint; the kubeconfig selects the cluster
     #[arg(short, long, value_name = "NAMESPACE")]
     pub(super) namespace: Option<String>,
-    /// Where to send to, unless where the endpoint's status says.
+    /// Address to send requests to, instead of the one in the endpoint's status
     #[arg(long, value_name = "URI")]
     pub(super) scoring_uri: Option<String>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Invoke {
-    /// The endpoint's name.
+pub(super) struct InvokeCommand {
+    /// Name of the endpoint
     #[arg(long, value_name = "NAME", value_parser = super::keys::name)]
     endpoint: Name,
     #[command(flatten)]
     cluster: InCluster,
-    /// What to send; `-`: standard input.
+    /// File with the request body; `-` for standard input
     #[arg(long, value_name = "FILE")]
     request_file: PathBuf,
-    /// Straight to this deployment, whatever its share of the traffic.
+    /// Deployment to send the request to, whatever its weight
     #[arg(long, value_name = "NAME")]
     deployment_name: Option<String>,
 }
 
 impl InCluster {
-    /// The endpoint as its user sees it.
-    pub(super) async fn caller(&self, endpoint: &Name) -> Result<Caller, Failed> {
-        Ok(Caller::new(endpoint, self.namespace.as_deref(), self.scoring_uri.as_deref()).await?)
+    /// Returns a client for the endpoint.
+    pub(super) async fn caller(&self, endpoint: &Name) -> Result<EndpointClient, Failed> {
+        Ok(EndpointClient::new(endpoint, self.namespace.as_deref(), self.scoring_uri.as_deref()).await?)
     }
 }
 
-impl Invoke {
+impl InvokeCommand {
     pub(super) fn run(self) -> ExitCode {
         match block_on(self.invoke()) {
             Ok(code) => ExitCode::from(code),
@@ -78,7 +78,7 @@ impl Invoke {
     }
 }
 
-/// Runs one thing that waits.
+/// Runs a future to its end.
 pub(super) fn block_on<T>(doing: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("nothing can be done: {error}"))?;

@@ -1,37 +1,37 @@
-//! `compare`: is the shadow as good as what is live? The router's own figures, as a table.
+//! `compare`: how the answers of a shadow compare with the live ones, as a table of the router's figures.
 
 use std::fmt::Write;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::admin::{self, ask, visible};
+use super::admin::{self, fetch, visible};
 use super::cluster::block_on;
 use super::{Failed, print};
-use crate::control::cluster::caller::Caller;
+use crate::control::cluster::endpoint_client::EndpointClient;
 use crate::model::name::Name;
-use crate::policy::compare::{EndpointReport, Rate, SideReport};
+use crate::policy::compare::{EndpointReport, ShareEstimate, SideReport};
 
 #[derive(Debug, Args)]
-pub(super) struct Compare {
-    /// The endpoint's name.
+pub(super) struct CompareCommand {
+    /// Name of the endpoint
     #[arg(long, value_name = "NAME", value_parser = super::keys::name)]
     endpoint: Name,
-    /// The router's admin listener.
+    /// Address of the router's admin listener
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090", value_parser = admin::url)]
     admin: String,
-    /// The endpoint's namespace, in the cluster that the kubeconfig says: the router there is asked, through the API server.
+    /// Namespace of the endpoint, in the cluster of the kubeconfig; the router there is asked through the API server
     #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "admin")]
     namespace: Option<String>,
-    /// Where in the cluster the router is.
+    /// Namespace of the router in the cluster
     #[arg(long, value_name = "NAMESPACE", default_value = "inference-router", requires = "namespace")]
     router_namespace: String,
-    /// Everything the router says, as JSON.
+    /// Print everything that the router reports, as JSON
     #[arg(long)]
     json: bool,
 }
 
-impl Compare {
+impl CompareCommand {
     pub(super) fn run(self) -> ExitCode {
         match block_on(self.text()) {
             Ok(text) => print(&text),
@@ -46,13 +46,13 @@ impl Compare {
         let path = format!("/api/endpoints/{}/comparison", self.endpoint);
         let (place, (status, text)) = match &self.namespace {
             Some(namespace) => {
-                let caller = Caller::new(&self.endpoint, Some(namespace), None).await?;
+                let caller = EndpointClient::new(&self.endpoint, Some(namespace), None).await?;
                 let place = format!("the router in the namespace {}", self.router_namespace);
-                (place, caller.ask_router(&self.router_namespace, &path).await?)
+                (place, caller.get_from_admin(&self.router_namespace, &path).await?)
             }
             None => {
                 let url = format!("{}{path}", self.admin.trim_end_matches('/'));
-                let answer = ask(&url).await.map_err(|what| format!("{what}; `-n` asks the one in a cluster"))?;
+                let answer = fetch(&url).await.map_err(|what| format!("{what}; `-n` asks the one in a cluster"))?;
                 (url, answer)
             }
         };
@@ -69,7 +69,7 @@ impl Compare {
     }
 }
 
-/// What a person needs to decide.
+/// Formats what a person needs to decide.
 fn table(about: &EndpointReport) -> String {
     let report = &about.report;
     let live: Vec<String> = about.live.iter().map(|(name, percent)| format!("{name} {percent} %")).collect();
@@ -138,34 +138,40 @@ fn table(about: &EndpointReport) -> String {
     out
 }
 
-fn percent(rate: Rate) -> String {
-    let Rate { share, low, high, of } = rate;
+fn percent(rate: ShareEstimate) -> String {
+    let ShareEstimate { share, low, high, of } = rate;
     format!("{:.2} % of {of} ({:.2} to {:.2} % with 95 % confidence)", share * 100.0, low * 100.0, high * 100.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::compare::Report;
+    use crate::policy::compare::ComparisonReport;
 
-    fn about(report: Report) -> EndpointReport {
+    fn about(report: ComparisonReport) -> EndpointReport {
         let live = [("blue".to_owned(), 100)].into();
         EndpointReport { endpoint: "one".to_owned(), live, shadow: "green".to_owned(), mirrored_percent: 10, report }
     }
 
     #[test]
     fn a_table_says_what_there_is_and_that_there_is_nothing() {
-        assert!(table(&about(Report::default())).contains("nothing to compare yet"));
+        assert!(table(&about(ComparisonReport::default())).contains("nothing to compare yet"));
         let side = |latency: f64| SideReport {
             statuses: [("2xx".to_owned(), 98), ("5xx".to_owned(), 2)].into(),
-            errors: Rate::new(2, 100),
+            errors: ShareEstimate::new(2, 100),
             latency_ms: [("p50".to_owned(), latency)].into(),
             bytes: 1_000,
         };
         let results = [("equal".to_owned(), 97), ("different".to_owned(), 3)].into();
-        let agreement = Rate::new(97, 100);
-        let report =
-            Report { pairs: 100, results, agreement, live: side(5.0), shadow: side(7.25), ..Report::default() };
+        let agreement = ShareEstimate::new(97, 100);
+        let report = ComparisonReport {
+            pairs: 100,
+            results,
+            agreement,
+            live: side(5.0),
+            shadow: side(7.25),
+            ..ComparisonReport::default()
+        };
         let text = table(&about(report));
         for line in [
             "status 5xx                       2           2",

@@ -1,4 +1,4 @@
-//! `inference-router demo`: the main job on one machine, without a file.
+//! `demo`: the router with sample models on one machine, without a file.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU8;
@@ -9,57 +9,57 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{BAD_CONFIGURATION, build, fail, report, run, start_log};
-use crate::app::{App, Source};
-use crate::config::{Log, LogFormat, LogLevel, Settings};
+use crate::app::{App, EndpointSource};
+use crate::config::{LogFormat, LogLevel, LogSettings, RouterSettings};
 use crate::control::documents;
-use crate::control::index::Desired;
+use crate::control::index::DesiredEndpoint;
 use crate::model::endpoint::{Auth, Endpoint, KeySource};
-use crate::model::limits::Shutdown;
+use crate::model::router_settings::ShutdownSettings;
 use crate::policy::access::{Access, KeyDigest};
 
-mod group;
+mod fleet;
 
-/// The quickstart's endpoint: the demo and the files that the README walks through are one thing.
+/// The endpoint document of the quickstart, so that the demo and the files are the same.
 const DOCUMENT: &str = include_str!("../../config/quickstart/my-endpoint.yaml");
-/// The request of the model's own example.
+/// The sample request of the model.
 const REQUEST: &str = r#"{"data": [[1,2,3,4,5,6,7,8,9,10], [10,9,8,7,6,5,4,3,2,1]]}"#;
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
-    /// Port for scoring; 0 takes a free one.
+pub(super) struct DemoOptions {
+    /// Port of the scoring listener; 0 takes a free one
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// Port for health, metrics and status; 0 takes a free one.
+    /// Port of the admin listener; 0 takes a free one
     #[arg(long, default_value_t = 9090)]
     admin_port: u16,
-    /// So many routers as one; the others take free ports. With more than one, nothing scales.
+    /// Number of routers that act as one; the others take free ports, and nothing scales with more than one
     #[arg(long, default_value_t = NonZeroU8::MIN)]
     routers: NonZeroU8,
 }
 
-impl Options {
+impl DemoOptions {
     pub(super) fn run(self) -> ExitCode {
-        let documents::Parsed { endpoints, problems, .. } = documents::parse(DOCUMENT, "demo");
+        let documents::ParsedDocuments { endpoints, problems, .. } = documents::parse(DOCUMENT, "demo");
         let Some((endpoint, key)) = endpoints.into_iter().next().and_then(|endpoint| {
             let key = key(&endpoint)?;
             Some((endpoint, key))
         }) else {
             return report(&problems, BAD_CONFIGURATION);
         };
-        let settings = Settings {
+        let settings = RouterSettings {
             scoring: SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin_port)),
-            // Nobody routes to the demo, so nobody has to notice that it stops.
-            shutdown: Shutdown { unready_delay: Duration::ZERO, drain_timeout: Duration::from_secs(10) },
-            log: Log { level: LogLevel::Info, format: LogFormat::Text, access: false },
-            ..Settings::default()
+            // No load balancer routes to the demo, so nothing has to notice that it stops.
+            shutdown: ShutdownSettings { unready_delay: Duration::ZERO, drain_timeout: Duration::from_secs(10) },
+            log: LogSettings { level: LogLevel::Info, format: LogFormat::Text, access: false },
+            ..RouterSettings::default()
         };
         start_log(&settings.log);
         if self.routers > NonZeroU8::MIN {
             return several(&settings, endpoint, &key, self.routers).unwrap_or_else(|error| fail(&error));
         }
         let name = endpoint.name.to_string();
-        match build(settings, Source::Fixed(vec![desired(endpoint, &key)])) {
+        match build(settings, EndpointSource::Fixed(vec![desired(endpoint, &key)])) {
             Ok(mut app) => {
                 introduce(&mut app, &name, &key);
                 run(app)
@@ -69,22 +69,27 @@ impl Options {
     }
 }
 
-fn desired(endpoint: Endpoint, key: &str) -> Desired {
-    let access = Access::Keys(vec![KeyDigest::of(key)]);
-    Desired { spec: Arc::new(endpoint), access, tls: Vec::new() }
+fn desired(endpoint: Endpoint, key: &str) -> DesiredEndpoint {
+    let access = Access::Keys(vec![KeyDigest::digest_key(key)]);
+    DesiredEndpoint { spec: Arc::new(endpoint), access, connectors: Vec::new() }
 }
 
-/// So many routers in front of the same models.
-fn several(settings: &Settings, mut endpoint: Endpoint, key: &str, count: NonZeroU8) -> std::io::Result<ExitCode> {
-    let (folder, _models) = (tempfile::tempdir()?, group::models(&mut endpoint)?);
+/// Runs several routers in front of the same models.
+fn several(
+    settings: &RouterSettings,
+    mut endpoint: Endpoint,
+    key: &str,
+    count: NonZeroU8,
+) -> std::io::Result<ExitCode> {
+    let (folder, _models) = (tempfile::tempdir()?, fleet::models(&mut endpoint)?);
     let mut apps = Vec::new();
     for number in 0..count.get() {
-        let mut own = Settings { fleet: Some(group::member(folder.path())?), ..settings.clone() };
+        let mut own = RouterSettings { fleet: Some(fleet::member(folder.path())?), ..settings.clone() };
         if number > 0 {
             own.scoring.set_port(0);
             own.admin.set_port(0);
         }
-        match build(own, Source::Fixed(vec![desired(endpoint.clone(), key)])) {
+        match build(own, EndpointSource::Fixed(vec![desired(endpoint.clone(), key)])) {
             Ok(app) => apps.push(app),
             Err(code) => return Ok(code),
         }
@@ -100,11 +105,11 @@ fn several(settings: &Settings, mut endpoint: Endpoint, key: &str, count: NonZer
     }
     text.push_str("Ctrl-C stops everything.\n");
     let mut first = apps.remove(0);
-    first.when_ready(move || println!("{text}"));
-    Ok(group::run(first, apps))
+    first.on_ready(move || println!("{text}"));
+    Ok(fleet::run(first, apps))
 }
 
-/// The primary key, which the document holds as it is.
+/// Returns the primary key, which the document contains.
 fn key(endpoint: &Endpoint) -> Option<String> {
     match &endpoint.auth {
         Auth::Key(sources) | Auth::RouterToken(sources) => sources.iter().find_map(|source| match source {
@@ -115,7 +120,7 @@ fn key(endpoint: &Endpoint) -> Option<String> {
     }
 }
 
-/// Prints what to try, once it will work.
+/// Prints commands to try, once they will work.
 fn introduce(app: &mut App, name: &str, key: &str) {
     let (Ok(scoring), Ok(admin)) = (app.scoring_address(), app.admin_address()) else { return };
     let program = std::env::args().next().unwrap_or_else(|| "inference-router".to_owned());
@@ -137,5 +142,5 @@ fn introduce(app: &mut App, name: &str, key: &str) {
          {program} compare --endpoint {name} --admin http://{admin}\n\n\
          Ctrl-C stops everything.\n"
     );
-    app.when_ready(move || println!("{text}"));
+    app.on_ready(move || println!("{text}"));
 }

@@ -1,4 +1,4 @@
-//! `keys` and `token`: credentials made on the command line.
+//! `keys` and `token`: creation of credentials.
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -15,81 +15,81 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::cluster::{InCluster, block_on};
 use super::{BAD_CONFIGURATION, DONE, Failed, load};
-use crate::config::{self, Settings};
-use crate::control::secrets::NamedSecrets;
-use crate::control::signing;
-use crate::model::duration::WrittenDuration;
+use crate::config::{self, RouterSettings};
+use crate::control::secret_cache::SecretCache;
+use crate::control::signing_keys;
+use crate::model::duration::HumanDuration;
 use crate::model::endpoint::{Auth, Endpoint, KeySource, SECRET_KEYS};
 use crate::model::name::Name;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Keys {
-    /// Make a primary and a secondary key for an endpoint, in files, and print them once.
+pub(super) enum KeysCommand {
+    /// Make a primary and a secondary key for an endpoint, in files, and print them once
     #[command(after_help = "Example: inference-router keys generate --endpoint my-endpoint --folder keys\n\n\
         Writes keys/my-endpoint-primary.key and keys/my-endpoint-secondary.key, readable by their owner only.")]
     Generate {
-        /// The endpoint's name.
+        /// Name of the endpoint
         #[arg(long, value_name = "NAME", value_parser = name)]
         endpoint: Name,
-        /// Where the files go.
+        /// Folder for the files
         #[arg(long, value_name = "FOLDER", default_value = ".")]
         folder: PathBuf,
     },
-    /// Print the keys of an endpoint in a cluster.
+    /// Print the keys of an endpoint in a cluster
     #[command(after_help = "Example: inference-router keys show --endpoint my-endpoint -n team-a")]
     Show {
-        /// The endpoint's name.
+        /// Name of the endpoint
         #[arg(long, value_name = "NAME", value_parser = name)]
         endpoint: Name,
         #[command(flatten)]
         cluster: InCluster,
     },
-    /// Replace one key of an endpoint, and print the new one once. The other key goes on working.
+    /// Replace one key of an endpoint, and print the new one once; the other key stays valid
     #[command(
         after_help = "Example: inference-router keys rotate --endpoint my-endpoint --key secondary --config router.yaml\n\
         In a cluster: inference-router keys rotate --endpoint my-endpoint --key secondary -n team-a\n\n\
         A router that runs takes the new key within a second. Change all callers to one key before you rotate the other."
     )]
     Rotate {
-        /// The endpoint's name.
+        /// Name of the endpoint
         #[arg(long, value_name = "NAME", value_parser = name)]
         endpoint: Name,
-        /// Which key.
+        /// The key to replace
         #[arg(long)]
         key: Which,
-        /// The router's settings file: the endpoint's document says where its keys are.
+        /// The router's settings file; the endpoint's document says where its keys are
         #[arg(long, value_name = "FILE", conflicts_with = "folder", required_unless_present_any = ["folder", "namespace"])]
         config: Option<PathBuf>,
-        /// Where `keys generate` has put the files.
+        /// Folder that `keys generate` has put the files into
         #[arg(long, value_name = "FOLDER")]
         folder: Option<PathBuf>,
-        /// The namespace of an endpoint in a cluster.
+        /// Namespace of an endpoint in a cluster
         #[arg(short, long, value_name = "NAMESPACE", conflicts_with_all = ["config", "folder"])]
         namespace: Option<String>,
     },
-    /// Make a key that the router signs its own tokens with (`tokens.signingKeyFile`).
+    /// Make a key that the router signs its own tokens with (`tokens.signingKeyFile`)
     #[command(after_help = "Example: inference-router keys signing --file signing.pem")]
     Signing {
-        /// The file to write; it must not exist.
+        /// The file to write; it must not exist
         #[arg(long, value_name = "FILE")]
         file: PathBuf,
     },
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Token {
-    /// The router's settings file; without it, the endpoint is in a cluster.
+pub(super) struct TokenCommand {
+    /// The router's settings file; without it, the endpoint is in a cluster
     #[arg(long, value_name = "FILE", conflicts_with_all = ["namespace", "scoring_uri"])]
     config: Option<PathBuf>,
     #[command(flatten)]
     cluster: InCluster,
-    /// The endpoint that the token is for.
+    /// Name of the endpoint that the token is for
     #[arg(long, value_name = "NAME", value_parser = name)]
     endpoint: Name,
-    /// How long it is good, as `30m`; else as long as `tokens.lifetime` says.
+    /// How long the token is valid, such as `30m`; default: `tokens.lifetime`
     #[arg(long, value_name = "TIME", requires = "config")]
-    ttl: Option<WrittenDuration>,
-    /// Who it is for: `sub` of the token, `identityData` of the access log.
+    ttl: Option<HumanDuration>,
+    /// Subject of the token: `sub`, and `IdentityData` of the access log
     #[arg(long, value_name = "NAME", default_value = "operator", requires = "config")]
     subject: String,
 }
@@ -113,10 +113,11 @@ impl Which {
     }
 }
 
-/// Stands for keys in variables: they are set where the router is started, and no command here needs them.
+/// Stands for keys in environment variables. These are set where the router is started, and no command needs their
+/// value.
 const UNKNOWN_KEY: &str = "a-key-that-only-the-router-knows";
 
-impl Keys {
+impl KeysCommand {
     pub(super) fn run(self) -> ExitCode {
         finish(match self {
             Self::Generate { endpoint, folder } => generate(&endpoint, &folder),
@@ -130,7 +131,7 @@ impl Keys {
     }
 }
 
-impl Token {
+impl TokenCommand {
     pub(super) fn run(self) -> ExitCode {
         finish(self.issue())
     }
@@ -138,7 +139,7 @@ impl Token {
     fn issue(self) -> Result<(), Failed> {
         const LONGEST: Duration = Duration::from_secs(30 * 86_400);
         let Some(config) = &self.config else {
-            let token = block_on(async { Ok(self.cluster.caller(&self.endpoint).await?.token().await?) });
+            let token = block_on(async { Ok(self.cluster.caller(&self.endpoint).await?.request_token().await?) });
             let token = token.map_err(|Failed(what, code)| {
                 Failed(format!("{what}\nFor an endpoint in files, give the settings file: --config FILE"), code)
             })?;
@@ -157,7 +158,7 @@ impl Token {
         if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1) || ttl > LONGEST) {
             return Err("--ttl must be from 1s to 720h".to_owned().into());
         }
-        let signing = signing::read(&settings.tokens, &NamedSecrets::default())
+        let signing = signing_keys::read_signing_keys(&settings.tokens, &SecretCache::default())
             .map_err(|problem| Failed(problem.to_string(), BAD_CONFIGURATION))?;
         let signing = signing.ok_or_else(|| {
             let what = "tokens.signingKeyFile is not set; make a key with `inference-router keys signing --file FILE`";
@@ -166,7 +167,7 @@ impl Token {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let issued = signing.issue(endpoint.name.key(), &self.subject, now, ttl);
         let issued = issued.map_err(|error| format!("the token cannot be signed: {error}"))?;
-        say(&format!("{:#}", issued.document()))
+        say(&format!("{:#}", issued.to_document()))
     }
 }
 
@@ -216,7 +217,7 @@ fn rotate_secret(endpoint: &Name, which: Which, cluster: InCluster) -> Result<()
     say(&format!("{}: {key}", which.word()))
 }
 
-/// Where a key of an endpoint is, if it is in a file.
+/// Returns the file that holds a key of an endpoint.
 fn file_of(endpoint: &Endpoint, which: Which) -> Result<PathBuf, Failed> {
     let sources = match &endpoint.auth {
         Auth::Key(sources) | Auth::RouterToken(sources) => sources.as_slice(),
@@ -245,8 +246,8 @@ fn make_signing_key(file: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The settings, and the endpoint of that name with its paths settled.
-fn find(config: &Path, name: &Name) -> Result<(Settings, Arc<Endpoint>), Failed> {
+/// Returns the settings, and the endpoint with that name with its paths resolved.
+fn find(config: &Path, name: &Name) -> Result<(RouterSettings, Arc<Endpoint>), Failed> {
     let lines = |problems: Vec<crate::model::problem::Problem>| {
         Failed(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"), BAD_CONFIGURATION)
     };
@@ -259,14 +260,14 @@ fn find(config: &Path, name: &Name) -> Result<(Settings, Arc<Endpoint>), Failed>
     }
 }
 
-/// 256 random bits, as letters, digits, `-` and `_`.
+/// Returns 256 random bits as letters, digits, `-` and `_`.
 fn key() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
 }
 
-/// Writes a secret so that others never see it, nor anybody half of it: readable by its owner, then moved into place.
+/// Writes a secret to a file that only its owner can read, and moves it into place, so that nobody sees a part of it.
 fn write(path: &Path, secret: &str, replace: bool) -> Result<(), String> {
-    // A link stays one: whoever reads the file it names must see the new key.
+    // A link stays a link: a reader of the file that it names must see the new key.
     let path = &if replace {
         path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?
     } else {
@@ -276,7 +277,7 @@ fn write(path: &Path, secret: &str, replace: bool) -> Result<(), String> {
     let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
         writeln!(file, "{secret}")?;
         if replace {
-            // Whoever could read the old one reads the new one: a router that cannot would go on with the old.
+            // The new file gets the permissions of the old one: a router that cannot read it would keep the old key.
             let before = std::fs::metadata(path)?;
             std::os::unix::fs::fchown(file.as_file(), Some(before.uid()), Some(before.gid()))?;
             file.as_file().set_permissions(before.permissions())?;

@@ -1,4 +1,4 @@
-//! `simulate`: what a deployment's settings come to, before anybody depends on them.
+//! `simulate`: tries the scale settings of a deployment in virtual time.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,8 +13,8 @@ use crate::control::documents;
 use crate::model::endpoint::{Deployment, Endpoint};
 use crate::policy::split::Split;
 use crate::simulate::Scenario;
-use crate::simulate::load::{Load, Pattern, Rate, Service, Shape};
-use crate::simulate::outcome::Outcome;
+use crate::simulate::load::{ArrivalRate, OfferedLoad, Pattern, Service, Shape};
+use crate::simulate::outcome::SimulationOutcome;
 use crate::simulate::trace::{self, Traced};
 
 mod compare;
@@ -25,38 +25,38 @@ use compare::Variants;
 
 #[derive(Debug, Args)]
 #[command(next_line_help = true, group = ArgGroup::new("load").required(true))]
-pub(super) struct Options {
-    /// The endpoint's document.
+pub(super) struct SimulateOptions {
+    /// The endpoint document
     #[arg(long, value_name = "FILE")]
     endpoint: PathBuf,
-    /// Requests that have been: an access log of this router, or a table that begins with `at_ms,service_ms`.
+    /// Recorded requests: an access log of the router, or a table that begins with `at_ms,service_ms`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["rps", "service_ms", "shape", "even"], group = "load")]
     trace: Option<PathBuf>,
-    /// Requests a second: one number, or two, as `5..50`, for shapes that change between them.
+    /// Requests per second: one number, or two, as `5..50`, for shapes that change between them
     #[arg(long, value_name = "N|N..M", value_parser = rate, group = "load")]
     rps: Option<(f64, f64)>,
-    /// How requests come over time; `ramp` if `--rps` has two numbers.
+    /// How the rate changes over time; `ramp` if `--rps` has two numbers
     #[arg(long, value_enum)]
     shape: Option<Form>,
-    /// Requests come evenly, not at random.
+    /// Evenly spaced requests, instead of random ones
     #[arg(long)]
     even: bool,
-    /// How long a replica works on a request: `250`, `100..400`, `exponential:250` or `long-tail:250` (the mean).
+    /// How long a replica works on a request: `250`, `100..400`, `exponential:250` or `long-tail:250` (the mean)
     #[arg(long, value_name = "MS", default_value = "100", value_parser = service)]
     service_ms: Service,
-    /// From asking for a replica until it takes requests.
+    /// Seconds from asking for a replica until it takes requests
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     start_seconds: f64,
-    /// How long to simulate; else an hour, or as long as the trace.
+    /// Simulated minutes; default: 60, or the length of the trace
     #[arg(long, value_name = "MINUTES", value_parser = minutes)]
     minutes: Option<f64>,
-    /// Another one makes other requests at random.
+    /// Seed of the random requests
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
-    /// Compares settings: `target=50,70,90`, `min=`, `max=`, `concurrent=`, `queue-ms=`; each value with each.
+    /// Settings to compare: `target=50,70,90`, `min=`, `max=`, `concurrent=`, `queue-ms=`; each value with each
     #[arg(long, value_name = "NAME=VALUE,…", num_args = 1.., conflicts_with = "plot", value_parser = compare::axis)]
     compare: Vec<compare::Axis>,
-    /// Draws replicas, demand and rejections over time, as SVG.
+    /// Write an SVG drawing of replicas, demand and rejections over time
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
@@ -78,7 +78,7 @@ struct Part<'e> {
     percent: u8,
 }
 
-impl Options {
+impl SimulateOptions {
     pub(super) fn run(self) -> ExitCode {
         match self.simulate() {
             Ok(text) => super::print(&text),
@@ -115,7 +115,7 @@ impl Options {
                 text += &print::outcome(part.deployment, part.percent, &outcome, self.start_seconds);
                 runs.push((part.deployment, outcome));
             } else {
-                let variants = Variants::of(part.deployment, &self.compare)
+                let variants = Variants::parse_setting(part.deployment, &self.compare)
                     .map_err(|what| Failed(format!("--compare: {what}"), super::WRONG_USAGE))?;
                 text += &print::comparison(part.deployment, part.percent, &variants, run);
             }
@@ -130,7 +130,7 @@ impl Options {
 
     fn time(&self, traced: &[Traced]) -> Duration {
         let whole = match traced.last() {
-            // The last request is to be seen through.
+            // The last request has to be finished too.
             Some(last) => last.arrival.at + last.arrival.service + Duration::from_secs(1),
             None => Duration::from_secs(3600),
         };
@@ -144,15 +144,15 @@ impl Options {
         split: &Split,
         traced: &[Traced],
         time: Duration,
-    ) -> Outcome {
+    ) -> SimulationOutcome {
         let scenario = Scenario {
-            requests: deployment.requests.clone(),
-            scale: deployment.scale.clone(),
+            requests: deployment.request_settings.clone(),
+            scale: deployment.scale_settings.clone(),
             start: Duration::from_secs_f64(self.start_seconds),
             time,
             epoch: Instant::now(),
         };
-        // Each deployment draws the same for all requests, and takes its own.
+        // Each deployment draws the same random numbers for all requests, and takes its own requests.
         let mut rng = SmallRng::seed_from_u64(self.seed.wrapping_add(1));
         let mut is_its = || split.choose(&mut rng) == Some(part.index);
         match self.rps {
@@ -160,7 +160,8 @@ impl Options {
                 let shape = self.shape.map(Shape::from);
                 let shape = shape.unwrap_or(if low == high { Shape::Steady } else { Shape::Ramp });
                 let pattern = if self.even { Pattern::Even } else { Pattern::Random };
-                let load = Load::new(Rate { low, high, shape }, pattern, self.service_ms, time, self.seed);
+                let load =
+                    OfferedLoad::new(ArrivalRate { low, high, shape }, pattern, self.service_ms, time, self.seed);
                 scenario.run(load.filter(|_| is_its()))
             }
             None => {
@@ -191,12 +192,12 @@ impl From<Form> for Shape {
     }
 }
 
-/// The one endpoint of a document.
+/// Returns the only endpoint of a document.
 fn read(path: &Path) -> Result<Endpoint, Failed> {
     let source = path.display().to_string();
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failed(format!("{source} cannot be read: {error}"), BAD_CONFIGURATION))?;
-    let documents::Parsed { mut endpoints, problems, .. } = documents::parse(&text, &source);
+    let documents::ParsedDocuments { mut endpoints, problems, .. } = documents::parse(&text, &source);
     if !problems.is_empty() {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         return Err(Failed(lines.join("\n"), BAD_CONFIGURATION));
@@ -214,7 +215,7 @@ fn traced(path: &Path, endpoint: &Endpoint) -> Result<Vec<Traced>, Failed> {
     trace::parse(&text, endpoint.name.as_str()).map_err(|what| Failed(format!("{source}: {what}"), FAILED))
 }
 
-/// A positive number.
+/// Parses a positive number.
 fn number(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
     number.ok_or_else(|| format!("`{text}` is not a number from 0 on"))

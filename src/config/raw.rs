@@ -1,40 +1,40 @@
-//! The settings as written.
+//! The settings file as it is written.
 
 use serde_json::Value;
 
 use crate::model::decode::{mapping, mappings};
-use crate::model::duration::WrittenDuration;
-use crate::model::resource::written;
+use crate::model::duration::HumanDuration;
+use crate::model::resource::config_struct;
 
-written! {
+config_struct! {
     /// A settings file.
     pub(super) struct RawSettings {
-        /// For clients.
+        /// The scoring listener.
         #[serde(deserialize_with = "mapping")]
         scoring: RawScoring,
-        /// A TLS listener beside the plain one.
+        /// A scoring listener with TLS beside the plain one.
         #[serde(deserialize_with = "mapping")]
         scoring_tls: RawTls,
-        /// For operators.
+        /// The admin listener.
         #[serde(deserialize_with = "mapping")]
         admin: RawAdmin,
-        /// `auto` or a number.
+        /// Number of data-plane threads: `auto` or a number.
         workers: Value,
-        /// `kubernetes` or `managed`.
+        /// Status codes of the router's own errors: `kubernetes` or `managed`.
         status_codes: String,
-        /// What protects the router from clients.
+        /// Limits that protect the router from clients.
         #[serde(deserialize_with = "mapping")]
         limits: RawLimits,
-        /// How it leaves.
+        /// How the router shuts down.
         #[serde(deserialize_with = "mapping")]
         shutdown: RawShutdown,
-        /// Where the endpoints come from.
+        /// Where endpoints come from.
         #[serde(deserialize_with = "mapping")]
         endpoints: RawEndpoints,
         /// The router's own tokens.
         #[serde(deserialize_with = "mapping")]
         tokens: RawTokens,
-        /// Several routers as one.
+        /// Settings of the fleet. Without them the router is alone.
         #[serde(deserialize_with = "mapping")]
         fleet: RawFleet,
         /// What is logged.
@@ -42,180 +42,181 @@ written! {
         log: RawLog,
     }
 
-    /// `scoring`.
+    /// The section `scoring`.
     pub(super) struct RawScoring {
-        /// `IP:port`.
+        /// `IP:port` of the listener.
         address: String,
         /// TLS on this listener.
         #[serde(deserialize_with = "mapping")]
         tls: RawTls,
     }
 
-    /// `scoringTls`, and `scoring.tls`, which has no address of its own.
+    /// The section `scoringTls`, and `scoring.tls`, which has no address of its own.
     pub(super) struct RawTls {
-        /// `IP:port`.
+        /// `IP:port` of the listener.
         address: String,
-        /// The certificate, with the chain to its root.
+        /// Path of the certificate with its chain.
         cert_file: String,
-        /// Its key.
+        /// Path of the private key.
         key_file: String,
-        /// A folder with both.
+        /// Path of a folder with certificate and key.
         cert_folder: String,
-        /// A Secret with both.
+        /// Name of a Secret with certificate and key.
         cert_secret: String,
-        /// Several of them.
+        /// Several certificates.
         #[serde(deserialize_with = "mappings")]
         certificates: Vec<Option<RawCertificate>>,
-        /// `1.2` or `1.3`.
+        /// The oldest accepted version: `1.2` or `1.3`.
         min_version: Value,
-        /// From accept to the end of the handshake.
-        handshake_timeout: WrittenDuration,
-        /// Who may have signed clients' certificates.
+        /// The longest time from accept to the end of the handshake.
+        handshake_timeout: HumanDuration,
+        /// Path of the certificate authorities of clients.
         client_ca_file: String,
     }
 
-    /// One of `certificates`.
+    /// An item of `certificates`.
     pub(super) struct RawCertificate {
-        /// The certificate, with the chain to its root.
+        /// Path of the certificate with its chain.
         cert_file: String,
-        /// Its key.
+        /// Path of the private key.
         key_file: String,
-        /// A folder with both.
+        /// Path of a folder with certificate and key.
         cert_folder: String,
-        /// A Secret with both.
+        /// Name of a Secret with certificate and key.
         cert_secret: String,
     }
 
-    /// `admin`.
+    /// The section `admin`.
     pub(super) struct RawAdmin {
-        /// `IP:port`.
+        /// `IP:port` of the listener.
         address: String,
     }
 
-    /// `limits`.
+    /// The section `limits`.
     pub(super) struct RawLimits {
-        /// Largest body.
+        /// Largest request body, in bytes.
         max_payload_bytes: i64,
-        /// Largest head.
+        /// Largest request head, in bytes.
         max_header_bytes: i64,
-        /// Most header fields.
+        /// Largest number of header fields.
         max_headers: i64,
-        /// Longest wait for a head.
-        header_read_timeout: WrittenDuration,
+        /// Longest wait for a request head.
+        header_read_timeout: HumanDuration,
         /// Longest silence inside a body.
-        body_idle_timeout: WrittenDuration,
-        /// Most connections.
+        body_idle_timeout: HumanDuration,
+        /// Largest number of client connections.
         max_connections: i64,
-        /// Longest idle connection.
-        keep_alive_timeout: WrittenDuration,
-        /// Memory of copies.
+        /// Longest time that a connection may be idle.
+        keep_alive_timeout: HumanDuration,
+        /// Memory of mirrored requests, in bytes.
         mirror_buffer_bytes: i64,
     }
 
-    /// `shutdown`.
+    /// The section `shutdown`.
     pub(super) struct RawShutdown {
-        /// Between unready and closed.
-        unready_delay: WrittenDuration,
-        /// For requests in flight.
-        drain_timeout: WrittenDuration,
+        /// Time between not ready and not accepting.
+        unready_delay: HumanDuration,
+        /// Time for requests in flight.
+        drain_timeout: HumanDuration,
     }
 
-    /// `endpoints`.
+    /// The section `endpoints`.
     pub(super) struct RawEndpoints {
-        /// Files and folders.
+        /// Files and folders with endpoint documents.
         files: Vec<Option<String>>,
-        /// A cluster.
+        /// A Kubernetes cluster with endpoint objects.
         #[serde(deserialize_with = "mapping")]
         kubernetes: RawKubernetes,
     }
 
-    /// `endpoints.kubernetes`.
+    /// The section `endpoints.kubernetes`.
     pub(super) struct RawKubernetes {
-        /// None: all.
+        /// Watched namespaces; empty for all.
         namespaces: Vec<Option<String>>,
-        /// What scoring URIs begin with.
+        /// The address that scoring URIs begin with.
         scoring_url: String,
-        /// The Service that clients reach the router by.
+        /// Name of the Service through which clients reach the router.
         service: String,
     }
 
-    /// `tokens`.
+    /// The section `tokens`.
     pub(super) struct RawTokens {
-        /// As in `iss`.
+        /// The issuer, as in `iss`.
         issuer: String,
-        /// A private key.
+        /// Path of the private key.
         signing_key_file: String,
-        /// Keys of before.
+        /// Paths of previous keys.
         previous_key_files: Vec<Option<String>>,
-        /// A Secret with keys.
+        /// Name of a Secret with the keys.
         signing_secret: String,
-        /// How long a token is good.
-        lifetime: WrittenDuration,
+        /// How long a token is valid.
+        lifetime: HumanDuration,
     }
 
-    /// `fleet`.
+    /// The section `fleet`.
     pub(super) struct RawFleet {
-        /// How routers reach each other.
+        /// How routers connect to each other.
         #[serde(deserialize_with = "mapping")]
         peer: RawPeer,
-        /// Where it says who coordinates.
-        #[serde(deserialize_with = "mapping")]
-        lease: RawLease,
-        /// How long a coordinator may be silent.
-        lease_seconds: i64,
-        /// `available` or `strict`.
+        /// Where the leader lock is. `lease` is accepted as another name.
+        #[serde(deserialize_with = "mapping", alias = "lease")]
+        leader_lock: RawLeaderLock,
+        /// Seconds for which a coordinator may be silent. `leaseSeconds` is accepted as another name.
+        #[serde(alias = "leaseSeconds")]
+        term_seconds: i64,
+        /// What a router does that is cut off: `available` or `strict`.
         mode: String,
     }
 
-    /// `fleet.peer`.
+    /// The section `fleet.peer`.
     pub(super) struct RawPeer {
-        /// `IP:port`.
+        /// `IP:port` of the peer listener.
         address: String,
-        /// `host:port`, as others call it.
+        /// `host:port` at which other routers reach this one.
         advertise: String,
-        /// Certificates of all.
+        /// Certificates of the routers.
         #[serde(deserialize_with = "mapping")]
         tls: RawPeerTls,
-        /// What all know.
+        /// Path of the fleet secret.
         secret_file: String,
     }
 
-    /// `fleet.peer.tls`.
+    /// The section `fleet.peer.tls`.
     pub(super) struct RawPeerTls {
-        /// The certificate, with the chain to its root.
+        /// Path of the certificate with its chain.
         cert_file: String,
-        /// Its key.
+        /// Path of the private key.
         key_file: String,
-        /// A folder with both.
+        /// Path of a folder with certificate and key.
         cert_folder: String,
-        /// Who has signed those of the others.
+        /// Path of the certificate authorities of the other routers.
         ca_file: String,
-        /// The name in all of them.
+        /// The name in the certificates of all routers.
         server_name: String,
     }
 
-    /// `fleet.lease`.
-    pub(super) struct RawLease {
-        /// In a file.
+    /// The section `fleet.leaderLock`.
+    pub(super) struct RawLeaderLock {
+        /// Path of a file that all routers share.
         file: String,
-        /// In a cluster.
+        /// A Kubernetes `Lease` object.
         #[serde(deserialize_with = "mapping")]
         kubernetes: RawLeaseObject,
     }
 
-    /// `fleet.lease.kubernetes`.
+    /// The section `fleet.leaderLock.kubernetes`.
     pub(super) struct RawLeaseObject {
-        /// Of the `Lease`.
+        /// Name of the Kubernetes `Lease` object.
         name: String,
     }
 
-    /// `log`.
+    /// The section `log`.
     pub(super) struct RawLog {
-        /// Least level.
+        /// The lowest level that is logged.
         level: String,
-        /// `json` or `text`.
+        /// The format of log lines: `json` or `text`.
         format: String,
-        /// One line per request.
+        /// Whether each request gets a line.
         access: bool,
     }
 }

@@ -1,7 +1,9 @@
-//! Certificates of listeners: read, checked, watched.
+//! Certificates of listeners: reads, checks and watches them.
 //!
-//! Those in Secrets come when the cluster is known, and are then looked at like files. Files are compared by what they hold: they are few, and a mount may give a new file the stamp of the old one. What is
-//! broken leaves the last good version of it in place, be it one certificate of several or the authorities of clients.
+//! Certificates in Secrets arrive when the cluster is known, and are then treated like files. Files are compared by
+//! content: they are few, and kubelet's atomic swap of a mounted volume may keep the modification time. An invalid file
+//! leaves the last known good version in place, whether it holds one certificate of several or the certificate
+//! authorities of clients.
 
 use std::future::pending;
 use std::path::PathBuf;
@@ -15,204 +17,217 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio::time::Instant;
 
-use super::files::Watch;
-use super::secrets::NamedSecrets;
+use super::document_files::FileWatcher;
+use super::secret_cache::SecretCache;
 use crate::model::problem::Problem;
 use crate::model::tls::{CertificateSource, ServerTls, TlsVersion};
+use crate::state::control_plane_status::{self, ControlPlaneStatus};
 use crate::state::metrics::Metrics;
-use crate::state::status::{self, Status};
 use crate::state::tls::Acceptor;
 
-mod names;
 mod pem;
-pub(super) mod upstream;
+mod sni_resolver;
+pub(super) mod upstream_connector;
 
-use names::Names;
-use pem::{Bad, Certificate, Material, provider};
+use pem::{Certificate, PemError, PemFiles, crypto_provider};
+use sni_resolver::SniResolver;
 
-/// A certificate is warned of this long before it expires.
-const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
-/// How often it is warned of.
-const REMIND: Duration = Duration::from_secs(24 * 3600);
-/// Sessions that clients without tickets may resume.
-const SESSIONS: usize = 4096;
-/// A file may be replaced while the one beside it is read: what does not fit is read again so often.
-const READS: usize = 3;
-/// What clients are offered, the better first.
-const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+/// The log warns this long before a certificate expires.
+const EXPIRY_WARNING_PERIOD: Duration = Duration::from_secs(14 * 24 * 3600);
+/// The interval between two warnings about one certificate.
+const EXPIRY_WARNING_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Number of sessions kept for clients that resume without tickets.
+const SESSION_CACHE_CAPACITY: usize = 4096;
+/// A file may be replaced while the file beside it is read, so a mismatch is read again up to this often.
+const MAX_READ_ATTEMPTS: usize = 3;
+/// Protocols offered to clients, in order of preference.
+const ALPN_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// The certificates of every listener that speaks TLS.
-pub struct Certificates {
-    listeners: Vec<Listener>,
+pub struct ListenerCertificates {
+    listeners: Vec<ListenerTlsState>,
     metrics: Arc<Metrics>,
-    status: Arc<Status>,
-    secrets: NamedSecrets,
+    status: Arc<ControlPlaneStatus>,
+    secrets: SecretCache,
 }
 
-/// TLS of one listener.
-struct Listener {
-    /// Where it is in the settings.
-    path: &'static str,
+/// The TLS state of one listener.
+struct ListenerTlsState {
+    /// The path of the TLS settings, such as `scoringTls`.
+    settings_path: &'static str,
     settings: ServerTls,
-    certificates: Vec<Part<Certificate>>,
-    client_ca: Option<Part<Arc<dyn ClientCertVerifier>>>,
-    sessions: Sessions,
+    certificates: Vec<Reloadable<Certificate>>,
+    client_verifier: Option<Reloadable<Arc<dyn ClientCertVerifier>>>,
+    session_resumption: SessionResumption,
     acceptor: Option<Arc<Acceptor>>,
 }
 
-/// Something made from files, or from a Secret.
-struct Part<T> {
-    /// The files as they were last seen, good or not.
-    seen: Material,
-    /// The last good version; of files there is always one.
-    good: Option<T>,
-    /// What is wrong with the files as they are now.
+/// A value that is made from files or from a Secret, and made again when they change.
+struct Reloadable<T> {
+    /// The files as they were last read, valid or not.
+    last_read: PemFiles,
+    /// The last known good value. For files there is always one.
+    last_good: Option<T>,
+    /// What is wrong with the files at present.
     problem: Option<String>,
 }
 
-/// What lets clients resume: kept over a change of certificates, but not of those that clients must show, because a
-/// session resumed is a client not asked again.
+/// What lets clients resume sessions. It is kept when certificates change, but not when the client certificate
+/// authorities change, because a resumed session does not ask for a certificate again.
 #[derive(Clone)]
-struct Sessions {
-    tickets: Arc<dyn ProducesTickets>,
-    stored: Arc<dyn StoresServerSessions>,
+struct SessionResumption {
+    ticketer: Arc<dyn ProducesTickets>,
+    session_cache: Arc<dyn StoresServerSessions>,
 }
 
-impl Sessions {
+impl SessionResumption {
     fn new() -> Result<Self, rustls::Error> {
-        Ok(Self { tickets: Ticketer::new()?, stored: ServerSessionMemoryCache::new(SESSIONS) })
+        Ok(Self { ticketer: Ticketer::new()?, session_cache: ServerSessionMemoryCache::new(SESSION_CACHE_CAPACITY) })
     }
 }
 
-/// What is wrong with the files that the TLS settings at `path` name.
-pub fn check(path: &'static str, settings: &ServerTls) -> Vec<Problem> {
-    Listener::load(path, settings.clone(), &NamedSecrets::default()).err().unwrap_or_default()
+/// Returns the problems of the files that the TLS settings at `path` name.
+pub fn check_tls_files(path: &'static str, settings: &ServerTls) -> Vec<Problem> {
+    ListenerTlsState::load(path, settings.clone(), &SecretCache::default()).err().unwrap_or_default()
 }
 
-impl Certificates {
-    /// No listener speaks TLS yet.
-    pub fn new(metrics: Arc<Metrics>, status: Arc<Status>, secrets: NamedSecrets) -> Self {
+impl ListenerCertificates {
+    /// Creates the state without any listener.
+    pub fn new(metrics: Arc<Metrics>, status: Arc<ControlPlaneStatus>, secrets: SecretCache) -> Self {
         Self { listeners: Vec::new(), metrics, status, secrets }
     }
 
-    /// Reads what the TLS `settings` at `path` name, for the listener called `name` in metrics.
+    /// Reads the files that the TLS `settings` at `path` name, for the listener called `name` in metrics.
     ///
     /// # Errors
-    /// Everything that is wrong with the files.
-    pub fn add(
+    ///
+    /// All problems of the files.
+    pub fn add_listener(
         &mut self,
         path: &'static str,
         name: &'static str,
         settings: ServerTls,
     ) -> Result<Arc<Acceptor>, Vec<Problem>> {
-        let mut listener = Listener::load(path, settings, &self.secrets)?;
-        let config = listener.config().map_err(|error| vec![Problem::new(path, error.to_string())])?;
+        let mut listener = ListenerTlsState::load(path, settings, &self.secrets)?;
+        let config = listener.server_config().map_err(|error| vec![Problem::new(path, error.to_string())])?;
         let acceptor =
             Arc::new(Acceptor::new(name, Arc::new(config), listener.settings.handshake_timeout, &self.metrics));
         listener.acceptor = Some(acceptor.clone());
-        listener.tell_expiry(&self.metrics);
+        listener.record_expiry(&self.metrics);
         listener.warn_of_expiry();
         self.listeners.push(listener);
-        self.tell_problems();
+        self.publish_problems();
         Ok(acceptor)
     }
 
-    /// Follows the files for good.
+    /// Watches the files. This never returns.
     pub async fn run(mut self) {
         if self.listeners.is_empty() {
             return pending().await;
         }
-        let mut watch = Watch::new(&self.places());
-        let mut reminded = Instant::now();
+        let mut watch = FileWatcher::new(&self.watched_paths());
+        let mut last_warning = Instant::now();
         loop {
-            // Whatever gave the sign, all are looked at: they are few.
+            // Whichever file changed, all of them are read: they are few.
             let _ = watch.changed().await;
-            self.look();
-            watch.looked(Duration::ZERO);
-            if reminded.elapsed() >= REMIND {
-                reminded = Instant::now();
-                self.listeners.iter().for_each(Listener::warn_of_expiry);
+            self.reload_all();
+            watch.schedule_next_poll(Duration::ZERO);
+            if last_warning.elapsed() >= EXPIRY_WARNING_INTERVAL {
+                last_warning = Instant::now();
+                self.listeners.iter().for_each(ListenerTlsState::warn_of_expiry);
             }
         }
     }
 
-    fn places(&self) -> Vec<PathBuf> {
-        self.listeners.iter().flat_map(|listener| places(&listener.settings)).collect()
+    fn watched_paths(&self) -> Vec<PathBuf> {
+        self.listeners.iter().flat_map(|listener| paths_to_watch(&listener.settings)).collect()
     }
 
-    /// Reads what has changed.
-    fn look(&mut self) {
+    /// Reads every file that has changed.
+    fn reload_all(&mut self) {
         for listener in &mut self.listeners {
-            listener.look(&self.metrics, &self.secrets);
+            listener.reload(&self.metrics, &self.secrets);
         }
-        self.tell_problems();
+        self.publish_problems();
     }
 
-    fn tell_problems(&self) {
-        let problems: Vec<Problem> = self.listeners.iter().flat_map(Listener::problems).collect();
-        self.metrics.tls_refused_files.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
-        self.status.set_problems(status::Part::Certificates, problems);
+    fn publish_problems(&self) {
+        let problems: Vec<Problem> = self.listeners.iter().flat_map(ListenerTlsState::problems).collect();
+        self.metrics.tls_invalid_files.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
+        self.status.set_problems(control_plane_status::Subsystem::Certificates, problems);
     }
 }
 
-impl Listener {
-    fn load(path: &'static str, settings: ServerTls, secrets: &NamedSecrets) -> Result<Self, Vec<Problem>> {
+impl ListenerTlsState {
+    fn load(path: &'static str, settings: ServerTls, secrets: &SecretCache) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
-        let mut note = |bad: Bad| problems.push(Problem::new(path, bad.to_string()));
+        let mut add_problem = |bad: PemError| problems.push(Problem::new(path, bad.to_string()));
         let load = |source: &CertificateSource| {
-            let part = Part::load(|| pem::read_pair(source, secrets), |read| pem::certificate(source, read));
+            let part =
+                Reloadable::load(|| pem::read_pair(source, secrets), |read| pem::parse_certificate(source, read));
             match (part, source) {
-                // It comes when the cluster is known; until then there are no handshakes.
+                // The Secret arrives when the cluster is known. Until then there are no handshakes.
                 (Err((seen, bad)), CertificateSource::Secret(_)) => {
-                    Ok(Part { seen, good: None, problem: Some(bad.to_string()) })
+                    Ok(Reloadable { last_read: seen, last_good: None, problem: Some(bad.to_string()) })
                 }
                 (part, _) => part.map_err(|(_, bad)| bad),
             }
         };
         let certificates: Vec<_> =
-            settings.certificates.iter().filter_map(|source| load(source).map_err(&mut note).ok()).collect();
+            settings.certificates.iter().filter_map(|source| load(source).map_err(&mut add_problem).ok()).collect();
         let client_ca = settings.client_ca_file.as_ref().and_then(|file| {
-            Part::load(|| Material::read([file.clone()]), verifier).map_err(|(_, bad)| note(bad)).ok()
+            Reloadable::load(|| PemFiles::read([file.clone()]), build_client_verifier)
+                .map_err(|(_, bad)| add_problem(bad))
+                .ok()
         });
         if !problems.is_empty() {
             return Err(problems);
         }
-        let sessions = Sessions::new().map_err(|error| vec![Problem::new(path, error.to_string())])?;
-        Ok(Self { path, settings, certificates, client_ca, sessions, acceptor: None })
+        let sessions = SessionResumption::new().map_err(|error| vec![Problem::new(path, error.to_string())])?;
+        Ok(Self {
+            settings_path: path,
+            settings,
+            certificates,
+            client_verifier: client_ca,
+            session_resumption: sessions,
+            acceptor: None,
+        })
     }
 
-    /// What new connections get, of the last good versions.
-    fn config(&self) -> Result<ServerConfig, rustls::Error> {
-        let builder = ServerConfig::builder_with_provider(provider());
-        let builder = builder.with_protocol_versions(&versions(self.settings.min_version))?;
-        let builder = match self.client_ca.as_ref().and_then(|part| part.good.clone()) {
+    /// Returns the configuration for new connections, made from the last known good versions.
+    fn server_config(&self) -> Result<ServerConfig, rustls::Error> {
+        let builder = ServerConfig::builder_with_provider(crypto_provider());
+        let builder = builder.with_protocol_versions(&protocol_versions(self.settings.min_version))?;
+        let builder = match self.client_verifier.as_ref().and_then(|part| part.last_good.clone()) {
             Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
         };
-        let names = Names::new(self.good());
-        let mut config = builder.with_cert_resolver(Arc::new(names));
-        config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
-        config.ticketer = self.sessions.tickets.clone();
-        config.session_storage = self.sessions.stored.clone();
+        let resolver = SniResolver::new(self.last_good_certificates());
+        let mut config = builder.with_cert_resolver(Arc::new(resolver));
+        config.alpn_protocols = ALPN_PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+        config.ticketer = self.session_resumption.ticketer.clone();
+        config.session_storage = self.session_resumption.session_cache.clone();
         Ok(config)
     }
 
-    /// The last good versions of its certificates.
-    fn good(&self) -> impl Iterator<Item = &Certificate> {
-        self.certificates.iter().filter_map(|part| part.good.as_ref())
+    /// Returns the last known good certificates of the listener.
+    fn last_good_certificates(&self) -> impl Iterator<Item = &Certificate> {
+        self.certificates.iter().filter_map(|part| part.last_good.as_ref())
     }
 
-    fn look(&mut self, metrics: &Metrics, secrets: &NamedSecrets) {
+    fn reload(&mut self, metrics: &Metrics, secrets: &SecretCache) {
         let mut outcomes = Vec::new();
         for (part, source) in self.certificates.iter_mut().zip(&self.settings.certificates) {
-            outcomes.extend(part.look(|| pem::read_pair(source, secrets), |read| pem::certificate(source, read)));
+            outcomes.extend(
+                part.reload_if_changed(|| pem::read_pair(source, secrets), |read| pem::parse_certificate(source, read)),
+            );
         }
-        if let (Some(part), Some(file)) = (&mut self.client_ca, &self.settings.client_ca_file) {
-            let outcome = part.look(|| Material::read([file.clone()]), verifier);
+        if let (Some(part), Some(file)) = (&mut self.client_verifier, &self.settings.client_ca_file) {
+            let outcome = part.reload_if_changed(|| PemFiles::read([file.clone()]), build_client_verifier);
             if let Some(Ok(())) = outcome {
-                match Sessions::new() {
-                    Ok(sessions) => self.sessions = sessions,
-                    Err(error) => tracing::error!(%error, "no new keys for session tickets; the old ones stay"),
+                match SessionResumption::new() {
+                    Ok(sessions) => self.session_resumption = sessions,
+                    Err(error) => tracing::error!(%error, "session ticket keys not renewed; keeping the previous ones"),
                 }
             }
             outcomes.extend(outcome);
@@ -223,53 +238,53 @@ impl Listener {
             match outcome {
                 Ok(()) => changed = true,
                 Err(bad) => {
-                    tracing::warn!(listener = self.path, problem = %bad, "TLS files have a problem; the last good ones serve");
+                    tracing::warn!(listener = self.settings_path, problem = %bad, "invalid TLS files; keeping the last known good ones");
                 }
             }
         }
         if changed {
-            self.publish(metrics);
+            self.publish_config(metrics);
         }
     }
 
-    fn publish(&self, metrics: &Metrics) {
-        match (self.config(), &self.acceptor) {
+    fn publish_config(&self, metrics: &Metrics) {
+        match (self.server_config(), &self.acceptor) {
             (Ok(config), Some(acceptor)) => {
-                acceptor.replace(Arc::new(config));
-                self.tell_expiry(metrics);
-                tracing::info!(listener = self.path, "TLS files reloaded");
+                acceptor.set_config(Arc::new(config));
+                self.record_expiry(metrics);
+                tracing::info!(listener = self.settings_path, "reloaded TLS files");
                 self.warn_of_expiry();
             }
             (Err(error), _) => {
-                tracing::error!(listener = self.path, %error, "TLS cannot be set up; the last one serves")
+                tracing::error!(listener = self.settings_path, %error, "TLS configuration failed; keeping the previous one")
             }
             (Ok(_), None) => {}
         }
     }
 
-    /// What is wrong with its files as they are now.
+    /// Returns the problems of the listener's files at present.
     fn problems(&self) -> impl Iterator<Item = Problem> {
         let certificates = self.certificates.iter().filter_map(|part| part.problem.clone());
-        let client_ca = self.client_ca.iter().filter_map(|part| part.problem.clone());
-        certificates.chain(client_ca).map(|what| Problem::new(self.path, what))
+        let client_ca = self.client_verifier.iter().filter_map(|part| part.problem.clone());
+        certificates.chain(client_ca).map(|what| Problem::new(self.settings_path, what))
     }
 
-    fn tell_expiry(&self, metrics: &Metrics) {
-        for certificate in self.good() {
-            let seconds = i64::try_from(certificate.expires.as_secs()).unwrap_or(i64::MAX);
-            metrics.tls_certificate_expiry.with_label_values(&[&certificate.name]).set(seconds);
+    fn record_expiry(&self, metrics: &Metrics) {
+        for certificate in self.last_good_certificates() {
+            let seconds = i64::try_from(certificate.not_after_unix.as_secs()).unwrap_or(i64::MAX);
+            metrics.tls_certificate_not_after.with_label_values(&[&certificate.name]).set(seconds);
         }
     }
 
     fn warn_of_expiry(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        for certificate in self.good() {
-            let Certificate { name, expires, .. } = certificate;
+        for certificate in self.last_good_certificates() {
+            let Certificate { name, not_after_unix: expires, .. } = certificate;
             match expires.checked_sub(now) {
-                None => tracing::warn!(certificate = name, "the certificate has expired; replace it"),
-                Some(left) if left < EXPIRES_SOON => {
+                None => tracing::warn!(certificate = name, "certificate expired; replace it"),
+                Some(left) if left < EXPIRY_WARNING_PERIOD => {
                     let days = left.as_secs() / (24 * 3600);
-                    tracing::warn!(certificate = name, days, "the certificate expires soon; replace it");
+                    tracing::warn!(certificate = name, days, "certificate expires soon; replace it");
                 }
                 Some(_) => {}
             }
@@ -277,73 +292,78 @@ impl Listener {
     }
 }
 
-impl<T> Part<T> {
-    fn load(read: impl Fn() -> Material, make: impl Fn(&Material) -> Result<T, Bad>) -> Result<Self, (Material, Bad)> {
-        match settled(read(), read, make) {
-            (seen, Ok(good)) => Ok(Self { seen, good: Some(good), problem: None }),
+impl<T> Reloadable<T> {
+    fn load(
+        read: impl Fn() -> PemFiles,
+        make: impl Fn(&PemFiles) -> Result<T, PemError>,
+    ) -> Result<Self, (PemFiles, PemError)> {
+        match build_with_retries(read(), read, make) {
+            (seen, Ok(good)) => Ok(Self { last_read: seen, last_good: Some(good), problem: None }),
             (seen, Err(bad)) => Err((seen, bad)),
         }
     }
 
-    /// Makes it anew if its files have changed; `None`: they have not.
-    fn look(
+    /// Makes the value again if its files have changed. Returns `None` if they have not.
+    fn reload_if_changed(
         &mut self,
-        read: impl Fn() -> Material,
-        make: impl Fn(&Material) -> Result<T, Bad>,
-    ) -> Option<Result<(), Bad>> {
-        let now = read();
-        if now == self.seen {
+        read: impl Fn() -> PemFiles,
+        make: impl Fn(&PemFiles) -> Result<T, PemError>,
+    ) -> Option<Result<(), PemError>> {
+        let current = read();
+        if current == self.last_read {
             return None;
         }
-        let (seen, made) = settled(now, read, make);
-        self.seen = seen;
-        self.problem = made.as_ref().err().map(ToString::to_string);
-        Some(made.map(|good| self.good = Some(good)))
+        let (seen, result) = build_with_retries(current, read, make);
+        self.last_read = seen;
+        self.problem = result.as_ref().err().map(ToString::to_string);
+        Some(result.map(|good| self.last_good = Some(good)))
     }
 }
 
-/// Makes something of files, which are read again while they change.
-fn settled<T>(
-    mut seen: Material,
-    read: impl Fn() -> Material,
-    make: impl Fn(&Material) -> Result<T, Bad>,
-) -> (Material, Result<T, Bad>) {
-    let mut made = make(&seen);
-    for _ in 1..READS {
-        if made.is_ok() {
+/// Makes a value from files, which are read again while they change.
+fn build_with_retries<T>(
+    mut seen: PemFiles,
+    read: impl Fn() -> PemFiles,
+    make: impl Fn(&PemFiles) -> Result<T, PemError>,
+) -> (PemFiles, Result<T, PemError>) {
+    let mut result = make(&seen);
+    for _ in 1..MAX_READ_ATTEMPTS {
+        if result.is_ok() {
             break;
         }
         let again = read();
         if again == seen {
             break;
         }
-        made = make(&again);
+        result = make(&again);
         seen = again;
     }
-    (seen, made)
+    (seen, result)
 }
 
-fn verifier(read: &Material) -> Result<Arc<dyn ClientCertVerifier>, Bad> {
-    let (file, roots) = pem::roots(read)?;
-    let built = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build();
-    built.map(|verifier| verifier as Arc<dyn ClientCertVerifier>).map_err(|error| Bad::new(&file, error.to_string()))
+fn build_client_verifier(read: &PemFiles) -> Result<Arc<dyn ClientCertVerifier>, PemError> {
+    let (file, roots) = pem::parse_roots(read)?;
+    let built = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto_provider()).build();
+    built
+        .map(|verifier| verifier as Arc<dyn ClientCertVerifier>)
+        .map_err(|error| PemError::new(&file, error.to_string()))
 }
 
-fn versions(least: TlsVersion) -> Vec<&'static SupportedProtocolVersion> {
-    match least {
+fn protocol_versions(min_version: TlsVersion) -> Vec<&'static SupportedProtocolVersion> {
+    match min_version {
         TlsVersion::V1_2 => vec![&TLS13, &TLS12],
         TlsVersion::V1_3 => vec![&TLS13],
     }
 }
 
-/// What to watch.
-fn places(settings: &ServerTls) -> Vec<PathBuf> {
+/// Returns the paths to watch.
+fn paths_to_watch(settings: &ServerTls) -> Vec<PathBuf> {
     let mut places: Vec<PathBuf> = settings.client_ca_file.iter().cloned().collect();
     for files in &settings.certificates {
         match files {
             CertificateSource::Pair { cert, key } => places.extend([cert.clone(), key.clone()]),
             CertificateSource::Folder(folder) => places.push(folder.clone()),
-            // Looked at as often, without a sign.
+            // Secrets are looked at in the same interval, without a notification.
             CertificateSource::Secret(_) => {}
         }
     }

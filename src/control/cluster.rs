@@ -1,7 +1,8 @@
-//! Endpoints, keys and pods of a Kubernetes cluster, through one watch each.
+//! The Kubernetes integration: endpoints, their keys and the pods of their workloads, followed through one watch each.
 //!
-//! `watch` sees, the rest decides what that means and does no input or output: what of it concerns routing comes out as
-//! [`Effect`]s, which the control plane applies to its index. While the API server is away everything stays as it was.
+//! Input and output are in `watch`, `group_kinds`, `writer`, `reviews`, `scale_subresource` and `endpoint_client`. The
+//! other modules decide what the observed objects mean: changes that concern routing are returned as [`Effect`]s, which
+//! the control plane applies to its index. While the API server is unavailable, the last known state stays in use.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -13,355 +14,375 @@ use kube::runtime::watcher::Event;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::index::{Counts, Desired};
-use super::scale::Scaled;
-use super::secrets::NamedSecrets;
-use crate::model::limits::KubernetesSettings;
+use super::autoscaler::ScaledDeployment;
+use super::index::{DeploymentCounts, DeploymentKey, DesiredEndpoint};
+use super::secret_cache::SecretCache;
 use crate::model::name::Name;
 use crate::model::problem::Problem;
-use crate::state::scaling::Decision;
-use crate::state::status::Status;
-use crate::state::tokens::Tokens;
+use crate::model::router_settings::KubernetesSettings;
+use crate::state::control_plane_status::ControlPlaneStatus;
+use crate::state::scaling::ScalingDecision;
+use crate::state::tokens::TokenState;
 
-pub mod caller;
+pub mod endpoint_client;
+mod endpoint_status;
 mod endpoints;
-mod kinds;
+pub(in crate::control) mod error_text;
+mod group_kinds;
+mod key_secrets;
 mod objects;
 mod pods;
-mod report;
 mod reviews;
+mod router_service;
 mod routing;
-mod scale;
-mod secrets;
-mod service;
-mod store;
+mod scale_subresource;
 mod targets;
 mod watch;
-pub(in crate::control) mod words;
+mod watch_store;
 mod workloads;
 mod writer;
 
-use endpoints::{Endpoints, Secrets};
+use endpoints::{EndpointCatalog, SecretStores};
 
-use objects::{EndpointObject, Key, TargetRef};
-use routing::kinds_of;
-use targets::Targets;
+use objects::{EndpointObject, ObjectKey, ScaleTargetRef};
+use routing::versioned_kinds;
+use targets::TargetWorkloads;
 
-use pods::{PodChange, Pods, WorkloadKey};
-pub use scale::WorkloadTarget;
-use store::{Change, Scope, Store};
+use pods::{PodChange, PodIndex, WorkloadKey};
+pub use scale_subresource::WorkloadTarget;
+use watch_store::{StoreChange, WatchScope, WatchStore};
 
-use watch::{Seen, Trouble, Watched, Watches};
-use writer::{Note, Writer};
+use watch::{ClusterEvent, ClusterWatches, WatchError, WatchKey};
+use writer::{EventDraft, Writer};
 
-/// As what the router writes into the cluster.
-const MANAGER: &str = "inference-router";
-/// Endpoints whose status is looked at each time, changed or not.
-const REPORTED: usize = 500;
+/// The field manager for server-side apply and patches, and the controller in Events.
+const FIELD_MANAGER: &str = "inference-router";
+/// The number of endpoints whose status is checked in each round, whether they have changed or not.
+const MAX_STATUS_CHECKS_PER_ROUND: usize = 500;
+/// How long a connection to the API server may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// What is seen and not yet looked at.
-const SEEN: usize = 1024;
+/// The capacity of the channel of watch events, in events.
+const CLUSTER_EVENT_CHANNEL_CAPACITY: usize = 1024;
 
-/// What something in the cluster means for routing.
+/// A change in the cluster that concerns routing.
 #[derive(Debug)]
 pub enum Effect {
-    /// What a name means now.
-    Endpoint(Name, Option<Desired>),
-    /// A pod of a deployment takes requests at this address, or takes none any more.
+    /// The desired endpoint of a name; `None` if the name has none any more.
+    Endpoint(Name, Option<DesiredEndpoint>),
+    /// A pod of a deployment has become available at an address, or unavailable.
     Pod {
-        /// Whose.
-        of: User,
-        /// Which.
+        /// The deployment that owns the pod.
+        deployment: DeploymentKey,
+        /// The UID of the pod (`metadata.uid`).
         uid: Arc<str>,
-        /// Where.
+        /// The address at which the pod takes requests; `None` if it takes none any more.
         address: Option<SocketAddr>,
     },
-    /// So many pods of a deployment do not take requests yet.
-    Pending(User, usize),
-    /// So many replicas a deployment's workload is told to have; `None`: there is no such workload.
-    Replicas(User, Option<u32>),
+    /// The number of pods of a deployment that do not take requests yet.
+    PendingPods(DeploymentKey, usize),
+    /// The number of replicas in the spec of a deployment's workload; `None` if the workload does not exist or must not
+    /// be scaled.
+    WorkloadReplicas(DeploymentKey, Option<u32>),
 }
 
-/// An endpoint's deployment.
-pub type User = (Name, Name);
+/// A workload and the port at which its pods take requests.
+type WorkloadPort = (Arc<WorkloadKey>, u16);
 
-/// A workload, and the port of its pods.
-type Named = (Arc<WorkloadKey>, u16);
-
-/// A cluster, as far as it concerns the router.
+/// The state of the cluster as far as it concerns the router, with its watches and its writer.
 pub struct Cluster {
     client: Client,
-    seen: mpsc::Receiver<Seen>,
-    watches: Watches,
-    objects: Store<EndpointObject>,
-    secrets: Secrets,
-    /// Watches of Secrets for TLS towards replicas.
-    tls: HashMap<Key, AbortHandle>,
-    /// Secrets that the router's own settings name.
-    own: NamedSecrets,
-    autoscalers: Store<Option<TargetRef>>,
-    targets: Targets,
-    pods: Pods,
-    endpoints: Endpoints,
-    /// What deployments name, by endpoint.
-    named: HashMap<Name, BTreeMap<Name, Named>>,
-    trouble: BTreeMap<Watched, Trouble>,
-    /// Names that may mean something else, workloads of which something has changed.
-    touched: Touched,
-    /// Whether it has been said once who has what.
-    is_settled: bool,
-    /// Whether everything has been listed once.
-    was_complete: bool,
-    /// Whether autoscalers were known when replicas were counted.
-    has_counted: bool,
+    events: mpsc::Receiver<ClusterEvent>,
+    watches: ClusterWatches,
+    endpoint_objects: WatchStore<EndpointObject>,
+    secrets: SecretStores,
+    /// The watches of Secrets for TLS towards replicas.
+    tls_secret_watches: HashMap<ObjectKey, AbortHandle>,
+    /// The Secrets that the router's own settings refer to.
+    settings_secrets: SecretCache,
+    hpas: WatchStore<Option<ScaleTargetRef>>,
+    targets: TargetWorkloads,
+    pods: PodIndex,
+    endpoints: EndpointCatalog,
+    /// The workloads that deployments refer to, by endpoint and deployment.
+    workloads_by_endpoint: HashMap<Name, BTreeMap<Name, WorkloadPort>>,
+    watch_errors: BTreeMap<WatchKey, WatchError>,
+    /// What has changed since the last call of `take_effects` or `report_statuses`.
+    dirty: DirtySet,
+    /// Whether workloads were assigned to deployments once. From then on, an owner keeps its workload.
+    has_assigned_owners: bool,
+    /// Whether everything has been listed once. Before, no status is written.
+    has_synced_once: bool,
+    /// Whether replicas were counted while HorizontalPodAutoscalers were known. Before, the router scales no workload.
+    has_counted_replicas: bool,
     writer: Writer,
-    /// Whether any can be made, and who asks for one.
-    tokens: Arc<Tokens>,
-    /// What scoring URIs begin with.
+    /// The signing key of tokens, and the reviews of those who request one.
+    tokens: Arc<TokenState>,
+    /// The base URL of scoring URIs, if it is known.
     scoring_url: Option<String>,
-    /// Whether they are those of the router's Service.
+    /// Whether the base URL is that of the router's Service.
     has_service: bool,
-    /// Whose status is looked at next.
-    next_report: Option<Key>,
-    /// The last change of a deployment's replicas that there was an Event of.
-    told: HashMap<User, SystemTime>,
+    /// The object with which the next round of status checks begins.
+    next_status_key: Option<ObjectKey>,
+    /// The time of the last scaling decision for which an Event was written, by deployment.
+    last_scale_events: HashMap<DeploymentKey, SystemTime>,
 }
 
+/// What has changed and is not processed yet.
 #[derive(Debug, Default)]
-struct Touched {
-    /// Objects whose status may be another one now.
-    reports: BTreeSet<Key>,
+struct DirtySet {
+    /// Objects whose status may have changed.
+    statuses: BTreeSet<ObjectKey>,
+    /// Endpoint names whose meaning may have changed.
     names: BTreeSet<Name>,
     workloads: BTreeSet<Arc<WorkloadKey>>,
     pods: Vec<PodChange>,
-    /// Workloads that somebody else has now, or nobody.
-    freed: Vec<Arc<WorkloadKey>>,
+    /// Workloads that have another owner now, or none.
+    released: Vec<Arc<WorkloadKey>>,
 }
 
-/// A client of the API server that `KUBECONFIG` names, or else of the pod's own. Nothing is asked of it yet.
+/// Creates a client of the API server that `KUBECONFIG` names, or else of the cluster that the pod runs in. It sends no
+/// request yet.
 ///
 /// # Errors
-/// There is neither, or it cannot be read.
-pub async fn connect() -> Result<Client, String> {
+/// Fails if there is neither, or if the configuration cannot be read.
+pub async fn infer_client() -> Result<Client, String> {
     let how = "set KUBECONFIG to a file that says where the API server is, or run in a pod with a service account";
     let mut config = kube::Config::infer().await.map_err(|error| format!("no Kubernetes cluster: {error}; {how}"))?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
-    // A connection that has died without a word must not be waited for much longer than a watch lasts.
-    config.read_timeout = Some(Duration::from_secs(u64::from(watch::LONGEST_WATCH)) + CONNECT_TIMEOUT);
+    // A connection that died silently must not be waited for much longer than a watch lasts.
+    config.read_timeout = Some(Duration::from_secs(u64::from(watch::WATCH_TIMEOUT_SECONDS)) + CONNECT_TIMEOUT);
     Client::try_from(config).map_err(|error| format!("the Kubernetes cluster cannot be spoken to: {error}; {how}"))
 }
 
 impl Cluster {
-    /// Begins to watch. To be called inside a tokio runtime.
-    pub fn start(client: Client, settings: &KubernetesSettings, tokens: Arc<Tokens>, own: &NamedSecrets) -> Self {
-        let (sender, seen) = mpsc::channel(SEEN);
-        let mut scopes: Vec<Scope> = settings.namespaces.iter().map(|name| name.as_str().into()).collect();
+    /// Starts the watches and the writer. Must be called inside a tokio runtime.
+    pub fn start(
+        client: Client,
+        settings: &KubernetesSettings,
+        tokens: Arc<TokenState>,
+        settings_secrets: &SecretCache,
+    ) -> Self {
+        let (sender, events) = mpsc::channel(CLUSTER_EVENT_CHANNEL_CAPACITY);
+        let mut scopes: Vec<WatchScope> = settings.namespaces.iter().map(|name| name.as_str().into()).collect();
         if scopes.is_empty() {
             scopes.push("".into());
         }
-        let mut watches = Watches::new(client.clone(), scopes, sender);
-        let scopes = watches.scopes();
-        watches.start();
-        let namespace: Arc<str> = watches.own_namespace().into();
-        for name in own.names() {
-            watches.start_secret(&Key { namespace: namespace.clone(), name: name.into() });
+        let mut watches = ClusterWatches::new(client.clone(), scopes, sender);
+        let scopes = watches.scope_count();
+        watches.start_default_watches();
+        let namespace: Arc<str> = watches.router_namespace().into();
+        for name in settings_secrets.names() {
+            watches.watch_secret(&ObjectKey { namespace: namespace.clone(), name: name.into() });
         }
         if let Some(name) = &settings.service {
-            watches.start_service(&Key { namespace, name: name.as_str().into() });
+            watches.watch_service(&ObjectKey { namespace, name: name.as_str().into() });
         }
-        if let Some(asked) = tokens.reviews.take() {
-            watches.spawn(reviews::run(client.clone(), asked));
+        if let Some(review_requests) = tokens.access_reviews.take_receiver() {
+            watches.spawn(reviews::run(client.clone(), review_requests));
         }
         Self {
             client: client.clone(),
-            seen,
+            events,
             watches,
-            objects: Store::default(),
-            secrets: Secrets::default(),
-            tls: HashMap::new(),
-            own: own.clone(),
-            autoscalers: Store::default(),
-            targets: Targets::new(scopes),
-            pods: Pods::default(),
-            endpoints: Endpoints::default(),
-            named: HashMap::new(),
-            trouble: BTreeMap::new(),
-            touched: Touched::default(),
-            is_settled: false,
-            was_complete: false,
-            has_counted: false,
+            endpoint_objects: WatchStore::default(),
+            secrets: SecretStores::default(),
+            tls_secret_watches: HashMap::new(),
+            settings_secrets: settings_secrets.clone(),
+            hpas: WatchStore::default(),
+            targets: TargetWorkloads::new(scopes),
+            pods: PodIndex::default(),
+            endpoints: EndpointCatalog::default(),
+            workloads_by_endpoint: HashMap::new(),
+            watch_errors: BTreeMap::new(),
+            dirty: DirtySet::default(),
+            has_assigned_owners: false,
+            has_synced_once: false,
+            has_counted_replicas: false,
             writer: Writer::start(client),
             tokens,
             scoring_url: settings.scoring_url.clone(),
             has_service: settings.service.is_some(),
-            next_report: None,
-            told: HashMap::new(),
+            next_status_key: None,
+            last_scale_events: HashMap::new(),
         }
     }
 
-    /// What has the replicas of a deployment that scales; `None`: it has no workload of its own.
-    pub fn target(&self, scaled: &Scaled, status: &Arc<Status>) -> Option<WorkloadTarget> {
-        let user = (scaled.endpoint.clone(), scaled.deployment.clone());
-        let (workload, _) = self.named.get(&user.0)?.get(&user.1)?;
-        let spec = &self.endpoints.of(&user.0)?.spec;
-        let (_, version) = kinds_of([&**spec]).into_iter().find(|(kind, _)| *kind == workload.kind())?;
+    /// Returns the scale target of a deployment; `None` if the deployment has no workload.
+    pub fn workload_target(
+        &self,
+        scaled: &ScaledDeployment,
+        status: &Arc<ControlPlaneStatus>,
+    ) -> Option<WorkloadTarget> {
+        let deployment_key = (scaled.endpoint.clone(), scaled.deployment.clone());
+        let (workload, _) = self.workloads_by_endpoint.get(&deployment_key.0)?.get(&deployment_key.1)?;
+        let spec = &self.endpoints.desired_endpoint(&deployment_key.0)?.spec;
+        let (_, version) = versioned_kinds([&**spec]).into_iter().find(|(kind, _)| *kind == workload.group_kind())?;
         let (client, target) = (self.client.clone(), (workload.clone(), version.to_owned()));
-        Some(WorkloadTarget::new(client, target, user, scaled.slots.clone(), status.clone()))
+        Some(WorkloadTarget::new(client, target, deployment_key, scaled.slots.clone(), status.clone()))
     }
 
-    /// Has statuses be written that are not what they should be: of some endpoints each time, so that all are looked at
-    /// within a while, and of those in which something has changed.
-    pub fn report_all(&mut self, counts: impl Fn(&Name, &Name) -> Option<Counts>, now: SystemTime) {
-        // Something new that is not known yet is no reason to be silent of all else.
-        self.was_complete |= self.is_complete();
-        if !self.was_complete {
+    /// Queues the statuses that differ from what is in the cluster. Each call checks the endpoints that have changed
+    /// and the next `MAX_STATUS_CHECKS_PER_ROUND` of all others, so that every endpoint is checked regularly. `counts`
+    /// returns the counts of a deployment of an endpoint.
+    pub fn report_statuses(&mut self, counts: impl Fn(&Name, &Name) -> Option<DeploymentCounts>, now: SystemTime) {
+        // Once synced, statuses are written even while a newly referenced kind or Secret is still being listed.
+        self.has_synced_once |= self.has_synced();
+        if !self.has_synced_once {
             return;
         }
-        let mut keys = std::mem::take(&mut self.touched.reports);
-        let from = self.next_report.take().unwrap_or_else(Key::first);
-        let mut in_turn: Vec<Key> = self.endpoints.keys_from(&from).take(REPORTED + 1).cloned().collect();
-        self.next_report = if in_turn.len() > REPORTED { in_turn.pop() } else { None };
+        let mut keys = std::mem::take(&mut self.dirty.statuses);
+        let from = self.next_status_key.take().unwrap_or_else(ObjectKey::lowest);
+        let mut in_turn: Vec<ObjectKey> =
+            self.endpoints.keys_from(&from).take(MAX_STATUS_CHECKS_PER_ROUND + 1).cloned().collect();
+        self.next_status_key = if in_turn.len() > MAX_STATUS_CHECKS_PER_ROUND { in_turn.pop() } else { None };
         keys.extend(in_turn);
         let later = keys.split_off(&from);
         let mut keys = later.into_iter().chain(keys);
         while let Some(key) = keys.next() {
             if self.writer.is_full() {
-                // Whoever has had no turn is first the next time.
-                self.next_report = Some(key.clone());
-                self.touched.reports.extend([key].into_iter().chain(keys));
+                // The objects that had no turn are first in the next round.
+                self.next_status_key = Some(key.clone());
+                self.dirty.statuses.extend([key].into_iter().chain(keys));
                 return;
             }
             let Some(known) = self.endpoints.get(&key) else {
-                self.writer.forget(&key);
+                self.writer.remove_status(&key);
                 continue;
             };
-            let status = self.report(&key, known, &counts, now);
-            let EndpointObject { uid, status: there, .. } = &known.object;
-            self.writer.status(&key, uid, there, status);
+            let status = self.endpoint_status(&key, known, &counts, now);
+            let EndpointObject { uid, status: observed, .. } = &known.object;
+            self.writer.queue_status(&key, uid, observed, status);
         }
     }
 
-    /// Has an Event tell of the last change of a deployment's replicas.
-    pub fn tell_scaled(&mut self, scaled: &Scaled) {
+    /// Queues an Event for the last change of a deployment's number of replicas, unless there was one already.
+    pub fn record_scale_event(&mut self, scaled: &ScaledDeployment) {
         let Some(last) = scaled.scaling.last_change() else { return };
-        let user = (scaled.endpoint.clone(), scaled.deployment.clone());
-        let object = self.endpoints.holder(&user.0).and_then(|key| Some((key, self.endpoints.get(key)?)));
+        let deployment_key = (scaled.endpoint.clone(), scaled.deployment.clone());
+        let object = self.endpoints.name_owner(&deployment_key.0).and_then(|key| Some((key, self.endpoints.get(key)?)));
         if let Some((key, known)) = object
-            && self.told.insert(user, last.at) != Some(last.at)
+            && self.last_scale_events.insert(deployment_key, last.decided_at) != Some(last.decided_at)
         {
-            let Decision { before, wanted, reason, demand, .. } = &last;
-            let note = format!(
-                "deployment {}: from {before} to {wanted} replicas ({}; demand {demand:.1})",
+            let ScalingDecision { previous_replicas: before, desired_replicas: wanted, reason, demand, .. } = &last;
+            let message = format!(
+                "scaled deployment {} from {before} to {wanted} replicas ({}; demand {demand:.1})",
                 scaled.deployment,
-                reason.word()
+                reason.as_str()
             );
             let reason = if wanted > before { "ScaledUp" } else { "ScaledDown" };
-            self.writer.event(key, &known.object.uid, Note { is_warning: false, reason: reason.to_owned(), note });
+            self.writer.queue_event(
+                key,
+                &known.object.uid,
+                EventDraft { is_warning: false, reason: reason.to_owned(), message },
+            );
         }
     }
 
-    /// The next that is seen, and whatever else there is already; never ends.
-    pub async fn see(&mut self) {
-        match self.seen.recv().await {
-            Some(seen) => self.note(seen),
-            // The sender is in `self`.
+    /// Waits for the next watch event, then applies it and up to `CLUSTER_EVENT_CHANNEL_CAPACITY` that have arrived
+    /// already.
+    pub async fn receive_events(&mut self) {
+        match self.events.recv().await {
+            Some(event) => self.apply_event(event),
+            // Unreachable, because `self` owns a sender: the watches.
             None => std::future::pending().await,
         }
-        for _ in 0..SEEN {
-            match self.seen.try_recv() {
-                Ok(seen) => self.note(seen),
+        for _ in 0..CLUSTER_EVENT_CHANNEL_CAPACITY {
+            match self.events.try_recv() {
+                Ok(event) => self.apply_event(event),
                 Err(_) => break,
             }
         }
     }
 
-    /// Whether everything has been listed once: before, what is known may be the half of it.
-    pub fn is_complete(&self) -> bool {
-        let scopes = self.watches.scopes();
-        self.objects.is_complete(scopes)
-            && self.secrets.keys.is_complete(scopes)
-            && self.pods.is_complete(scopes)
-            && self.knows_autoscalers()
-            && self.targets.is_complete()
-            && self.touched.names.is_empty()
+    /// Returns whether everything has been listed once. Before, the known state may be incomplete.
+    pub fn has_synced(&self) -> bool {
+        let scopes = self.watches.scope_count();
+        self.endpoint_objects.has_synced(scopes)
+            && self.secrets.endpoint_keys.has_synced(scopes)
+            && self.pods.has_synced(scopes)
+            && self.has_synced_hpas()
+            && self.targets.has_synced()
+            && self.dirty.names.is_empty()
     }
 
-    /// What does not work.
-    pub fn trouble(&self) -> Vec<Problem> {
-        self.trouble.values().map(|it| Problem::new("", it.what.clone()).from_source("kubernetes")).collect()
+    /// Returns the current problems of the watches.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.watch_errors.values().map(|it| Problem::new("", it.message.clone()).from_source("kubernetes")).collect()
     }
 
-    fn note(&mut self, seen: Seen) {
-        match seen {
-            Seen::Endpoint(scope, event) => {
-                for change in self.objects.note(&scope, event) {
+    fn apply_event(&mut self, cluster_event: ClusterEvent) {
+        match cluster_event {
+            ClusterEvent::Endpoint(scope, event) => {
+                for change in self.endpoint_objects.apply_event(&scope, event) {
                     let (key, before) = match change {
-                        Change::Is(key, before) => (key, before),
-                        Change::Gone(key, _) => (key, None),
+                        StoreChange::Applied(key, before) => (key, before),
+                        StoreChange::Deleted(key, _) => (key, None),
                     };
-                    match (self.objects.get(&key), before) {
-                        // Mostly what the router itself has written.
+                    match (self.endpoint_objects.get(&key), before) {
+                        // Usually the echo of a status that the router itself has written.
                         (Some(now), Some(before)) if now.is_same_but_for_status(&before) => {
                             self.endpoints.set_status(&key, now);
                         }
                         (now, _) => {
-                            let names = self.endpoints.set(&key, now.cloned(), &self.secrets, &self.targets);
-                            self.renamed(names);
+                            let names = self.endpoints.set_object(&key, now.cloned(), &self.secrets, &self.targets);
+                            self.apply_revalidated(names);
                         }
                     }
-                    self.touched.reports.insert(key);
+                    self.dirty.statuses.insert(key);
                 }
             }
-            Seen::Secret(scope, event) => {
-                for change in self.secrets.keys.note(&scope, event) {
-                    let (Change::Is(key, _) | Change::Gone(key, _)) = change;
-                    let names = self.endpoints.secret_changed(&key, &self.secrets, &self.targets);
-                    self.renamed(names);
+            ClusterEvent::KeySecret(scope, event) => {
+                for change in self.secrets.endpoint_keys.apply_event(&scope, event) {
+                    let (StoreChange::Applied(key, _) | StoreChange::Deleted(key, _)) = change;
+                    let names = self.endpoints.recheck_secret_users(&key, &self.secrets, &self.targets);
+                    self.apply_revalidated(names);
                 }
             }
-            Seen::Named(scope, event) => self.named_secret(&scope, event),
-            Seen::Service(scope, event) => self.service(&scope, event),
-            Seen::Pod(scope, event) => {
-                let (changes, workloads) = self.pods.note(&scope, event);
-                self.touched.pods.extend(changes);
-                self.touched.workloads.extend(workloads);
+            ClusterEvent::ReferencedSecret(scope, event) => self.apply_referenced_secret_event(&scope, event),
+            ClusterEvent::Service(scope, event) => self.apply_service_event(&scope, event),
+            ClusterEvent::Pod(scope, event) => {
+                let (changes, workloads) = self.pods.apply_event(&scope, event);
+                self.dirty.pods.extend(changes);
+                self.dirty.workloads.extend(workloads);
             }
-            Seen::Workload(kind, scope, event) => {
-                let is_whole = matches!(event, Event::InitDone);
-                for workload in self.targets.note(&kind, &scope, event) {
-                    self.select(&workload);
-                    self.settle(|of| **of == *workload);
+            ClusterEvent::Workload(kind, scope, event) => {
+                let is_list_complete = matches!(event, Event::InitDone);
+                for workload in self.targets.apply_event(&kind, &scope, event) {
+                    self.update_selector(&workload);
+                    self.recheck_awaiting(|awaited| **awaited == *workload);
                 }
-                if is_whole {
-                    self.settle(|of| of.kind() == *kind);
+                if is_list_complete {
+                    self.recheck_awaiting(|awaited| awaited.group_kind() == *kind);
                 }
             }
-            Seen::Kind(kind, unfit) => {
-                self.targets.set_unfit(&kind, unfit);
-                self.settle(|of| of.kind() == *kind);
-                // Whoever names it is told.
-                self.next_report = None;
+            ClusterEvent::KindState(kind, unusable_reason) => {
+                self.targets.set_kind_unusable(&kind, unusable_reason);
+                self.recheck_awaiting(|awaited| awaited.group_kind() == *kind);
+                // The next round checks the statuses of all endpoints, of which any may refer to the kind.
+                self.next_status_key = None;
             }
-            Seen::Autoscaler(scope, event) => {
-                for change in self.autoscalers.note(&scope, event) {
+            ClusterEvent::Hpa(scope, event) => {
+                for change in self.hpas.apply_event(&scope, event) {
                     let (key, before) = match change {
-                        Change::Is(key, before) => (key, before),
-                        Change::Gone(key, before) => (key, Some(before)),
+                        StoreChange::Applied(key, before) => (key, before),
+                        StoreChange::Deleted(key, before) => (key, Some(before)),
                     };
-                    let now = self.autoscalers.get(&key).cloned();
+                    let now = self.hpas.get(&key).cloned();
                     let targets = [before, now].into_iter().flatten().flatten();
-                    self.touched.workloads.extend(targets.map(|target| Arc::new(WorkloadKey::of(&key, target))));
+                    self.dirty
+                        .workloads
+                        .extend(targets.map(|target| Arc::new(WorkloadKey::from_target_ref(&key, target))));
                 }
             }
-            Seen::Trouble(watched, trouble) => {
-                // What nobody may look at cannot be a target.
-                let denied = trouble.as_ref().filter(|trouble| trouble.is_denied).map(|trouble| trouble.what.clone());
-                if self.targets.set_unfit_as(&watched.0, denied) {
-                    self.settle(|of| of.kind().to_string() == watched.0);
+            ClusterEvent::WatchState(watched, error) => {
+                // A kind that the router may not watch cannot be a target.
+                let denied = error.as_ref().filter(|error| error.is_denied).map(|error| error.message.clone());
+                if self.targets.set_kind_unusable_by_name(&watched.0, denied) {
+                    self.recheck_awaiting(|awaited| awaited.group_kind().to_string() == watched.0);
                 }
-                match trouble {
-                    Some(trouble) => drop(self.trouble.insert(watched, trouble)),
-                    None => drop(self.trouble.remove(&watched)),
+                match error {
+                    Some(error) => drop(self.watch_errors.insert(watched, error)),
+                    None => drop(self.watch_errors.remove(&watched)),
                 }
             }
         }

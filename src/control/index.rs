@@ -1,4 +1,5 @@
-//! One index of what is wanted, whatever it comes from; publishes the routing table when that changes.
+//! The index of desired endpoints, whatever their source: it owns the replicas of every deployment and publishes the
+//! routing table when the endpoints change.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -8,116 +9,124 @@ use std::time::SystemTime;
 use http::HeaderValue;
 use http::uri::PathAndQuery;
 
-use super::processes::ReplicaKey;
-use super::scale::Scaled;
-use crate::model::endpoint::{self, Target};
+use super::autoscaler::ScaledDeployment;
+use super::processes::ProcessReplicaKey;
+use crate::model::endpoint::{self, DeploymentTarget};
 use crate::model::name::Name;
 use crate::policy::access::Access;
 use crate::policy::split::Split;
-use crate::state::bandwidth::Limit;
-use crate::state::comparisons::Compared;
+use crate::state::bandwidth::BandwidthLimit;
+use crate::state::comparison_queue::ComparisonResults;
+use crate::state::control_plane_status::{ControlPlaneStatus, PendingReplicas};
 use crate::state::membership::Membership;
 use crate::state::metrics::Metrics;
-use crate::state::mirror::{Budget, Mirror};
-use crate::state::status::{Pending, Status};
-use crate::state::table::{Deployment, Endpoint, Published, Table};
+use crate::state::mirror::{Budget, MirrorEntry};
+use crate::state::routing_table::{DeploymentEntry, EndpointEntry, PublishedTable, RoutingTable};
 use crate::state::tls::Connector;
-use crate::state::tokens::Tokens;
+use crate::state::tokens::TokenState;
 
-mod live;
-mod moves;
+mod deployment_runtime;
+mod pod_transfers;
 mod processes;
-use live::{Live, Source};
-use moves::Moves;
+use deployment_runtime::{DeploymentRuntime, ReplicaSource};
+use pod_transfers::PodTransfers;
 
-/// An endpoint that is wanted, its keys resolved.
+/// A desired endpoint with resolved credentials.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Desired {
-    /// As in its document.
+pub struct DesiredEndpoint {
+    /// The endpoint as in its document.
     pub spec: Arc<endpoint::Endpoint>,
-    /// Who may call.
+    /// The access rules: which callers may send requests.
     pub access: Access,
-    /// TLS towards replicas, by the names of deployments.
-    pub tls: Vec<(Name, Connector)>,
+    /// The TLS connectors towards replicas, by deployment name.
+    pub connectors: Vec<(Name, Connector)>,
 }
 
-/// How things are with a deployment.
+/// Identifies a deployment by the names of its endpoint and of itself.
+pub type DeploymentKey = (Name, Name);
+
+/// The replica counts and the utilization of a deployment.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Counts {
-    /// Replicas that take requests.
+pub struct DeploymentCounts {
+    /// The number of replicas that take requests.
     pub ready: u32,
-    /// Replicas there should be, where that is known.
+    /// The desired number of replicas, if it is known.
     pub desired: Option<u32>,
-    /// Requests in flight and waiting, of what ready replicas can take; `None` without any.
+    /// The requests in flight and queued as a fraction of the slots of ready replicas; `None` if no replica is ready.
     pub utilization: Option<f64>,
 }
 
-/// Keeps the published table equal to what is wanted, and the replicas of each deployment to what is there.
+/// Keeps the published routing table equal to the desired endpoints, and the replicas of each deployment equal to those
+/// that exist.
 #[derive(Debug)]
 pub struct Index {
-    table: Published,
+    table: PublishedTable,
     metrics: Arc<Metrics>,
-    status: Arc<Status>,
-    tokens: Arc<Tokens>,
-    endpoints: BTreeMap<Name, Arc<Endpoint>>,
-    /// By endpoint and deployment. Stays, when a deployment goes, until nothing is in flight: one that comes back finds
-    /// its slots as they are.
-    live: HashMap<(Name, Name), Live>,
-    moves: Moves,
-    /// Memory for what comparisons have shown.
-    compared: Arc<Budget>,
-    /// Of a router that is one of several.
+    status: Arc<ControlPlaneStatus>,
+    tokens: Arc<TokenState>,
+    endpoints: BTreeMap<Name, Arc<EndpointEntry>>,
+    /// The runtimes of deployments. The runtime of a removed deployment stays until nothing is in flight: if the
+    /// deployment comes back, it finds its slots as they are.
+    runtimes: HashMap<DeploymentKey, DeploymentRuntime>,
+    pod_transfers: PodTransfers,
+    /// The memory budget for comparison results.
+    comparison_memory: Arc<Budget>,
+    /// The membership of a router that belongs to a fleet.
     membership: Option<Arc<Membership>>,
-    next_replica: u64,
-    next_generation: u64,
+    last_replica_id: u64,
+    last_generation: u64,
 }
 
 impl Index {
-    /// An index of nothing.
-    pub fn new(table: Published, metrics: Arc<Metrics>, status: Arc<Status>, tokens: Arc<Tokens>) -> Self {
-        let (endpoints, live) = (BTreeMap::new(), HashMap::new());
-        let (moves, compared) = (Moves::default(), Compared::memory());
-        let (membership, next_replica, next_generation) = (None, 0, 0);
+    /// Creates an empty index.
+    pub fn new(
+        table: PublishedTable,
+        metrics: Arc<Metrics>,
+        status: Arc<ControlPlaneStatus>,
+        tokens: Arc<TokenState>,
+    ) -> Self {
         Self {
             table,
             metrics,
             status,
             tokens,
-            endpoints,
-            live,
-            moves,
-            compared,
-            membership,
-            next_replica,
-            next_generation,
+            endpoints: BTreeMap::new(),
+            runtimes: HashMap::new(),
+            pod_transfers: PodTransfers::default(),
+            comparison_memory: ComparisonResults::new_budget(),
+            membership: None,
+            last_replica_id: 0,
+            last_generation: 0,
         }
     }
 
-    /// Other routers use the same replicas: slots are used as the group allows. To be called before there is an endpoint.
-    pub fn share(&mut self, membership: Arc<Membership>) {
+    /// Sets the membership of a router that shares replicas with the other members of its fleet: slots are then used
+    /// under leases. Must be called before the first endpoint is added.
+    pub fn set_membership(&mut self, membership: Arc<Membership>) {
         self.membership = Some(membership);
     }
 
-    /// Makes `desired` the whole truth. Requests in flight keep what they have.
-    pub fn apply(&mut self, desired: Vec<Desired>) {
+    /// Replaces all endpoints with `desired`. Requests in flight keep their endpoint and their slot.
+    pub fn replace_endpoints(&mut self, desired: Vec<DesiredEndpoint>) {
         let mut changed = desired.len() != self.endpoints.len();
         let mut endpoints = BTreeMap::new();
         for wanted in desired {
             let name = wanted.spec.name.clone();
             let before = self.endpoints.remove(&name);
-            let same = before.clone().filter(|now| is_same(now, &wanted));
+            let same = before.clone().filter(|now| is_up_to_date(now, &wanted));
             changed |= same.is_none();
-            endpoints.insert(name, same.unwrap_or_else(|| Arc::new(self.build(wanted, before.as_deref()))));
+            endpoints.insert(name, same.unwrap_or_else(|| Arc::new(self.build_endpoint(wanted, before.as_deref()))));
         }
         self.endpoints = endpoints;
         if changed {
-            self.table.store(Arc::new(Table::new(self.endpoints.values().cloned())));
+            self.table.store(Arc::new(RoutingTable::new(self.endpoints.values().cloned())));
         }
-        self.forget();
+        self.remove_idle_runtimes();
     }
 
-    /// Changes what some names mean; all others stay. Requests in flight keep what they have.
-    pub fn update(&mut self, names: impl IntoIterator<Item = (Name, Option<Desired>)>) {
+    /// Sets the endpoints of some names, or removes them (`None`); all others stay. Requests in flight keep their
+    /// endpoint and their slot.
+    pub fn update_endpoints(&mut self, names: impl IntoIterator<Item = (Name, Option<DesiredEndpoint>)>) {
         let mut changes = Vec::new();
         for (name, desired) in names {
             let before = self.endpoints.remove(&name);
@@ -125,242 +134,281 @@ impl Index {
                 changes.extend(before.map(|_| (name, None)));
                 continue;
             };
-            let same = before.clone().filter(|now| is_same(now, &wanted));
+            let same = before.clone().filter(|now| is_up_to_date(now, &wanted));
             let endpoint = same.unwrap_or_else(|| {
-                let endpoint = Arc::new(self.build(wanted, before.as_deref()));
+                let endpoint = Arc::new(self.build_endpoint(wanted, before.as_deref()));
                 changes.push((name.clone(), Some(endpoint.clone())));
                 endpoint
             });
             self.endpoints.insert(name, endpoint);
         }
         if !changes.is_empty() {
-            let table = self.table.load().with(changes);
+            let table = self.table.load().with_changes(changes);
             self.table.store(Arc::new(table));
         }
-        self.forget();
+        self.remove_idle_runtimes();
     }
 
-    /// A pod of a deployment takes requests at `address`, or takes none any more.
-    pub fn pod(&mut self, endpoint: &Name, deployment: &Name, uid: &Arc<str>, address: Option<SocketAddr>) {
-        let user = (endpoint.clone(), deployment.clone());
-        let id = self.next_replica();
-        let Some(live) = self.live.get_mut(&user) else { return self.moves.give_up(uid, &user) };
-        if let Some((before, drained)) = live.leave_pod(uid, address) {
-            self.moves.left(uid, (user.clone(), before), drained);
+    /// Records that a pod of a deployment takes requests at `address`, or takes none any more.
+    pub fn update_pod(&mut self, endpoint: &Name, deployment: &Name, uid: &Arc<str>, address: Option<SocketAddr>) {
+        let deployment_key = (endpoint.clone(), deployment.clone());
+        let id = self.next_replica_id();
+        let Some(runtime) = self.runtimes.get_mut(&deployment_key) else {
+            return self.pod_transfers.cancel_claim(uid, &deployment_key);
+        };
+        if let Some((before, drained)) = runtime.remove_pod(uid, address) {
+            self.pod_transfers.release_pod(uid, (deployment_key.clone(), before), drained);
         }
         match address {
-            Some(address) if self.moves.may_have(uid, &user, address) => live.add_pod(uid, address, id),
+            Some(address) if self.pod_transfers.try_claim_pod(uid, &deployment_key, address) => {
+                runtime.add_pod(uid, address, id)
+            }
             Some(_) => {}
-            None => self.moves.give_up(uid, &user),
+            None => self.pod_transfers.cancel_claim(uid, &deployment_key),
         }
     }
 
-    /// Waits for pods that are another deployment's now and still had requests in flight, and hands them over; never ends.
-    pub async fn move_pods(&mut self) {
+    /// Transfers pods to their new deployment or address as soon as nothing is in flight on them any more. Never
+    /// returns.
+    pub async fn run_pod_transfers(&mut self) {
         loop {
-            let (uid, (endpoint, deployment), address) = self.moves.next().await;
-            self.pod(&endpoint, &deployment, &uid, Some(address));
+            let (uid, (endpoint, deployment), address) = self.pod_transfers.next().await;
+            self.update_pod(&endpoint, &deployment, &uid, Some(address));
         }
     }
 
-    /// A deployment's workload is told to have so many replicas, by whomever; `None`: there is no such workload. Returns
-    /// whether it can be scaled now and could not before, or the other way round.
-    pub fn observe(&mut self, endpoint: &Name, deployment: &Name, count: Option<u32>) -> bool {
-        let Some(live) = self.live.get_mut(&(endpoint.clone(), deployment.clone())) else { return false };
-        let is_news = live.observed.is_some() != count.is_some();
-        live.observed = count;
-        if let (Some(scaling), Some(count)) = (&live.scaling, count) {
-            scaling.observed(count, SystemTime::now());
+    /// Sets the observed number of replicas in the spec of a deployment's workload; `None` if there is no workload that
+    /// the router may scale. Returns whether the deployment has become scalable, or is not scalable any more.
+    pub fn set_observed_replicas(&mut self, endpoint: &Name, deployment: &Name, count: Option<u32>) -> bool {
+        let Some(runtime) = self.runtimes.get_mut(&(endpoint.clone(), deployment.clone())) else { return false };
+        let is_changed = runtime.observed_replicas.is_some() != count.is_some();
+        runtime.observed_replicas = count;
+        if let (Some(scaling), Some(count)) = (&runtime.scaling, count) {
+            scaling.set_observed_replicas(count, SystemTime::now());
         }
-        is_news
+        is_changed
     }
 
-    /// How things are with a deployment.
-    pub fn counts(&self, endpoint: &Name, deployment: &Name) -> Option<Counts> {
-        let live = self.live.get(&(endpoint.clone(), deployment.clone()))?;
-        let now = live.slots.occupancy();
-        let (busy, waiting) = live.slots.present();
-        let slots = now.ready * live.slots.per_replica() as usize;
-        Some(Counts {
+    /// Returns the replica counts and the utilization of a deployment, if it exists.
+    pub fn deployment_counts(&self, endpoint: &Name, deployment: &Name) -> Option<DeploymentCounts> {
+        let runtime = self.runtimes.get(&(endpoint.clone(), deployment.clone()))?;
+        let now = runtime.slots.occupancy();
+        let (busy, waiting) = runtime.slots.outstanding();
+        let slots = now.ready * runtime.slots.replica_cap() as usize;
+        Some(DeploymentCounts {
             ready: u32::try_from(now.ready).unwrap_or(u32::MAX),
-            desired: live.scaling.as_ref().map(|scaling| scaling.desired()).or(live.observed),
+            desired: runtime.scaling.as_ref().map(|scaling| scaling.desired()).or(runtime.observed_replicas),
             utilization: (slots > 0).then(|| (busy + waiting) as f64 / slots as f64),
         })
     }
 
-    /// The deployments whose number of replicas is decided as they go.
-    pub fn scaled(&self) -> Vec<Scaled> {
-        self.endpoints.keys().flat_map(|endpoint| self.scaled_of(endpoint)).collect()
+    /// Returns the autoscaled deployments of all endpoints.
+    pub fn autoscaled_deployments(&self) -> Vec<ScaledDeployment> {
+        self.endpoints.keys().flat_map(|endpoint| self.autoscaled_in_endpoint(endpoint)).collect()
     }
 
-    /// Those of one endpoint.
-    pub fn scaled_of(&self, endpoint: &Name) -> Vec<Scaled> {
-        let scaled = self.deployments_of(endpoint).filter_map(|(endpoint, deployment, live)| {
-            let is_there = live.observed.is_some() || !matches!(deployment.target, Target::Workload(_));
-            if !is_there {
+    /// Returns the autoscaled deployments of one endpoint.
+    pub fn autoscaled_in_endpoint(&self, endpoint: &Name) -> Vec<ScaledDeployment> {
+        let scaled = self.endpoint_deployments(endpoint).filter_map(|(endpoint, deployment, runtime)| {
+            let is_scalable =
+                runtime.observed_replicas.is_some() || !matches!(deployment.target, DeploymentTarget::Workload(_));
+            if !is_scalable {
                 return None;
             }
             let (endpoint, deployment) = (endpoint.clone(), deployment.name.clone());
-            Some(Scaled { endpoint, deployment, scaling: live.scaling.clone()?, slots: live.slots.clone() })
+            Some(ScaledDeployment {
+                endpoint,
+                deployment,
+                scaling: runtime.scaling.clone()?,
+                slots: runtime.slots.clone(),
+            })
         });
         scaled.collect()
     }
 
-    /// So many processes are wanted, where that is decided as things go.
-    pub fn set_count(&mut self, endpoint: &Name, deployment: &Name, count: u32) {
-        let live = self.live.get_mut(&(endpoint.clone(), deployment.clone()));
-        // Its document may just have changed.
-        if let Some(live) = live.filter(|live| live.scaling.is_some()) {
-            live.count = count;
+    /// Sets the desired number of processes of an autoscaled deployment.
+    pub fn set_process_count(&mut self, endpoint: &Name, deployment: &Name, count: u32) {
+        let runtime = self.runtimes.get_mut(&(endpoint.clone(), deployment.clone()));
+        // The document may just have changed, so that the deployment is not autoscaled any more.
+        if let Some(runtime) = runtime.filter(|runtime| runtime.scaling.is_some()) {
+            runtime.process_count = count;
         }
     }
 
-    /// How many endpoints there are.
+    /// Returns the number of endpoints.
     pub fn len(&self) -> usize {
         self.endpoints.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no endpoints.
     pub fn is_empty(&self) -> bool {
         self.endpoints.is_empty()
     }
 
-    /// Whether every local process that is wanted is ready.
-    pub fn is_complete(&self) -> bool {
-        self.deployments().all(|(_, deployment, live)| match deployment.target {
-            Target::Process(_) => live.replicas.len() >= live.count as usize,
-            Target::Instances(_) | Target::Workload(_) => true,
+    /// Returns whether every desired local process is ready.
+    pub fn has_all_processes_ready(&self) -> bool {
+        self.deployments().all(|(_, deployment, runtime)| match deployment.target {
+            DeploymentTarget::Process(_) => runtime.replicas.len() >= runtime.process_count as usize,
+            DeploymentTarget::Instances(_) | DeploymentTarget::Workload(_) => true,
         })
     }
 
-    /// Every deployment, with its endpoint's name.
-    fn deployments(&self) -> impl Iterator<Item = (&Name, &endpoint::Deployment, &Live)> {
-        self.endpoints.keys().flat_map(|endpoint| self.deployments_of(endpoint))
+    /// Returns every deployment with the name of its endpoint and its runtime.
+    fn deployments(&self) -> impl Iterator<Item = (&Name, &endpoint::Deployment, &DeploymentRuntime)> {
+        self.endpoints.keys().flat_map(|endpoint| self.endpoint_deployments(endpoint))
     }
 
-    /// Those of one endpoint.
-    fn deployments_of(&self, endpoint: &Name) -> impl Iterator<Item = (&Name, &endpoint::Deployment, &Live)> {
+    /// Returns the deployments of one endpoint with its name and their runtimes.
+    fn endpoint_deployments(
+        &self,
+        endpoint: &Name,
+    ) -> impl Iterator<Item = (&Name, &endpoint::Deployment, &DeploymentRuntime)> {
         let endpoint = self.endpoints.get(endpoint).map(|endpoint| &endpoint.spec);
         let all =
             endpoint.into_iter().flat_map(|spec| spec.deployments.iter().map(|deployment| (&spec.name, deployment)));
         all.filter_map(|(endpoint, deployment)| {
-            let live = self.live.get(&(endpoint.clone(), deployment.name.clone()))?;
-            Some((endpoint, deployment, live))
+            let runtime = self.runtimes.get(&(endpoint.clone(), deployment.name.clone()))?;
+            Some((endpoint, deployment, runtime))
         })
     }
 
-    /// Takes note of replicas that do not take requests yet.
-    pub fn pending(&self, endpoint: &Name, deployment: &Name, pending: Pending) {
-        self.status.set_pending(endpoint.as_str(), deployment.as_str(), pending);
+    /// Records the replicas of a deployment that do not take requests yet.
+    pub fn set_pending(&self, endpoint: &Name, deployment: &Name, pending: PendingReplicas) {
+        self.status.set_pending_replicas(endpoint.as_str(), deployment.as_str(), pending);
     }
 
-    fn live_of(&mut self, key: &ReplicaKey) -> Option<&mut Live> {
-        self.live.get_mut(&(key.endpoint.clone(), key.deployment.clone()))
+    fn runtime_mut(&mut self, key: &ProcessReplicaKey) -> Option<&mut DeploymentRuntime> {
+        self.runtimes.get_mut(&(key.endpoint.clone(), key.deployment.clone()))
     }
 
-    fn next_replica(&mut self) -> u64 {
-        self.next_replica += 1;
-        self.next_replica
+    fn next_replica_id(&mut self) -> u64 {
+        self.last_replica_id += 1;
+        self.last_replica_id
     }
 
-    /// `before`: what the name meant so far.
-    fn build(&mut self, wanted: Desired, before: Option<&Endpoint>) -> Endpoint {
+    /// Builds the table entry of an endpoint. `before` is the current entry of the name, whose bandwidth limit and
+    /// comparison results are kept if they still fit.
+    fn build_endpoint(&mut self, wanted: DesiredEndpoint, before: Option<&EndpointEntry>) -> EndpointEntry {
         let name = wanted.spec.name.clone();
         let deployments = wanted.spec.deployments.iter().map(|spec| {
-            let tls = wanted.tls.iter().find(|(of, _)| *of == spec.name).map(|(_, connector)| connector.clone());
+            let tls = wanted
+                .connectors
+                .iter()
+                .find(|(deployment, _)| *deployment == spec.name)
+                .map(|(_, connector)| connector.clone());
             Arc::new(self.build_deployment(&name, spec, tls))
         });
         let deployments: Vec<_> = deployments.collect();
-        let limit = Limit::kept(before.and_then(|before| before.limit.as_ref()), wanted.spec.bandwidth);
+        let limit = BandwidthLimit::reuse_or_new(
+            before.and_then(|before| before.bandwidth_limit.as_ref()),
+            wanted.spec.bandwidth_bytes_per_second,
+        );
         let mirror = wanted.spec.mirror.clone().map(|settings| {
             let before = before.and_then(|before| before.mirror.as_deref());
-            let to = deployments[settings.to].clone();
-            let compared = Compared::kept(before, &name, &to, &settings, &self.compared);
+            let to = deployments[settings.shadow_index].clone();
+            let results = ComparisonResults::reuse_or_new(before, &name, &to, &settings, &self.comparison_memory);
             let share = before.map(|mirror| mirror.share.clone()).unwrap_or_default();
-            Arc::new(Mirror { to, settings, share, compared, limit: limit.clone() })
+            Arc::new(MirrorEntry {
+                shadow: to,
+                settings,
+                share,
+                comparison_results: results,
+                bandwidth_limit: limit.clone(),
+            })
         });
         let issuers = match &wanted.access {
             Access::IssuerTokens(issuers) => issuers.as_slice(),
             _ => &[],
         };
-        self.next_generation += 1;
-        Endpoint {
+        self.last_generation += 1;
+        EndpointEntry {
             deployments,
             mirror,
-            limit,
-            key_sets: issuers.iter().map(|issuer| self.tokens.key_sets.of(&issuer.keys)).collect(),
-            generation: self.next_generation,
+            bandwidth_limit: limit,
+            key_sets: issuers.iter().map(|issuer| self.tokens.key_sets.get_or_create(&issuer.key_set)).collect(),
+            generation: self.last_generation,
             split: Split::new(&wanted.spec.traffic),
-            metrics: self.metrics.endpoint(name.as_str()),
+            metrics: self.metrics.endpoint_metrics(name.as_str()),
             access: wanted.access,
             spec: wanted.spec,
         }
     }
 
-    fn build_deployment(&mut self, endpoint: &Name, spec: &endpoint::Deployment, tls: Option<Connector>) -> Deployment {
+    fn build_deployment(
+        &mut self,
+        endpoint: &Name,
+        spec: &endpoint::Deployment,
+        tls: Option<Connector>,
+    ) -> DeploymentEntry {
         let key = (endpoint.clone(), spec.name.clone());
-        let is_shared = live::is_shared(spec, self.membership.as_ref());
-        if self.live.get(&key).is_some_and(|live| live.is_shared != is_shared) {
-            // Whose replicas they are has changed: nothing of before is of use.
-            self.live.remove(&key).into_iter().for_each(|mut live| live.end());
+        let is_shared = deployment_runtime::is_shared(spec, self.membership.as_ref());
+        if self.runtimes.get(&key).is_some_and(|runtime| runtime.is_shared != is_shared) {
+            // The replicas become shared with other routers, or private: the old slots cannot be kept.
+            self.runtimes.remove(&key).into_iter().for_each(|mut runtime| runtime.drain());
         }
         let metrics = &self.metrics;
-        let live = self.live.entry(key).or_insert_with(|| Live::new(endpoint, spec, metrics, self.membership.as_ref()));
-        live.slots.set_rules(&spec.requests);
-        live.set_scale(spec);
-        live.set_addresses(&spec.target, &mut self.next_replica);
-        Deployment {
-            slots: live.slots.clone(),
-            scaling: live.scaling.clone(),
-            metrics: live.metrics.clone(),
-            header: header(spec.name.as_str()),
+        let runtime = self
+            .runtimes
+            .entry(key)
+            .or_insert_with(|| DeploymentRuntime::new(endpoint, spec, metrics, self.membership.as_ref()));
+        runtime.slots.apply_settings(&spec.request_settings);
+        runtime.set_scale_settings(spec);
+        runtime.set_addresses(&spec.target, &mut self.last_replica_id);
+        DeploymentEntry {
+            slots: runtime.slots.clone(),
+            scaling: runtime.scaling.clone(),
+            metrics: runtime.metrics.clone(),
+            name_header: header_value(spec.name.as_str()),
             tls,
-            host: spec.host.as_deref().map(header),
-            scoring_path: path(&spec.scoring_path),
-            swagger_path: path(&spec.swagger_path),
+            host_header: spec.host.as_deref().map(header_value),
+            scoring_path: path_or_root(&spec.scoring_path),
+            swagger_path: path_or_root(&spec.swagger_path),
             spec: spec.clone(),
         }
     }
 
-    /// Drops what is left of deployments that are gone, once nothing is in flight there, and has nobody wait for a
-    /// replica that will not come.
-    fn forget(&mut self) {
+    /// Removes the runtimes of removed deployments in which nothing is in flight or queued any more. Requests that wait
+    /// there for a first replica are abandoned, because it will not come.
+    fn remove_idle_runtimes(&mut self) {
         let endpoints = &self.endpoints;
-        if self.live.len() == endpoints.values().map(|endpoint| endpoint.deployments.len()).sum::<usize>() {
-            // Every deployment that is wanted is live, so no other is.
+        if self.runtimes.len() == endpoints.values().map(|endpoint| endpoint.deployments.len()).sum::<usize>() {
+            // Every desired deployment has a runtime, so no other runtime exists.
             return;
         }
-        self.live.retain(|(endpoint, deployment), live| {
+        self.runtimes.retain(|(endpoint, deployment), runtime| {
             let wanted = endpoints.get(endpoint.key()).is_some_and(|e| e.deployment(deployment.key()).is_some());
             if wanted {
                 return true;
             }
-            live.slots.abandon();
-            let processes = live.replicas.keys().any(|source| matches!(source, Source::Process(_)));
-            let now = live.slots.occupancy();
-            let stays = processes || !live.pending.is_empty() || now.busy + now.busy_draining + now.waiting > 0;
+            runtime.slots.abandon_cold_start();
+            let has_processes = runtime.replicas.keys().any(|source| matches!(source, ReplicaSource::Process(_)));
+            let now = runtime.slots.occupancy();
+            let stays = has_processes
+                || !runtime.pending_processes.is_empty()
+                || now.busy + now.busy_draining + now.waiting > 0;
             if !stays {
-                // What is held of them goes back to the group.
-                live.end();
-                self.status.set_pending(endpoint.as_str(), deployment.as_str(), Pending::default());
+                // The slots that are held here return to the fleet.
+                runtime.drain();
+                self.status.set_pending_replicas(endpoint.as_str(), deployment.as_str(), PendingReplicas::default());
             }
             stays
         });
     }
 }
 
-/// Whether an endpoint is what is wanted; what was not read again is the same object, and most was not.
-fn is_same(now: &Endpoint, wanted: &Desired) -> bool {
+/// Returns whether an endpoint equals the desired one. The pointers are compared first, because most documents were not
+/// read again and are the same object.
+fn is_up_to_date(now: &EndpointEntry, wanted: &DesiredEndpoint) -> bool {
     let spec = Arc::ptr_eq(&now.spec, &wanted.spec) || now.spec == wanted.spec;
-    spec && now.access == wanted.access && now.has_tls(&wanted.tls)
+    spec && now.access == wanted.access && now.has_same_tls(&wanted.connectors)
 }
 
-/// Names and hosts are checked to be fit for a header when their document is.
-fn header(text: &str) -> HeaderValue {
+/// Returns a name or host as a header value. It always is one, because that is checked when its document is validated.
+fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("model"))
 }
 
-/// Paths are checked when their document is.
-fn path(text: &str) -> PathAndQuery {
+/// Returns a path as a URI part. It always is one, because that is checked when its document is validated.
+fn path_or_root(text: &str) -> PathAndQuery {
     PathAndQuery::try_from(text).unwrap_or_else(|_| PathAndQuery::from_static("/"))
 }

@@ -1,15 +1,16 @@
-//! Floor 3: desired state, from files and local processes, made into the table the data plane reads.
+//! Layer 3: the control plane. It turns endpoint documents, cluster objects and local processes into the routing table,
+//! and keeps certificates, keys and the fleet up to date.
 
+pub mod autoscaler;
 pub mod certificates;
 pub mod cluster;
+pub mod document_files;
 pub mod documents;
-pub mod files;
 pub mod fleet;
 pub mod index;
-pub mod issuers;
+pub mod key_set_fetcher;
 pub mod processes;
-pub mod scale;
-pub mod secrets;
-pub mod signing;
+pub mod secret_cache;
+pub mod signing_keys;
 mod small_file;
 pub mod yaml;

@@ -1,51 +1,52 @@
-//! YAML text to plain values, with limits that a hostile or broken file runs into before the router does.
+//! Parses YAML text into plain values, with limits against hostile or broken files.
 
 use serde_json::Value;
 use serde_saphyr::{Budget, DuplicateKeyPolicy, Error, NonFiniteFloatPolicy, Options};
 
 use crate::model::problem::{Problem, quoted};
 
-/// Largest text taken, in bytes; 10,000 endpoints need about a tenth of it.
+/// The largest accepted text, in bytes. 10,000 endpoints need about a tenth of it.
 pub const MAX_BYTES: usize = 64 * 1024 * 1024;
-/// Deepest nesting; an endpoint needs 8.
+/// The deepest nesting. An endpoint needs 8 levels.
 const MAX_DEPTH: usize = 32;
-/// Most parts of a document that aliases repeat; twenty deployments that share everything need about a thousand.
-const MAX_REPEATED: usize = 10_000;
+/// The largest number of nodes that aliases of a document repeat. Twenty deployments that share everything need about a
+/// thousand.
+const MAX_ALIAS_EVENTS: usize = 10_000;
 
-/// The documents of `text` that are not empty, each as its value or what is wrong with its syntax.
+/// Returns the documents of `text` that are not empty, each as its value or its syntax error.
 ///
-/// After a syntax error nothing more is read, since nobody can tell where the next document begins.
-pub fn documents(text: &str) -> Vec<Result<Value, Problem>> {
+/// Nothing is read after a syntax error, because the beginning of the next document is unknown.
+pub fn parse_documents(text: &str) -> Vec<Result<Value, Problem>> {
     if text.len() > MAX_BYTES {
         let what = format!("has {} bytes, but {MAX_BYTES} is the most; split it into several files", text.len());
         return vec![Err(Problem::new("", what))];
     }
     let mut bytes = text.as_bytes();
-    serde_saphyr::read_with_options::<_, Value>(&mut bytes, options())
-        .map(|document| document.map_err(|error| problem(&error)))
+    serde_saphyr::read_with_options::<_, Value>(&mut bytes, parser_options())
+        .map(|document| document.map_err(|error| syntax_problem(&error)))
         .collect()
 }
 
-fn options() -> Options {
-    // Both structs are marked non-exhaustive, so they cannot be written as literals. The budget is per document.
+fn parser_options() -> Options {
+    // Both structs are non-exhaustive, so they cannot be written as literals. The budget applies to each document.
     let mut budget = Budget::default();
     budget.max_depth = MAX_DEPTH;
     budget.max_reader_input_bytes = Some(MAX_BYTES);
     let mut options = Options::default();
     options.budget = Some(budget);
-    // The default is a hundred times as much, and seconds of work for a text of a few lines.
-    options.alias_limits.max_total_replayed_events = MAX_REPEATED;
+    // The default is a hundred times as high and allows seconds of work for a text of a few lines.
+    options.alias_limits.max_total_replayed_events = MAX_ALIAS_EVENTS;
     options.duplicate_keys = DuplicateKeyPolicy::Error;
-    // `no`, `on` and the like stay text, so that a deployment can be called so.
+    // `no`, `on` and the like stay text, so that they can be names of deployments.
     options.strict_booleans = true;
-    // As text, `.nan` meets "a number is expected"; as a number it would silently become null.
+    // As text, `.nan` gets the message "a number is expected"; as a number it would silently become null.
     options.non_finite_float_policy = NonFiniteFloatPolicy::AsString;
     // A snippet of the text could show a key in a log.
     options.with_snippet = false;
     options
 }
 
-fn problem(error: &serde_saphyr::Error) -> Problem {
+fn syntax_problem(error: &serde_saphyr::Error) -> Problem {
     let error = error.without_snippet();
     let place = match error.location() {
         Some(at) if at.line() > 0 => format!("line {}, column {}: ", at.line(), at.column()),
@@ -57,18 +58,18 @@ fn problem(error: &serde_saphyr::Error) -> Problem {
         }
         Error::DuplicateMappingKey { .. } => "a key is written a second time here; keep one of the two".to_owned(),
         other => {
-            // The message ends with the place, which is said already.
+            // The message ends with the location, which is reported separately.
             let message = other.to_string();
             let message = message.split(" at line ").next().unwrap_or_default();
-            explained(message)
+            explain_syntax_error(message)
         }
     };
     Problem::new("", format!("{place}{what}"))
 }
 
-/// The parser's message, with what mostly is behind those that say least.
-fn explained(message: &str) -> String {
-    // Limits that are met inside an alias come as text only.
+/// Returns the parser's message, with an explanation of those that say least.
+fn explain_syntax_error(message: &str) -> String {
+    // Limits that are exceeded inside an alias are reported as text only.
     if message.contains("budget breached") || message.contains("limit exceeded") {
         return "the document is too large or nested too deeply to be one of the router's".to_owned();
     }
@@ -91,10 +92,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn wrong(text: &str) -> String {
-        let mut documents = documents(text);
+    fn problem_message(text: &str) -> String {
+        let mut documents = parse_documents(text);
         assert_eq!(documents.len(), 1, "{documents:?}");
-        documents.remove(0).unwrap_err().what
+        documents.remove(0).unwrap_err().message
     }
 
     #[test]
@@ -102,21 +103,21 @@ mod tests {
         let text = "a: yes\nb: on\nc: true\nd: 0x10\ne: '1'\nf: .nan\ng: ~\nh: 10s\n? i\n: 1.5\n1: 2";
         let value = json!({"a": "yes", "b": "on", "c": true, "d": 16, "e": "1", "f": ".nan", "g": null, "h": "10s",
             "i": 1.5, "1": 2});
-        assert_eq!(documents(text), [Ok(value)]);
+        assert_eq!(parse_documents(text), [Ok(value)]);
     }
 
     #[test]
     fn anchors_and_merge_keys_work_within_a_document() {
         let text = "base: &base {a: 1}\nmore:\n  <<: *base\n  b: 2";
-        assert_eq!(documents(text), [Ok(json!({"base": {"a": 1}, "more": {"a": 1, "b": 2}}))]);
+        assert_eq!(parse_documents(text), [Ok(json!({"base": {"a": 1}, "more": {"a": 1, "b": 2}}))]);
     }
 
     #[test]
     fn empty_documents_do_not_count() {
         for text in ["", "# nothing\n", "---\n", "---\n---\n# nothing\n...\n", "~"] {
-            assert_eq!(documents(text), [], "{text:?}");
+            assert_eq!(parse_documents(text), [], "{text:?}");
         }
-        assert_eq!(documents("\u{feff}---\r\n---\r\na: 1\r\n"), [Ok(json!({"a": 1}))]);
+        assert_eq!(parse_documents("\u{feff}---\r\n---\r\na: 1\r\n"), [Ok(json!({"a": 1}))]);
     }
 
     #[test]
@@ -129,31 +130,31 @@ mod tests {
             ("a: *nope", "line 1, ", "anchor"),
             ("? [a]\n: b", "line 1, ", "a key must be text"),
         ] {
-            let what = wrong(text);
+            let what = problem_message(text);
             assert!(what.starts_with(place) && what.contains(gist), "{what}");
         }
     }
 
     #[test]
     fn a_key_written_twice_is_an_error_and_the_next_document_is_read() {
-        let both = documents("a: 1\na: 2\n---\nb: 1");
-        let what = &both[0].as_ref().unwrap_err().what;
+        let both = parse_documents("a: 1\na: 2\n---\nb: 1");
+        let what = &both[0].as_ref().unwrap_err().message;
         assert_eq!(what, "line 2, column 1: the key \"a\" is written a second time here; keep one of the two");
         assert_eq!(both[1], Ok(json!({"b": 1})));
     }
 
     #[test]
     fn a_text_made_to_exhaust_the_router_does_not() {
-        assert!(wrong(&format!("{}{}", "[".repeat(100), "]".repeat(100))).contains("nested too deeply"));
+        assert!(problem_message(&format!("{}{}", "[".repeat(100), "]".repeat(100))).contains("nested too deeply"));
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for n in 1..9 {
             let aliases = vec![format!("*a{}", n - 1); 10].join(", ");
             bomb.push_str(&format!("a{n}: &a{n} [{aliases}]\n"));
         }
         let since = std::time::Instant::now();
-        let what = wrong(&bomb);
+        let what = problem_message(&bomb);
         assert!(what.contains("too large"), "{what}");
         assert!(since.elapsed().as_secs() < 2, "{:?}", since.elapsed());
-        assert!(wrong(&" ".repeat(MAX_BYTES + 1)).contains("split it"));
+        assert!(problem_message(&" ".repeat(MAX_BYTES + 1)).contains("split it"));
     }
 }

@@ -1,117 +1,119 @@
-//! An endpoint as checked: every value is in range, every reference resolves.
+//! An endpoint after validation: every value is in range and every reference resolves.
 //!
-//! Built only by [`crate::model::validate`]. Whatever the source, this is what the rest of the router sees.
+//! Only [`crate::model::validate`] creates these types. The rest of the router sees them, whatever the source of the
+//! document.
 
 use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::json_path::JsonPath;
 use super::name::Name;
-use super::place::Place;
 use super::tls::UpstreamTls;
 
-/// What a field is worth when its document does not say; the only place these are written down.
+/// Default values of fields that a document leaves out. They are defined only here.
 pub mod defaults {
-    /// `scoringPath`.
+    /// Default of `scoringPath`.
     pub const SCORING_PATH: &str = "/score";
-    /// `swaggerPath`.
+    /// Default of `swaggerPath`.
     pub const SWAGGER_PATH: &str = "/swagger.json";
-    /// `process.readinessPath`.
+    /// Default of `process.readinessPath`.
     pub const READINESS_PATH: &str = "/";
-    /// `requestSettings.requestTimeoutMs`.
+    /// Default of `requestSettings.requestTimeoutMs`, in milliseconds.
     pub const REQUEST_TIMEOUT_MS: i64 = 5_000;
-    /// `requestSettings.streamIdleTimeoutMs`.
+    /// Default of `requestSettings.streamIdleTimeoutMs`, in milliseconds.
     pub const STREAM_IDLE_TIMEOUT_MS: i64 = 60_000;
-    /// `requestSettings.maxConcurrentRequestsPerInstance`.
+    /// Default of `requestSettings.maxConcurrentRequestsPerInstance`.
     pub const MAX_CONCURRENT_PER_INSTANCE: i64 = 1;
-    /// `requestSettings.maxQueueWaitMs`.
+    /// Default of `requestSettings.maxQueueWaitMs`, in milliseconds.
     pub const MAX_QUEUE_WAIT_MS: i64 = 500;
-    /// `requestSettings.maxQueueLength`.
+    /// Default of `requestSettings.maxQueueLength`, in requests.
     pub const MAX_QUEUE_LENGTH: i64 = 10_000;
-    /// `port`: that of Azure's inference server.
+    /// Default of `port`, which is the port of Azure's inference server.
     pub const PORT: i64 = 5_001;
-    /// `scaleSettings.instanceCount`.
+    /// Default of `scaleSettings.instanceCount`.
     pub const INSTANCE_COUNT: i64 = 1;
-    /// `scaleSettings.minInstances`.
+    /// Default of `scaleSettings.minInstances`.
     pub const MIN_INSTANCES: i64 = 1;
-    /// `scaleSettings.maxInstances`.
+    /// Default of `scaleSettings.maxInstances`.
     pub const MAX_INSTANCES: i64 = 1;
-    /// `scaleSettings.targetUtilizationPercentage`.
+    /// Default of `scaleSettings.targetUtilizationPercentage`.
     pub const TARGET_UTILIZATION_PERCENTAGE: i64 = 70;
-    /// `scaleSettings.pollingInterval`.
+    /// Default of `scaleSettings.pollingInterval`.
     pub const POLLING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
-    /// `scaleSettings.idleBeforeZero`.
+    /// Default of `scaleSettings.idleBeforeZero`.
     pub const IDLE_BEFORE_ZERO: std::time::Duration = std::time::Duration::from_secs(600);
-    /// `scaleSettings.coldStartTimeoutMs`.
+    /// Default of `scaleSettings.coldStartTimeoutMs`, in milliseconds.
     pub const COLD_START_TIMEOUT_MS: i64 = 60_000;
-    /// `mirrorSettings.windowBytes`.
+    /// Default of `mirrorSettings.windowBytes`.
     pub const MIRROR_WINDOW_BYTES: i64 = 1024 * 1024;
-    /// `mirrorComparison.maxBodyBytes`.
+    /// Default of `mirrorComparison.maxBodyBytes`.
     pub const COMPARED_BYTES: i64 = 1024 * 1024;
-    /// `cors.allowMethods`.
+    /// Default of `cors.allowMethods`.
     pub const CORS_METHODS: &[&str] = &["GET", "POST"];
-    /// `cors.allowHeaders`: what a browser needs to call a score path.
+    /// Default of `cors.allowHeaders`: the headers that a browser needs to call a scoring path.
     pub const CORS_HEADERS: &[&str] =
         &["authorization", "content-type", "azureml-model-deployment", "x-ms-client-request-id"];
-    /// `cors.exposeHeaders`: what helps to report a problem.
+    /// Default of `cors.exposeHeaders`: the headers that help to report a problem.
     pub const CORS_EXPOSED: &[&str] = &["x-request-id", "azureml-model-deployment"];
-    /// `cors.maxAgeSeconds`.
+    /// Default of `cors.maxAgeSeconds`.
     pub const CORS_MAX_AGE_SECONDS: i64 = 600;
 }
 
-/// A stable name that clients call, with its rules and its deployments.
+/// An endpoint: a stable name that clients call, with its rules and its deployments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Endpoint {
-    /// Unique over the whole router.
+    /// The name, which is unique over the whole router.
     pub name: Name,
-    /// As in `metadata.namespace`; only for display.
+    /// The `metadata.namespace` of the document, for display only.
     pub namespace: Option<String>,
-    /// Who may call.
+    /// The credentials that the endpoint accepts.
     pub auth: Auth,
-    /// Percent of live traffic per deployment, in the order of `deployments`; sums to 0 (closed) or 100.
+    /// Weights in percent, in the order of `deployments`. They sum to 0 (closed) or 100.
     pub traffic: Vec<u8>,
-    /// Which share of live traffic is copied, and where to.
+    /// The share of live traffic that is mirrored, and to which deployment.
     pub mirror: Option<Mirror>,
-    /// Most bytes a second of requests and answers together.
-    pub bandwidth: Option<u64>,
-    /// Answers for browsers of other origins; `None`: the router says nothing about origins.
+    /// The bandwidth limit in bytes per second, for requests and responses together.
+    pub bandwidth_bytes_per_second: Option<u64>,
+    /// Cross-origin rules; `None`: the router adds no CORS headers.
     pub cors: Option<Cors>,
-    /// 1 to 20.
+    /// The deployments, 1 to 20.
     pub deployments: Vec<Deployment>,
 }
 
-/// Copies of live requests, whose answers nobody gets.
+/// Mirroring of live requests to a shadow deployment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mirror {
-    /// Index of the deployment that gets them; it has no live traffic.
-    pub to: usize,
-    /// 1 to 50.
+    /// Index of the shadow deployment, which has no live traffic.
+    pub shadow_index: usize,
+    /// The mirrored share in percent, 1 to 50.
     pub percent: u8,
-    /// What becomes of a copy whose client has gone.
+    /// What happens to a copy whose client has left.
     pub on_client_abort: OnClientAbort,
-    /// How far, in bytes, the copy of a body may lag behind the live one.
-    pub window: usize,
-    /// How the two answers to a copied request are compared; `None`: they are not.
-    pub comparison: Option<Comparison>,
+    /// How many bytes the body of a copy may lag behind the live one.
+    pub window_bytes: usize,
+    /// How the two answers to a mirrored request are compared; `None`: they are not.
+    pub comparison: Option<ComparisonSettings>,
 }
 
-/// How a shadow's answers are compared with live ones.
+/// How the answers of a shadow are compared with live ones.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Comparison {
-    /// Whether bodies are compared, and not only statuses, times and lengths.
+pub struct ComparisonSettings {
+    /// Whether bodies are compared, besides status codes, times and lengths.
     pub compare_bodies: bool,
-    /// Longer bodies are not compared; 1 KiB to 16 MiB.
-    pub max_body: usize,
-    /// Numbers agree that differ by no more than this, or by no more than this part of the larger one; 0 to 1.
+    /// The size of the largest body that is compared, 1 KiB to 16 MiB.
+    pub max_body_bytes: usize,
+    /// The tolerance for numbers, 0 to 1. Two numbers agree if they differ by no more than this, or by no more than
+    /// this fraction of the larger one.
     pub numeric_tolerance: f64,
-    /// What is not looked at.
-    pub ignore: Vec<Place>,
-    /// Lists whose order does not count.
-    pub unordered: Vec<Place>,
+    /// Places in JSON that are ignored.
+    pub ignored_paths: Vec<JsonPath>,
+    /// Lists in JSON whose order is ignored.
+    pub unordered_paths: Vec<JsonPath>,
 }
 
-/// What becomes of a copy whose client has gone, once all of the body is there.
+/// What happens to a copy whose client has left after the whole body arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum OnClientAbort {
@@ -119,21 +121,21 @@ pub enum OnClientAbort {
     Drop,
 }
 
-/// Who may call an endpoint.
+/// The credentials that an endpoint accepts.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Auth {
-    /// Anybody.
+    /// No credential is needed.
     None,
-    /// Whoever sends one of these keys as a bearer token. 1 or 2: primary, then secondary.
+    /// One of these keys, sent as a bearer token. There are 1 or 2: the primary key, then the secondary key.
     Key(Vec<KeySource>),
-    /// Whoever sends a token that the router has issued for the endpoint. 0 to 2 keys, for which it issues them.
+    /// A token that the router has issued for the endpoint. Clients get one with one of these 0 to 2 keys.
     RouterToken(Vec<KeySource>),
-    /// Whoever sends a token of one of these issuers. At least one; no two of the same name.
+    /// A token of one of these issuers. There is at least one, and no two have the same name.
     IssuerToken(Vec<Issuer>),
 }
 
 impl Auth {
-    /// As in `authMode`.
+    /// Returns the name of the mode, as in `authMode`.
     pub fn mode(&self) -> &'static str {
         match self {
             Self::None => "none",
@@ -144,58 +146,63 @@ impl Auth {
     }
 }
 
-/// Somebody whose tokens are accepted, and which of them.
+/// An issuer whose tokens are accepted, and the claims that they must have.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Issuer {
-    /// Who it is, and where its public keys are.
-    pub keys: KeySetSource,
-    /// A token must be for one of these (`aud`); never empty.
+    /// The issuer, and where its key set is.
+    pub key_set: KeySetSource,
+    /// Accepted audiences (`aud`); never empty.
     pub audiences: Vec<String>,
-    /// Claims that a token must have, each with one of these values; an array must contain one.
+    /// Claims that a token must have, each with one of these values. If the claim is an array, it must contain one of
+    /// them.
     pub required_claims: Vec<(String, Vec<serde_json::Value>)>,
-    /// A token must have one of these scopes (`scp`, `scope`), or one of the roles; both empty: neither is asked for.
+    /// Scopes, of which a token must have one (`scp`, `scope`) unless it has one of the `roles`. If both lists are
+    /// empty, neither is required.
     pub scopes: Vec<String>,
-    /// See `scopes`; the claim is `roles`.
+    /// Roles, of which a token must have one unless it has one of the `scopes`.
     pub roles: Vec<String>,
 }
 
-/// Where an issuer's public keys (a JWK set, RFC 7517) are to be had.
+/// Where the key set of an issuer (JWKS, RFC 7517) is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KeySetSource {
-    /// As in the token's `iss`, letter by letter.
+    /// The issuer as in the token's `iss`, compared letter by letter.
     pub issuer: String,
-    /// `None`: the issuer's discovery document (`{issuer}/.well-known/openid-configuration`) says it.
+    /// The address of the key set; `None`: the discovery document of the issuer
+    /// (`{issuer}/.well-known/openid-configuration`) has it.
     pub jwks_uri: Option<String>,
-    /// Certificates, in PEM, of who may have signed the issuer's own, besides those the system trusts.
+    /// A PEM file of certificate authorities that are trusted for the issuer's own certificate, besides those of the
+    /// system.
     pub ca_file: Option<PathBuf>,
-    /// A token to show to the issuer: a service account's, for the issuer in a Kubernetes cluster.
+    /// A file with a bearer token that is sent to the issuer, such as a service account's token for a Kubernetes
+    /// cluster.
     pub bearer_token_file: Option<PathBuf>,
-    /// Whether plain HTTP will do.
+    /// Whether plain HTTP is allowed.
     pub allow_http: bool,
 }
 
-/// Where a key is to be read.
+/// Where a key is read from.
 #[derive(Clone, PartialEq, Eq)]
 pub enum KeySource {
-    /// In the document itself.
+    /// The document itself.
     Value(String),
-    /// In this environment variable of the router.
+    /// This environment variable of the router.
     Env(String),
-    /// In this file, relative to the document's folder; white space at both ends does not count.
+    /// This file, relative to the document's folder. White space at both ends is ignored.
     File(PathBuf),
-    /// In a Kubernetes Secret of the endpoint's namespace.
+    /// A Kubernetes Secret in the endpoint's namespace.
     Secret {
-        /// The Secret.
+        /// The name of the Secret.
         name: String,
-        /// The entry of its data; of [`SECRET_KEYS`] the second may be missing.
+        /// The entry of its data, one of [`SECRET_KEYS`]. The second one may be missing.
         key: &'static str,
     },
 }
 
-/// The entries of a Secret that keys are in: the primary one and the secondary one.
+/// The entries of a Secret that hold the primary and the secondary key.
 pub const SECRET_KEYS: [&str; 2] = ["primaryKey", "secondaryKey"];
 
-/// A key never shows up in a log, not even in a debug line.
+/// A key must never appear in a log, not even in debug output.
 impl fmt::Debug for KeySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -207,125 +214,125 @@ impl fmt::Debug for KeySource {
     }
 }
 
-/// Cross-origin rules; `*` among the origins means any.
+/// Cross-origin rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cors {
-    /// Exact origins (`https://app.example`) or `*`; never empty.
+    /// Exact origins (`https://app.example`), or `*` for any; never empty.
     pub allow_origins: Vec<String>,
-    /// Methods a preflight may ask for, upper case.
+    /// Methods that a preflight request may ask for, in upper case.
     pub allow_methods: Vec<String>,
-    /// Request headers a preflight may ask for, lower case; `*` means any.
+    /// Request headers that a preflight request may ask for, in lower case, or `*` for any.
     pub allow_headers: Vec<String>,
-    /// Response headers the browser may show to the page.
+    /// Response headers that the browser may show to the page.
     pub expose_headers: Vec<String>,
-    /// Whether credentialed requests are allowed; never together with `*` among the origins.
+    /// Whether requests with credentials are allowed; never together with `*` among the origins.
     pub allow_credentials: bool,
-    /// How long a preflight may be remembered.
+    /// How long a browser may cache the answer to a preflight request.
     pub max_age: Duration,
 }
 
 /// One version of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Deployment {
-    /// Unique within the endpoint.
+    /// The name, which is unique within the endpoint.
     pub name: Name,
-    /// Where its replicas come from.
-    pub target: Target,
-    /// Path on the model for `…/score`; starts with `/`.
+    /// Where the replicas come from.
+    pub target: DeploymentTarget,
+    /// The path on the model for `…/score`. It starts with `/`.
     pub scoring_path: String,
-    /// Path on the model for `…/swagger.json`; starts with `/`.
+    /// The path on the model for `…/swagger.json`. It starts with `/`.
     pub swagger_path: String,
     /// Whether the model sees the client's `authorization` header.
     pub forward_authorization: bool,
-    /// `host` sent to the model instead of the instance's address.
+    /// The `host` header sent to the model, instead of the address of the replica.
     pub host: Option<String>,
     /// TLS towards the replicas; `None`: plain HTTP.
     pub upstream_tls: Option<UpstreamTls>,
     /// Limits of one request.
-    pub requests: RequestSettings,
-    /// How many replicas.
-    pub scale: ScaleSettings,
+    pub request_settings: RequestSettings,
+    /// How the number of replicas is decided.
+    pub scale_settings: ScaleSettings,
 }
 
 /// Where the replicas of a deployment come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// Fixed addresses, `host:port`; at least one, no duplicates.
+pub enum DeploymentTarget {
+    /// Fixed addresses, `host:port`: at least one, without duplicates.
     Instances(Vec<String>),
     /// Local processes that the router starts and scales.
     Process(Process),
     /// The pods of a Kubernetes workload.
-    Workload(Workload),
+    Workload(WorkloadRef),
 }
 
-/// Something in Kubernetes that has pods, in the endpoint's namespace.
+/// A Kubernetes workload in the endpoint's namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Workload {
-    /// As `apps/v1`.
+pub struct WorkloadRef {
+    /// The API version, such as `apps/v1`.
     pub api_version: String,
-    /// As `Deployment`.
+    /// The kind, such as `Deployment`.
     pub kind: String,
-    /// Its name.
+    /// The name of the object.
     pub name: String,
-    /// Where its pods listen.
+    /// The port on which its pods listen.
     pub port: u16,
 }
 
 /// How to start one local replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Program and arguments; `{port}` in an argument becomes the replica's port. Never empty.
+    /// Program and arguments; never empty. `{port}` in an argument is replaced by the port of the replica.
     pub command: Vec<String>,
-    /// Answers 2xx to GET when the replica can take requests; starts with `/`.
+    /// A path that answers GET with 2xx when the replica can take requests. It starts with `/`.
     pub readiness_path: String,
-    /// Added to the router's own environment; `{port}` in a value becomes the replica's port.
+    /// Environment variables added to those of the router. `{port}` in a value is replaced by the port of the replica.
     pub env: Vec<(String, String)>,
-    /// Working folder; `None`: the router's own.
+    /// The working folder; `None`: that of the router.
     pub working_dir: Option<PathBuf>,
 }
 
 /// Limits of one request to a deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestSettings {
-    /// From dispatch to the response head; 1 ms to 300 s.
+    /// The time from the dispatch to the response head, 1 ms to 300 s.
     pub timeout: Duration,
-    /// Longest silence inside a response body.
+    /// The longest silence inside a response body.
     pub stream_idle_timeout: Duration,
-    /// Requests one replica may have in flight.
+    /// The cap: requests that one replica may have in flight.
     pub max_concurrent_per_instance: NonZeroU32,
-    /// Longest wait for a slot.
+    /// The longest wait for a slot.
     pub max_queue_wait: Duration,
-    /// Most requests waiting at once.
+    /// The largest number of queued requests.
     pub max_queue_length: usize,
 }
 
-/// How many replicas a deployment has.
+/// How the number of replicas of a deployment is decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ScaleSettings {
-    /// Always this many.
+    /// A fixed number.
     Fixed {
-        /// Replicas of a `process` target; fixed addresses count themselves.
+        /// Replicas of a `process` target or workload. For fixed addresses it is the number of addresses.
         instances: u32,
     },
-    /// As many as requests need.
-    Utilization(Utilization),
-    /// As many as there are: somebody else decides. Only of a workload.
+    /// As many as the load needs.
+    TargetUtilization(TargetUtilization),
+    /// The router does not change the number of replicas. Only for workloads.
     Unmanaged,
 }
 
-/// How many replicas requests need.
+/// Settings of autoscaling by target utilization.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Utilization {
-    /// Least replicas; 0: none while nobody asks.
-    pub min: u32,
-    /// Most replicas; at least 1, at least `min`.
-    pub max: u32,
-    /// Percent of what replicas can take that should be in use; 1 to 100.
+pub struct TargetUtilization {
+    /// The smallest number of replicas; 0 allows scaling to zero.
+    pub min_replicas: u32,
+    /// The largest number of replicas; at least 1 and at least `min_replicas`.
+    pub max_replicas: u32,
+    /// The target utilization in percent, 1 to 100.
     pub target_percent: u8,
-    /// How often to decide; 100 ms to 10 min.
-    pub interval: Duration,
-    /// How long nobody must have asked before the last replica goes.
+    /// The interval between decisions, 100 ms to 10 min.
+    pub polling_interval: Duration,
+    /// How long no request must have come before the last replica is removed.
     pub idle_before_zero: Duration,
-    /// Longest wait of a request that finds no replica.
+    /// The longest wait of a request that finds no replica.
     pub cold_start_timeout: Duration,
 }

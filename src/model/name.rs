@@ -5,11 +5,11 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-/// Shortest and longest name accepted, in characters.
-pub const LENGTH: std::ops::RangeInclusive<usize> = 3..=32;
+/// The shortest and the longest accepted name, in characters.
+pub const NAME_LENGTH: std::ops::RangeInclusive<usize> = 3..=32;
 
 /// The name of an endpoint or a deployment: 3 to 32 ASCII letters, digits and single inner dashes, starting with a
-/// letter. Two names that differ only in case are the same name; the spelling is kept for display.
+/// letter. Names that differ only in case are equal; the spelling is kept for display.
 #[derive(Clone)]
 pub struct Name {
     written: Arc<str>,
@@ -22,7 +22,7 @@ pub enum NameError {
     /// Fewer than 3 or more than 32 characters.
     #[error("a name has 3 to 32 characters")]
     Length,
-    /// Something else than letters, digits and single inner dashes, or no letter at the start.
+    /// The name has other characters than letters, digits and single inner dashes, or does not start with a letter.
     #[error("a name starts with a letter and goes on with letters, digits and single dashes, the last not at the end")]
     Characters,
 }
@@ -33,7 +33,7 @@ impl Name {
     /// # Errors
     /// [`NameError`] says which rule it breaks.
     pub fn new(written: &str) -> Result<Self, NameError> {
-        if !LENGTH.contains(&written.chars().count()) {
+        if !NAME_LENGTH.contains(&written.chars().count()) {
             return Err(NameError::Length);
         }
         let bytes = written.as_bytes();
@@ -44,27 +44,27 @@ impl Name {
         }
         let written: Arc<str> = written.into();
         let key =
-            if bytes_are_lower(&written) { written.clone() } else { Arc::from(written.to_ascii_lowercase().as_str()) };
+            if is_lowercase(&written) { written.clone() } else { Arc::from(written.to_ascii_lowercase().as_str()) };
         Ok(Self { written, key })
     }
 
-    /// The name as its owner spelled it.
+    /// Returns the name as it was written.
     pub fn as_str(&self) -> &str {
         &self.written
     }
 
-    /// The name in lower case: what two spellings of it have in common.
+    /// Returns the name in lower case, which is the same for all spellings.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// Whether `other`, in any case, is this name.
+    /// Returns whether `other` is this name, compared without case.
     pub fn matches(&self, other: &str) -> bool {
         self.key.eq_ignore_ascii_case(other)
     }
 }
 
-fn bytes_are_lower(text: &str) -> bool {
+fn is_lowercase(text: &str) -> bool {
     !text.bytes().any(|b| b.is_ascii_uppercase())
 }
 
@@ -89,7 +89,7 @@ impl Hash for Name {
         self.key.hash(state);
     }
 }
-/// Lets a map keyed by names be asked with a lower-case `&str`.
+/// A map keyed by names can be searched with a lower-case `&str`.
 impl Borrow<str> for Name {
     fn borrow(&self) -> &str {
         &self.key

@@ -1,25 +1,26 @@
-//! What is wrong with a document, said so that its author can mend it.
+//! Problems of documents, worded so that the author can fix them.
 
 use std::fmt;
 
-/// One thing wrong with a settings file or an endpoint document.
+/// One problem of a settings file or an endpoint document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where the document came from: a file's path, `environment`, or empty.
+    /// The source of the document: the path of a file, `environment`, or empty.
     pub source: String,
-    /// The field, as `spec.deployments[0].port`; empty for the whole document.
+    /// The field, such as `spec.deployments[0].port`; empty for the whole document.
     pub path: String,
-    /// What is wrong with it, and what would be right.
-    pub what: String,
+    /// What is wrong with the field, and what would be right.
+    pub message: String,
 }
 
 impl Problem {
-    /// A problem of the field at `path`; the source is filled in by whoever knows it.
+    /// Creates a problem of the field at `path`. The caller that knows the source adds it with
+    /// [`Problem::from_source`].
     pub fn new(path: impl Into<String>, what: impl Into<String>) -> Self {
-        Self { source: String::new(), path: path.into(), what: what.into() }
+        Self { source: String::new(), path: path.into(), message: what.into() }
     }
 
-    /// The same problem, known to come from `source`.
+    /// Returns the problem with its source set.
     #[must_use]
     pub fn from_source(mut self, source: &str) -> Self {
         source.clone_into(&mut self.source);
@@ -34,13 +35,13 @@ impl fmt::Display for Problem {
                 write!(f, "{part}: ")?;
             }
         }
-        f.write_str(&self.what)
+        f.write_str(&self.message)
     }
 }
 
-/// All problems of a document: those of its form, and those of the rules that are not only their echo. (What was left
-/// out for its form is not also missing, and does not spoil a sum.)
-pub fn together(form: Vec<Problem>, rules: Vec<Problem>) -> Vec<Problem> {
+/// Merges the problems of a document: all of its form, and those of the rules that do not merely follow from them. (A
+/// field that was left out for its form is not reported as missing too.)
+pub fn merge_problems(form: Vec<Problem>, rules: Vec<Problem>) -> Vec<Problem> {
     let is_echo = |problem: &Problem| {
         form.iter().any(|known| is_within(&known.path, &problem.path) || is_within(&problem.path, &known.path))
     };
@@ -48,8 +49,8 @@ pub fn together(form: Vec<Problem>, rules: Vec<Problem>) -> Vec<Problem> {
     form.into_iter().chain(news).collect()
 }
 
-/// The path of the field `name` of the mapping at `parent`; a name that could be misread is quoted.
-pub fn field(parent: &str, name: &str) -> String {
+/// Returns the path of the field `name` of the mapping at `parent`. A name that could be misread is quoted.
+pub fn field_path(parent: &str, name: &str) -> String {
     let plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     match (plain, parent.is_empty()) {
         (true, true) => name.to_owned(),
@@ -58,21 +59,21 @@ pub fn field(parent: &str, name: &str) -> String {
     }
 }
 
-/// The path of one item of the list at `parent`, counted from 0.
-pub fn item(parent: &str, index: usize) -> String {
+/// Returns the path of one item of the list at `parent`, counted from 0.
+pub fn item_path(parent: &str, index: usize) -> String {
     format!("{parent}[{index}]")
 }
 
-/// Whether `path` is `ancestor` or a field somewhere below it.
+/// Returns whether `path` is `ancestor` or a field below it.
 pub fn is_within(path: &str, ancestor: &str) -> bool {
     path.strip_prefix(ancestor)
         .is_some_and(|rest| ancestor.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// `text` as a message shows it: in quotes, control characters escaped, cut where it gets long.
+/// Returns `text` as messages show it: in quotes, with control characters escaped, and cut when it is long.
 pub fn quoted(text: &str) -> String {
-    const SHOWN: usize = 60;
-    match text.char_indices().nth(SHOWN) {
+    const MAX_SHOWN_CHARS: usize = 60;
+    match text.char_indices().nth(MAX_SHOWN_CHARS) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
         None => format!("{text:?}"),
     }
@@ -84,9 +85,9 @@ mod tests {
 
     #[test]
     fn paths_read_like_the_document() {
-        assert_eq!(field(&item(&field("spec", "deployments"), 1), "port"), "spec.deployments[1].port");
-        assert_eq!(field("", "spec"), "spec");
-        assert_eq!(field("metadata.labels", "a.b/c"), "metadata.labels[\"a.b/c\"]");
+        assert_eq!(field_path(&item_path(&field_path("spec", "deployments"), 1), "port"), "spec.deployments[1].port");
+        assert_eq!(field_path("", "spec"), "spec");
+        assert_eq!(field_path("metadata.labels", "a.b/c"), "metadata.labels[\"a.b/c\"]");
     }
 
     #[test]

@@ -1,13 +1,14 @@
-//! Why the router itself refuses a request, or fails it. No HTTP here: the data plane maps each to a status.
+//! Reasons for which the router itself refuses or fails a request. They are independent of HTTP; the data plane maps
+//! each to a status code.
 
 use std::time::Duration;
 
-/// Every error the router makes. One that a model makes is passed on, never one of these.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Every error that the router makes. Errors of a model are passed on and are not among these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::EnumCount)]
 pub enum Refusal {
-    /// The caller may not.
-    Denied(Denied),
-    /// The keys that a token's signature is checked with cannot be had; come back after this long.
+    /// The client is not authenticated or not authorized.
+    Denied(AuthFailure),
+    /// The key set that the token's signature is verified with is not available. A retry makes sense after this time.
     TokenKeysUnavailable(Duration),
     /// The path names no endpoint.
     EndpointNotFound,
@@ -17,63 +18,63 @@ pub enum Refusal {
     NoLiveDeployment,
     /// The body is longer than this many bytes.
     PayloadTooLarge(u64),
-    /// The client sent its head too slowly.
+    /// The request head did not arrive in time.
     HeadTimeout,
-    /// The client sent its body too slowly.
+    /// The request body did not arrive in time.
     BodyTimeout,
     /// The request head is larger than allowed.
     HeadTooLarge,
-    /// The client left, or broke the request's form, in the middle of its body.
+    /// The client left in the middle of its body, or the framing of the body is broken.
     BodyCutShort,
-    /// Not a request we can pass on; says why.
+    /// The request cannot be passed on, for this reason.
     BadRequest(&'static str),
-    /// CONNECT or TRACE.
+    /// The method is CONNECT or TRACE.
     MethodNotAllowed,
-    /// Another method than POST, to ask for a token.
+    /// A token was requested with another method than POST.
     PostOnly,
-    /// The queue was full; come back after this long.
+    /// The queue is full. A retry makes sense after this time.
     QueueFull(Duration),
-    /// The longest wait was over; come back after this long.
+    /// The queue wait was exceeded. A retry makes sense after this time.
     QueueTimeout(Duration),
-    /// No replica can take requests; come back after this long.
+    /// No replica is ready. A retry makes sense after this time.
     NoReadyReplica(Duration),
-    /// The router has as many connections as it may.
+    /// The router has reached its limit of client connections.
     TooManyConnections,
-    /// No response head within this time.
+    /// The model did not begin its answer within this time.
     ModelTimeout(Duration),
     /// No connection to a replica could be made.
     ReplicaUnreachable,
-    /// The replica closed, or spoke something that is not HTTP, before it answered.
+    /// The replica closed the connection, or sent something that is not HTTP, before it answered.
     ReplicaClosed,
 }
 
-/// Why a caller may not use an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Denied {
-    /// No `authorization` header, or not of the form `Bearer …`.
+/// Reasons for which a client is not authenticated or not authorized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, strum::EnumCount)]
+pub enum AuthFailure {
+    /// There is no `authorization` header of the form `Bearer …`.
     Missing,
-    /// A key, but none of this endpoint's.
+    /// The key is not a key of this endpoint.
     InvalidKey,
-    /// Not a signed token (JWT) of a form and an algorithm that is understood.
+    /// The credential is not a signed token (JWT) with a supported algorithm.
     Malformed,
-    /// Signed with a key that its issuer does not have.
+    /// The token is signed with a key that its issuer does not publish.
     UnknownSigningKey,
-    /// The signature is not that of the token.
+    /// The signature does not match the token.
     BadSignature,
-    /// Its time is over.
+    /// The token has expired.
     Expired,
-    /// Its time has not come.
+    /// The token is not valid yet.
     NotYetValid,
-    /// Issued by somebody this endpoint does not know.
+    /// The endpoint does not trust the issuer of the token.
     WrongIssuer,
-    /// Issued for somebody else.
+    /// The token is for another audience.
     WrongAudience,
-    /// Issued by the router, for another endpoint.
+    /// The router issued the token for another endpoint.
     WrongEndpoint,
-    /// Lacks a claim, a scope or a role that the endpoint asks for.
+    /// The token lacks a claim, a scope or a role that the endpoint requires.
     MissingClaim,
-    /// A user of the cluster that the endpoint is in, who may not have a token of it.
+    /// The user of the cluster may not get a token of the endpoint.
     NotAllowed,
-    /// The endpoint hands out no tokens: it has no keys that anybody could ask with.
+    /// The endpoint issues no tokens, because it has no keys that a client could ask with.
     NoTokens,
 }

@@ -1,6 +1,7 @@
-//! The `OnlineEndpoint` document exactly as written; nothing is checked but the types.
+//! The `OnlineEndpoint` document as it is written. Only the types of its fields are checked.
 //!
-//! Every field may be missing, so that validation can report all that is missing at once.
+//! Every field is optional, so that validation can report everything that is missing at once. The doc comments of the
+//! fields are the descriptions in the custom resource definition and in `docs/reference/endpoint.md`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,16 +10,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::decode::{mapping, mappings};
-use super::duration::WrittenDuration;
+use super::duration::HumanDuration;
 use super::problem::Problem;
 
-/// `apiVersion` of the documents.
+/// The `apiVersion` of the documents.
 pub const API_VERSION: &str = "inference-router.dev/v1alpha1";
-/// `kind` of the documents.
+/// The `kind` of the documents.
 pub const KIND: &str = "OnlineEndpoint";
 
-/// Declares a struct as it is written in a document: camelCase, every field optional, no field unknown.
-macro_rules! written {
+/// Declares a struct as it is written in a document: camelCase, every field optional, unknown fields refused.
+macro_rules! config_struct {
     ($($(#[$about:meta])* $vis:vis struct $name:ident {
         $($(#[$field_about:meta])* $field:ident: $of:ty,)*
     })*) => {$(
@@ -30,219 +31,225 @@ macro_rules! written {
         }
     )*};
 }
-pub(crate) use written;
+pub(crate) use config_struct;
 
-written! {
+config_struct! {
     /// A whole document.
     pub struct RawEndpoint {
         /// Always [`API_VERSION`].
         api_version: String,
         /// Always [`KIND`].
         kind: String,
-        /// Name and namespace.
+        /// Name and namespace of the endpoint.
         #[serde(deserialize_with = "mapping")]
         metadata: RawMetadata,
-        /// What is wanted.
+        /// The desired state of the endpoint.
         #[serde(deserialize_with = "mapping")]
         spec: RawSpec,
-        /// Written by the router into Kubernetes; ignored when read.
+        /// Written by the router in Kubernetes; ignored in documents.
         status: Value,
     }
 
-    /// `metadata`: name and namespace count, the rest is what `kubectl get -o yaml` adds.
+    /// The `metadata` of a document. Only name and namespace are used; the other fields are those that `kubectl get -o
+    /// yaml` adds.
     pub struct RawMetadata {
-        /// The endpoint's name.
+        /// The name of the endpoint.
         name: String,
-        /// Only for display.
+        /// The namespace of the endpoint; in files only displayed.
         namespace: String,
-        /// Not used.
+        /// Ignored by the router.
         labels: Value,
-        /// Not used.
+        /// Ignored by the router.
         annotations: Value,
-        /// Not used.
+        /// Ignored by the router.
         creation_timestamp: Value,
-        /// Not used.
+        /// Ignored by the router.
         deletion_grace_period_seconds: Value,
-        /// Not used.
+        /// Ignored by the router.
         deletion_timestamp: Value,
-        /// Not used.
+        /// Ignored by the router.
         finalizers: Value,
-        /// Not used.
+        /// Ignored by the router.
         generate_name: Value,
-        /// Not used.
+        /// Ignored by the router.
         generation: Value,
-        /// Not used.
+        /// Ignored by the router.
         managed_fields: Value,
-        /// Not used.
+        /// Ignored by the router.
         owner_references: Value,
-        /// Not used.
+        /// Ignored by the router.
         resource_version: Value,
-        /// Not used.
+        /// Ignored by the router.
         self_link: Value,
-        /// Not used.
+        /// Ignored by the router.
         uid: Value,
     }
 
-    /// What clients can call, who may, and which deployments answer.
+    /// What clients can call, which credentials they need, and which deployments answer.
     pub struct RawSpec {
-        /// Who may call: whoever has a key (`key`), a token that the router has issued (`aml_token`), a token of an OpenID
-        /// Connect issuer (`aad_token`), or anybody (`none`).
+        /// The credential that clients need: a key (`key`), a token issued by the router (`aml_token`), a token of an
+        /// OpenID Connect issuer (`aad_token`), or none (`none`).
         auth_mode: String,
-        /// Keys of the endpoint, for `authMode: key`, and for `aml_token` those that get tokens.
+        /// Keys of the endpoint, for `authMode: key`. For `aml_token`, clients exchange one of these keys for a token.
         #[serde(deserialize_with = "mapping")]
         keys: RawKeys,
-        /// Whose tokens are accepted, for `authMode: aad_token`.
+        /// Issuers whose tokens are accepted, for `authMode: aad_token`.
         #[serde(deserialize_with = "mapping")]
         jwt: RawJwt,
-        /// Percent of live traffic by the name of a deployment. Sums to 100, or to 0, which closes the endpoint but for requests
-        /// that name a deployment in `azureml-model-deployment`.
+        /// Weights: percent of live traffic by the name of a deployment. They sum to 100, or to 0, which closes the
+        /// endpoint for requests that do not name a deployment in `azureml-model-deployment`. Default: closed.
         traffic: BTreeMap<String, i64>,
-        /// Percent of live requests that are copied to one more deployment, which must have no live traffic; its answers are
-        /// discarded.
+        /// Percent of live requests that are copied to one more deployment, which must not have live traffic. Its
+        /// answers are discarded.
         mirror_traffic: BTreeMap<String, i64>,
-        /// How requests are copied, where `mirrorTraffic` says so.
+        /// How requests are mirrored, if `mirrorTraffic` is given.
         #[serde(deserialize_with = "mapping")]
         mirror_settings: RawMirrorSettings,
-        /// How the answers to copied requests are compared with the live ones; they are not unless this is given.
+        /// How the answers to mirrored requests are compared with the live ones. They are compared only if this is
+        /// given; `{}` is enough.
         #[serde(deserialize_with = "mapping")]
         mirror_comparison: RawMirrorComparison,
-        /// Which pages of other origins may call; off unless given.
+        /// Cross-origin rules for browsers. Default: off.
         #[serde(deserialize_with = "mapping")]
         cors: RawCors,
-        /// Most bytes a second of requests and responses together; no limit unless given.
+        /// Bandwidth limit in bytes per second, for requests and responses together. Default: no limit.
         bandwidth_limit_bytes_per_second: i64,
         /// Versions of the model, 1 to 20.
         #[serde(deserialize_with = "mappings")]
         deployments: Vec<Option<RawDeployment>>,
     }
 
-    /// How requests are copied.
+    /// How requests are mirrored.
     pub struct RawMirrorSettings {
-        /// What becomes of a copy whose client has gone, once all of its body is there: `finish` or `drop`.
+        /// What happens to a copy whose client leaves after the whole body arrived: `finish` or `drop`. Default:
+        /// `finish`.
         on_client_abort: String,
-        /// How far the copy of a body may lag behind the live one, in bytes; a copy that lags further is given up.
+        /// How many bytes the body of a copy may lag behind the live one. A copy that lags further is canceled.
+        /// Default: 1048576.
         window_bytes: i64,
     }
 
-    /// How two answers to one request are compared.
+    /// How the two answers to one request are compared.
     pub struct RawMirrorComparison {
-        /// Whether bodies are compared, and not only statuses, times and lengths.
+        /// Whether bodies are compared, besides status codes, times and lengths. Default: true.
         compare_bodies: bool,
-        /// Bodies that are longer are not compared, in bytes.
+        /// Size in bytes of the largest body that is compared. Default: 1048576.
         max_body_bytes: i64,
-        /// Numbers in JSON agree that differ by no more than this, or by no more than this part of the larger one.
+        /// Tolerance for numbers in JSON: they agree if they differ by no more than this, or by no more than this
+        /// fraction of the larger one. Default: 0.
         numeric_tolerance: f64,
-        /// Places in JSON that are not looked at, as `$.timestamp` or `$.predictions[*].id`.
+        /// Places in JSON that are ignored, such as `$.timestamp` or `$.predictions[*].id`.
         ignore_paths: Vec<Option<String>>,
-        /// Lists in JSON whose order does not count, as `$.labels`.
+        /// Lists in JSON whose order is ignored, such as `$.labels`.
         unordered_paths: Vec<Option<String>>,
     }
 
-    /// Keys that callers send as `Authorization: Bearer …`.
+    /// Keys that clients send as `Authorization: Bearer …`.
     pub struct RawKeys {
-        /// A Secret of type `inference-router.dev/endpoint-keys` with the entries `primaryKey` and, to change over to,
-        /// `secondaryKey`. Needs Kubernetes.
+        /// A Secret of type `inference-router.dev/endpoint-keys` with the entry `primaryKey` and, for rotation,
+        /// `secondaryKey`. Only in a cluster.
         #[serde(deserialize_with = "mapping")]
         secret_ref: RawSecretRef,
-        /// The key in use. Only in endpoint files.
+        /// The key in use. Only in files.
         #[serde(deserialize_with = "mapping")]
         primary: RawKey,
-        /// The key to change over to. Only in endpoint files.
+        /// The key to rotate to. Only in files.
         #[serde(deserialize_with = "mapping")]
         secondary: RawKey,
     }
 
-    /// A Secret.
+    /// A reference to a Secret.
     pub struct RawSecretRef {
-        /// Name of a Secret in the endpoint's namespace.
+        /// The name of a Secret in the endpoint's namespace.
         name: String,
     }
 
-    /// Where a key is: exactly one of the three.
+    /// Where a key is read from: exactly one of the three fields.
     pub struct RawKey {
         /// The key itself.
-        value: Secret,
-        /// An environment variable of the router.
+        value: SecretString,
+        /// The name of an environment variable of the router.
         env: String,
-        /// A file, relative to the document's folder.
+        /// The path of a file, relative to the document's folder.
         file: String,
     }
 
     /// Tokens of OpenID Connect issuers.
     pub struct RawJwt {
-        /// Who may have signed a token.
+        /// The trusted issuers.
         #[serde(deserialize_with = "mappings")]
         issuers: Vec<Option<RawIssuer>>,
     }
 
-    /// One issuer of tokens.
+    /// A trusted issuer of tokens.
     pub struct RawIssuer {
-        /// As in the token's `iss`.
+        /// The issuer as in the token's `iss`, compared letter by letter.
         issuer: String,
-        /// As in the token's `aud`.
+        /// Accepted audiences, as in the token's `aud`.
         audiences: Vec<Option<String>>,
-        /// Where its public keys are; unless given, the issuer's discovery document says it.
+        /// The address of the issuer's key set. Default: the address in the issuer's discovery document.
         jwks_uri: String,
-        /// Claims the token must have, each with one of these values.
+        /// Claims that a token must have, each with one of these values.
         required_claims: BTreeMap<String, Value>,
-        /// Scopes, one of which the token must have.
+        /// Scopes, of which the token must have one.
         scopes: Vec<Option<String>>,
-        /// Roles, one of which will do instead.
+        /// Roles, of which the token must have one instead of a scope.
         roles: Vec<Option<String>>,
-        /// Who may have signed the issuer's certificate: a PEM file of the router. Only in endpoint files.
+        /// A PEM file with certificate authorities that are trusted for the issuer's certificate. Only in files.
         ca_file: String,
-        /// A token to show to the issuer: a file of the router. Only in endpoint files.
+        /// A file with a bearer token that is sent to the issuer. Only in files.
         bearer_token_file: String,
-        /// Whether plain HTTP will do, where nobody can be on the way.
+        /// Whether plain HTTP is allowed, for issuers on a trusted network. Default: false.
         allow_http: bool,
     }
 
     /// Cross-origin rules.
     pub struct RawCors {
-        /// `https://app.example`, or `*`.
+        /// Allowed origins, such as `https://app.example`, or `*` for all.
         allow_origins: Vec<Option<String>>,
-        /// Methods a page may use.
+        /// Methods that a page may use. Default: `GET`, `POST`.
         allow_methods: Vec<Option<String>>,
-        /// Request headers a page may set.
+        /// Request headers that a page may set, or `*`. Default: `authorization`, `content-type`,
+        /// `azureml-model-deployment`, `x-ms-client-request-id`.
         allow_headers: Vec<Option<String>>,
-        /// Response headers a page may read.
+        /// Response headers that a page may read. Default: `x-request-id`, `azureml-model-deployment`.
         expose_headers: Vec<Option<String>>,
-        /// Whether requests with cookies or client certificates are allowed.
+        /// Whether requests with cookies or client certificates are allowed. Default: false.
         allow_credentials: bool,
-        /// How long a browser may remember the answer.
+        /// How long a browser may cache the answer to a preflight request, in seconds. Default: 600.
         max_age_seconds: i64,
     }
 
     /// One of `spec.deployments`.
     pub struct RawDeployment {
-        /// Unique within the endpoint: 3 to 32 letters, digits and single inner dashes, a letter first.
+        /// The name, unique within the endpoint: 3 to 32 letters, digits and single inner dashes, a letter first.
         name: String,
         /// The workload whose pods are the replicas, in the endpoint's namespace: anything that has pods and a `scale`
-        /// subresource with a selector. Needs Kubernetes.
+        /// subresource with a selector. Only in a cluster.
         #[serde(deserialize_with = "mapping")]
         target_ref: RawTargetRef,
-        /// Fixed addresses, `host:port`. Only in endpoint files.
+        /// Fixed addresses of the replicas, `host:port`. Only in files.
         instances: Vec<Option<String>>,
-        /// Local processes that the router starts. Only in endpoint files.
+        /// Local processes that the router starts as replicas. Only in files.
         #[serde(deserialize_with = "mapping")]
         process: RawProcess,
-        /// Where the pods of `targetRef` listen.
+        /// The port on which the pods of `targetRef` listen.
         port: i64,
-        /// Path on the model for `…/score`.
+        /// The path on the model for `…/score`.
         scoring_path: String,
-        /// Path on the model for `…/swagger.json`.
+        /// The path on the model for `…/swagger.json`.
         swagger_path: String,
-        /// Whether the model sees the client's `authorization` header.
+        /// Whether the model gets the client's `authorization` header.
         forward_authorization: bool,
-        /// The `host` header that the model gets; unless given, the replica's address.
+        /// The `host` header that the model gets. Default: the address of the replica.
         host: String,
-        /// TLS towards the replicas; plain HTTP unless given.
+        /// TLS towards the replicas. Default: plain HTTP; `{}` verifies with the certificate authorities of the system.
         #[serde(deserialize_with = "mapping")]
         upstream_tls: RawUpstreamTls,
         /// Limits of one request.
         #[serde(deserialize_with = "mapping")]
         request_settings: RawRequestSettings,
-        /// How many replicas.
+        /// How the number of replicas is decided.
         #[serde(deserialize_with = "mapping")]
         scale_settings: RawScaleSettings,
         /// Which payloads are collected.
@@ -250,106 +257,108 @@ written! {
         data_collector: RawDataCollector,
     }
 
-    /// A Kubernetes workload.
+    /// A reference to a Kubernetes workload.
     pub struct RawTargetRef {
-        /// As `apps/v1`.
+        /// The API version, such as `apps/v1`.
         api_version: String,
-        /// As `Deployment`.
+        /// The kind, such as `Deployment`.
         kind: String,
-        /// Its name, in the endpoint's namespace.
+        /// The name of the object, in the endpoint's namespace.
         name: String,
     }
 
     /// How to start a local replica.
     pub struct RawProcess {
-        /// Program and arguments.
+        /// Program and arguments. `{port}` is replaced by the port of the replica; `inference-router` as program is the
+        /// router's own.
         command: Vec<Option<String>>,
-        /// Answers 2xx when the replica is ready.
+        /// A path that answers GET with 2xx when the replica is ready. Default: `/`.
         readiness_path: String,
-        /// Added to the environment.
+        /// Environment variables added to those of the router.
         env: BTreeMap<String, String>,
-        /// Folder to start in.
+        /// The working folder, relative to the document. Default: that of the router.
         working_dir: String,
     }
 
     /// TLS towards replicas.
     pub struct RawUpstreamTls {
-        /// A Secret with `ca.crt`, who may have signed the replicas' certificates, or with `tls.crt` and `tls.key`, the
-        /// router's own certificate, or with all three. Needs Kubernetes.
+        /// A Secret with `ca.crt` (certificate authorities of the replicas), with `tls.crt` and `tls.key` (the router's
+        /// own certificate), or with all three. Only in a cluster.
         #[serde(deserialize_with = "mapping")]
         secret_ref: RawSecretRef,
-        /// Who may have signed the replicas' certificates: a PEM file. Only in endpoint files.
+        /// A PEM file with the certificate authorities of the replicas. Only in files.
         ca_file: String,
-        /// The name in the replicas' certificates.
+        /// The name expected in the certificates of the replicas. Default: the host of each address.
         server_name: String,
-        /// Whether certificates are taken unseen.
+        /// Whether certificates are accepted without verification. For tests only. Default: false.
         skip_verify: bool,
-        /// The router's own certificate: a PEM file. Only in endpoint files.
+        /// The router's own certificate, a PEM file. Only in files.
         cert_file: String,
-        /// The key of the router's own certificate: a PEM file. Only in endpoint files.
+        /// The key of the router's own certificate, a PEM file. Only in files.
         key_file: String,
     }
 
     /// Limits of one request.
     pub struct RawRequestSettings {
-        /// Longest wait for a model's answer to begin, in milliseconds, from when a replica gets the request.
+        /// Longest time in milliseconds from the dispatch to the response head of the model.
         request_timeout_ms: i64,
         /// Longest silence inside a response body, in milliseconds.
         stream_idle_timeout_ms: i64,
-        /// Requests that one replica may have in flight, from all routers together; never exceeded.
+        /// The cap: requests that one replica may have in flight, from all routers together.
         max_concurrent_requests_per_instance: i64,
-        /// Longest wait for a free replica, in milliseconds.
+        /// Longest wait for a slot, in milliseconds.
         max_queue_wait_ms: i64,
-        /// Most requests that wait; more are turned away at once.
+        /// Largest number of queued requests. More are rejected at once.
         max_queue_length: i64,
     }
 
-    /// How many replicas there are.
+    /// How the number of replicas is decided.
     pub struct RawScaleSettings {
-        /// `default`: as many as `instanceCount` says, or, without it, as many as the workload has. `target_utilization`: as
-        /// many as requests need.
+        /// `default`: `instanceCount` replicas, or, without it, as many as the workload has. `target_utilization`: as
+        /// many as the load needs.
         #[serde(rename = "type")]
         kind: String,
-        /// How many replicas there should be, with `type: default`.
+        /// The number of replicas, with `type: default`. Default for processes: 1.
         instance_count: i64,
-        /// Least replicas, with `target_utilization`; 0: none while nobody asks.
+        /// The smallest number of replicas, with `target_utilization`; 0 allows scaling to zero.
         min_instances: i64,
-        /// Most replicas, with `target_utilization`.
+        /// The largest number of replicas, with `target_utilization`.
         max_instances: i64,
-        /// Share of what replicas can take that should be in use, with `target_utilization`, in percent.
+        /// The target utilization in percent, with `target_utilization`.
         target_utilization_percentage: i64,
-        /// How often to decide, with `target_utilization`: `1s`, from 100 ms to 10 minutes.
-        polling_interval: WrittenDuration,
-        /// How long nobody must have asked before the last replica goes, with `minInstances: 0`: `10m` unless given.
-        idle_before_zero: WrittenDuration,
-        /// How long a request waits that finds no replica, with `minInstances: 0`, in milliseconds: 60000 unless given.
+        /// The interval between decisions, with `target_utilization`: 100 ms to 10 minutes. Default: `1s`.
+        polling_interval: HumanDuration,
+        /// How long no request must have come before the last replica is removed, with `minInstances: 0`. Default:
+        /// `10m`.
+        idle_before_zero: HumanDuration,
+        /// How long a request waits that finds no replica, in milliseconds, with `minInstances: 0`. Default: 60000.
         cold_start_timeout_ms: i64,
     }
 
     /// Collection of payloads.
     pub struct RawDataCollector {
-        /// Share of the requests, 0 to 1.
+        /// The collected share of requests, 0 to 1.
         sampling_rate: f64,
-        /// `Minute`, `Hour` or `Day`: one file each.
+        /// The time span of one file: `Minute`, `Hour` or `Day`.
         rolling_rate: String,
-        /// What to collect.
+        /// The collections.
         #[serde(deserialize_with = "mapping")]
         collections: RawCollections,
     }
 
-    /// What is collected.
+    /// The collections.
     pub struct RawCollections {
-        /// Request bodies.
+        /// Collection of request bodies.
         #[serde(deserialize_with = "mapping")]
         request: RawCollection,
-        /// Response bodies.
+        /// Collection of response bodies.
         #[serde(deserialize_with = "mapping")]
         response: RawCollection,
     }
 
-    /// One thing to collect, or not.
+    /// One collection.
     pub struct RawCollection {
-        /// Off unless said.
+        /// Whether the collection is on. Default: false.
         enabled: bool,
     }
 }
@@ -357,16 +366,16 @@ written! {
 /// A text that debug output never shows.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]
-pub struct Secret(pub String);
+pub struct SecretString(pub String);
 
-impl fmt::Debug for Secret {
+impl fmt::Debug for SecretString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("…")
     }
 }
 
-/// Reads a document; whatever has the wrong type or an unknown name is reported and left out.
-pub fn decode(value: Value) -> (RawEndpoint, Vec<Problem>) {
+/// Decodes a document. Fields of the wrong type or with an unknown name are reported and left out.
+pub fn decode_endpoint(value: Value) -> (RawEndpoint, Vec<Problem>) {
     let (raw, problems) = super::decode::decode::<RawEndpoint>(value);
     (raw.unwrap_or_default(), problems)
 }

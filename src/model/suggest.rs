@@ -1,39 +1,39 @@
-//! Which word was meant by one that is not known.
+//! Suggestions for misspelled words.
 
-/// The word of `known` that `written` most likely stands for; `None` when nothing is near enough.
-pub fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let plain = plain(written);
-    // One slip in three characters: `trafic` is `traffic`, but `foo` is not `port`.
+/// Returns the word of `known` that `written` most likely stands for; `None` when none is similar enough.
+pub fn nearest_word<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = normalized(written);
+    // One mistake in three characters is accepted: `trafic` suggests `traffic`, but `foo` does not suggest `port`.
     let allowed = (plain.len() / 3).max(1);
     known
         .into_iter()
-        .map(|word| (distance(&plain, &self::plain(word)), word))
+        .map(|word| (edit_distance(&plain, &self::normalized(word)), word))
         .filter(|(distance, _)| *distance <= allowed)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, word)| word)
 }
 
-/// `unknown field "trafic"; did you mean `traffic`?`, or the list of what there is.
-pub fn instead<'a>(written: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
-    match nearest(written, known.clone()) {
-        Some(word) => format!("did you mean `{word}`? Known: {}", listed(known)),
-        None => format!("known: {}", listed(known)),
+/// Returns a message such as `did you mean `traffic`?`, or the list of known words.
+pub fn did_you_mean<'a>(written: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
+    match nearest_word(written, known.clone()) {
+        Some(word) => format!("did you mean `{word}`? Known: {}", quoted_list(known)),
+        None => format!("known: {}", quoted_list(known)),
     }
 }
 
-/// The words of a list, as a message shows them.
-pub fn listed<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+/// Returns the words of a list as messages show them.
+pub fn quoted_list<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     words.into_iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Case, dashes and underscores are the usual slips, so they count for nothing: `request_timeout_ms`.
-fn plain(word: &str) -> Vec<char> {
+/// Case, dashes and underscores are common mistakes and are ignored: `request_timeout_ms`.
+fn normalized(word: &str) -> Vec<char> {
     word.chars().filter(|c| !matches!(c, '_' | '-')).take(64).flat_map(char::to_lowercase).collect()
 }
 
-/// Letters to insert, remove, replace, or swap with their neighbour to get from `a` to `b`.
-fn distance(a: &[char], b: &[char]) -> usize {
-    // Row i, column j: from the first i letters of `a` to the first j of `b`.
+/// Returns the number of letters to insert, remove, replace, or swap with their neighbor to get from `a` to `b`.
+fn edit_distance(a: &[char], b: &[char]) -> usize {
+    // Row i, column j is the distance from the first i letters of `a` to the first j letters of `b`.
     let mut rows: Vec<Vec<usize>> = (0..=a.len()).map(|i| (i..=i + b.len()).collect()).collect();
     for i in 1..=a.len() {
         for j in 1..=b.len() {
@@ -64,14 +64,14 @@ mod tests {
             ("prot", "port"),
             ("deployment", "deployments"),
         ] {
-            assert_eq!(nearest(slip, KNOWN), Some(word), "{slip}");
+            assert_eq!(nearest_word(slip, KNOWN), Some(word), "{slip}");
         }
     }
 
     #[test]
     fn another_word_is_not_guessed_at() {
         for other in ["foo", "", "replicas", "x"] {
-            assert_eq!(nearest(other, KNOWN), None, "{other}");
+            assert_eq!(nearest_word(other, KNOWN), None, "{other}");
         }
     }
 }

@@ -1,26 +1,26 @@
-//! What is asked of TLS, on either side; the files it names are read elsewhere.
+//! TLS settings of listeners and upstream connections. The files that they name are read elsewhere.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What a folder with a certificate holds, and then the key beside it: as a Kubernetes Secret is mounted, and as Azure
-/// Machine Learning's extension is given it.
-pub const NAMES_IN_FOLDERS: [(&str, &str); 2] = [("tls.crt", "tls.key"), ("cert.pem", "key.pem")];
+/// Names of the certificate and key files in a folder: those of a mounted Kubernetes Secret, and those of Azure Machine
+/// Learning's extension.
+pub const CERTIFICATE_FILE_NAMES: [(&str, &str); 2] = [("tls.crt", "tls.key"), ("cert.pem", "key.pem")];
 
 /// TLS on a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerTls {
-    /// At least one; the first is for clients that ask for no name, or one that no certificate has.
+    /// Certificates, at least one. The first is for clients that send no server name, or one that no certificate has.
     pub certificates: Vec<CertificateSource>,
-    /// The oldest version that is spoken.
+    /// The oldest accepted version.
     pub min_version: TlsVersion,
-    /// Longest time from the accept to the end of the handshake.
+    /// The longest time from accept to the end of the handshake.
     pub handshake_timeout: Duration,
-    /// Who may have signed the certificates of clients; `None`: clients are not asked for one.
+    /// Certificate authorities of client certificates; `None`: no client certificate is requested.
     pub client_ca_file: Option<PathBuf>,
 }
 
-/// The defaults of what need not be said.
+/// The defaults of optional fields.
 impl Default for ServerTls {
     fn default() -> Self {
         Self {
@@ -32,7 +32,7 @@ impl Default for ServerTls {
     }
 }
 
-/// Versions of TLS that are spoken at all.
+/// Supported versions of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum TlsVersion {
@@ -40,24 +40,24 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// Where a certificate, with the chain to its root, and its key are.
+/// Where a certificate with its chain and its key is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CertificateSource {
-    /// In two files.
+    /// Two files.
     Pair {
-        /// PEM, the certificate itself first.
+        /// A PEM file with the certificate, then its chain.
         cert: PathBuf,
-        /// PEM.
+        /// A PEM file with the private key.
         key: PathBuf,
     },
-    /// In a folder, under one of [`NAMES_IN_FOLDERS`].
+    /// A folder with a pair of [`CERTIFICATE_FILE_NAMES`].
     Folder(PathBuf),
-    /// In a Secret of the router's own namespace, or of the endpoint's, as `tls.crt` and `tls.key`.
+    /// A Secret with `tls.crt` and `tls.key`, of the router's own namespace or of the endpoint's.
     Secret(String),
 }
 
 impl CertificateSource {
-    /// What it is called in metrics and messages: as it is written in the settings.
+    /// Returns the name of the certificate in metrics and messages, which is the path as written in the settings.
     pub fn name(&self) -> &Path {
         match self {
             Self::Pair { cert, .. } => cert,
@@ -69,7 +69,7 @@ impl CertificateSource {
 
 impl UpstreamTls {
     /// Makes relative paths relative to `folder`.
-    pub fn settle(&mut self, folder: &Path) {
+    pub fn resolve_paths(&mut self, folder: &Path) {
         let mut paths: Vec<&mut PathBuf> = self.ca_file.iter_mut().collect();
         match &mut self.certificate {
             Some(CertificateSource::Pair { cert, key }) => paths.extend([cert, key]),
@@ -85,14 +85,14 @@ impl UpstreamTls {
 /// TLS towards the replicas of a deployment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// Who may have signed the replicas' certificates; `None`: whoever this machine trusts.
+    /// Certificate authorities of the replicas; `None`: those of the system.
     pub ca_file: Option<PathBuf>,
-    /// The name in the replicas' certificates; `None`: the host of each replica's address.
+    /// The name expected in the certificates of the replicas; `None`: the host of each replica's address.
     pub server_name: Option<String>,
-    /// Whether certificates are taken unseen.
+    /// Whether certificates are accepted without verification.
     pub skip_verify: bool,
-    /// A Secret of the endpoint's namespace with `ca.crt`, `tls.crt` and `tls.key`, or some of them; instead of files.
-    pub secret: Option<String>,
-    /// What the router shows when a replica asks for a certificate.
+    /// A Secret of the endpoint's namespace with `ca.crt`, `tls.crt` and `tls.key`, or some of them, instead of files.
+    pub secret_name: Option<String>,
+    /// The certificate that the router presents when a replica asks for one.
     pub certificate: Option<CertificateSource>,
 }

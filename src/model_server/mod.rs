@@ -6,9 +6,9 @@
 //! scores at once while the excess waits unseen, runs that go on when their client has left, health that answers
 //! although the model is busy, and the same headers and errors. Unlike it, connections are kept alive.
 
-mod answer;
-mod runs;
-mod score;
+mod handler;
+mod linear_model;
+mod score_executor;
 mod swagger;
 #[cfg(test)]
 mod tests;
@@ -29,67 +29,69 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use self::answer::{Scorer, answer};
-use self::runs::Runs;
-use self::score::Model;
+use self::handler::{ScoringService, handle_request};
+use self::linear_model::LinearModel;
+use self::score_executor::ScoreExecutor;
 use hyper_util::rt::TokioIo;
 
-/// How long a stopping server waits for what it is doing.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long a stopping server waits for running scores.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the server waits when the system has no more connections to give, so as not to spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long the server waits when the system has no more connections, so that it does not spin.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// How a [`Server`] behaves.
+/// Options of a [`SampleModelServer`].
 #[derive(Debug, Clone)]
-pub struct Options {
-    /// Where to listen; port 0 takes a free one.
+pub struct ModelServerOptions {
+    /// The address to listen on; port 0 takes a free one.
     pub address: SocketAddr,
-    /// Scores that run at once, at least 1; the excess waits in line. `GET /` never waits.
+    /// The number of scores that run at once, at least 1. More are queued; `GET /` never waits.
     pub concurrency: usize,
     /// How long each score takes.
     pub delay: Duration,
-    /// Share of the scores that answer 500, 0 to 1.
+    /// The share of scores that answer 500, 0 to 1.
     pub fail_rate: f64,
-    /// Added to each prediction: as another version of the model would differ.
+    /// Added to each prediction, as another version of the model would differ.
     pub shift: f64,
-    /// `POST /score` answers with server-sent events, one for each row, instead of one JSON array.
-    pub stream: bool,
-    /// The deployment this server stands for, sent as `x-model-name`.
-    pub name: Option<String>,
+    /// Whether `POST /score` answers with server-sent events, one per row, instead of one JSON array.
+    pub is_streaming: bool,
+    /// The deployment that this server belongs to, sent as `x-model-name`.
+    pub model_name: Option<String>,
 }
 
 /// A model server that is bound to its address and ready to run.
 #[derive(Debug)]
-pub struct Server {
+pub struct SampleModelServer {
     listener: TcpListener,
     address: SocketAddr,
-    scorer: Arc<Scorer>,
+    service: Arc<ScoringService>,
 }
 
-impl Server {
+impl SampleModelServer {
     /// Checks `options` and binds the address.
     ///
     /// # Errors
-    /// The address cannot be bound, or (`InvalidInput`) an option is out of its range.
-    pub async fn bind(options: Options) -> io::Result<Self> {
+    ///
+    /// When the address cannot be bound, or (`InvalidInput`) an option is out of its range.
+    pub async fn bind(options: ModelServerOptions) -> io::Result<Self> {
         let address = options.address;
-        let scorer = Scorer::build(options)?;
+        let scorer = ScoringService::build(options)?;
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { address: listener.local_addr()?, listener, scorer: Arc::new(scorer) })
+        Ok(Self { address: listener.local_addr()?, listener, service: Arc::new(scorer) })
     }
 
-    /// Where the server listens, with the port that was chosen for port 0.
+    /// Returns the address of the server, with the port that was chosen for port 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until `shutdown` completes, then stops accepting and gives what runs 2 seconds to finish.
+    /// Serves until `shutdown` completes, then stops accepting and gives running scores 2 seconds to finish.
     ///
     /// # Errors
+    ///
     /// None at present: a connection that fails concerns only its client.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { listener, scorer, .. } = self;
+        let Self { listener, service: scorer, .. } = self;
         let mut connections = JoinSet::new();
         let (stop, stopping) = watch::channel(());
         let mut shutdown = pin!(shutdown);
@@ -99,11 +101,11 @@ impl Server {
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        connections.spawn(serve(stream, scorer.clone(), stopping.clone()));
+                        connections.spawn(serve_connection(stream, scorer.clone(), stopping.clone()));
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "the model server cannot accept a connection");
-                        sleep(ACCEPT_PAUSE).await;
+                        tracing::warn!(%error, "accept failed");
+                        sleep(ACCEPT_RETRY_DELAY).await;
                     }
                 },
             }
@@ -111,17 +113,18 @@ impl Server {
         drop(listener);
         drop(stop);
         let drained = async { while connections.join_next().await.is_some() {} };
-        if timeout(GRACE, drained).await.is_err() {
+        if timeout(SHUTDOWN_TIMEOUT, drained).await.is_err() {
             connections.shutdown().await;
         }
-        scorer.runs.abort();
+        scorer.executor.abort_all();
         Ok(())
     }
 }
 
-impl Scorer {
-    fn build(options: Options) -> io::Result<Self> {
-        let Options { concurrency, delay, fail_rate, shift, stream, name, .. } = options;
+impl ScoringService {
+    fn build(options: ModelServerOptions) -> io::Result<Self> {
+        let ModelServerOptions { concurrency, delay, fail_rate, shift, is_streaming: stream, model_name: name, .. } =
+            options;
         let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
         if concurrency == 0 {
             return Err(invalid("concurrency: expected at least 1, found 0".into()));
@@ -135,21 +138,25 @@ impl Scorer {
         if !shift.is_finite() {
             return Err(invalid(format!("shift: expected a number, found {shift}")));
         }
-        let model = Model::load()?.shifted(shift);
-        Ok(Self { runs: Arc::new(Runs::new(model, concurrency, delay, fail_rate)), stream, name })
+        let model = LinearModel::load()?.with_shift(shift);
+        Ok(Self {
+            executor: Arc::new(ScoreExecutor::new(model, concurrency, delay, fail_rate)),
+            is_streaming: stream,
+            model_name: name,
+        })
     }
 }
 
 /// Answers the requests of one connection until it ends or `stopping` loses its sender.
-async fn serve(stream: TcpStream, scorer: Arc<Scorer>, mut stopping: watch::Receiver<()>) {
-    // Without it events of a stream would wait for each other; a socket that refuses is slower, not broken.
+async fn serve_connection(stream: TcpStream, scorer: Arc<ScoringService>, mut stopping: watch::Receiver<()>) {
+    // Without this option, events of a stream would be delayed. A socket that refuses it is slower, not broken.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
         let scorer = scorer.clone();
-        async move { Ok::<_, Infallible>(answer(&scorer, request).await) }
+        async move { Ok::<_, Infallible>(handle_request(&scorer, request).await) }
     });
-    // A client may close its half and still get its answer. It also means that the connection ends only when the run
-    // has: from that a router learns that a slot is free again.
+    // A client may close its sending half and still get its answer. The connection then ends only when the run has
+    // ended, from which a router learns that a slot is free again.
     let connection = http1::Builder::new().half_close(true).serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
@@ -160,6 +167,6 @@ async fn serve(stream: TcpStream, scorer: Arc<Scorer>, mut stopping: watch::Rece
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection of the model server ended early");
+        tracing::debug!(%error, "connection ended early");
     }
 }

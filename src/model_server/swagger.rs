@@ -1,11 +1,11 @@
-//! The server's description of itself, in the three versions that Azure's server knows.
+//! The OpenAPI description of the server, in the three versions that Azure's server has.
 
 use serde_json::{Value, json};
 
-use super::score::FEATURES;
+use super::linear_model::FEATURE_COUNT;
 
-/// The document for `version` (`2`, `3` or `3.1`), or nothing if there is no such version.
-pub(super) fn document(version: &str, title: &str, stream: bool) -> Option<Value> {
+/// Returns the document for `version` (`2`, `3` or `3.1`); `None` if there is no such version.
+pub(super) fn swagger_document(version: &str, title: &str, stream: bool) -> Option<Value> {
     match version {
         "2" => Some(swagger_2(title, stream)),
         "3" => Some(openapi_3("3.0.3", title, stream)),
@@ -20,7 +20,7 @@ fn swagger_2(title: &str, stream: bool) -> Value {
         json!({"description": description, "schema": {"$ref": reference}})
     };
     let data = json!({
-        "name": "data", "in": "query", "required": true, "type": "string", "description": query_text(),
+        "name": "data", "in": "query", "required": true, "type": "string", "description": query_description(),
     });
     let payload = json!({
         "name": "serviceInputPayload", "in": "body", "required": true, "schema": {"$ref": "#/definitions/ServiceInput"},
@@ -72,7 +72,7 @@ fn openapi_3(openapi: &str, title: &str, stream: bool) -> Value {
     let health = answer("Healthy", "text/plain", text.clone());
     let body = json!({"required": true, "content": {"application/json": {"schema": schema("ServiceInput")}}});
     let data = json!({
-        "name": "data", "in": "query", "required": true, "schema": text, "description": query_text(),
+        "name": "data", "in": "query", "required": true, "schema": text, "description": query_description(),
     });
     json!({
         "openapi": openapi,
@@ -105,7 +105,8 @@ fn info(title: &str) -> Value {
 }
 
 fn schemas() -> Value {
-    let row = json!({"type": "array", "items": {"type": "number"}, "minItems": FEATURES, "maxItems": FEATURES});
+    let row =
+        json!({"type": "array", "items": {"type": "number"}, "minItems": FEATURE_COUNT, "maxItems": FEATURE_COUNT});
     json!({
         "ServiceInput": {
             "type": "object",
@@ -126,6 +127,6 @@ fn media_type(stream: bool) -> &'static str {
     if stream { "text/event-stream" } else { "application/json" }
 }
 
-fn query_text() -> String {
-    format!("The rows as JSON, URL-encoded: [[{FEATURES} numbers], ...]")
+fn query_description() -> String {
+    format!("The rows as JSON, URL-encoded: [[{FEATURE_COUNT} numbers], ...]")
 }

@@ -1,10 +1,12 @@
-//! Several routers as one: slot leases. See `docs/fleet.md`.
+//! The protocol of a fleet of routers: slot leases. See `docs/design/fleet.md`.
 //!
-//! One router of the group, the coordinator, keeps the [`ledger`]: every slot of every replica is free, leased to a member,
-//! or in quarantine. Each router, the coordinator too, is a [`member`]: it spends the slots it has leased without asking.
+//! One router of the fleet, the coordinator, keeps the [`ledger`]: every slot of every replica is free, leased to a
+//! member, or in quarantine. Each router, including the coordinator, is a [`member`], which uses its leased slots
+//! without asking.
 //!
-//! State machines without a clock, a socket or chance: each call says what happened and when, what is to be sent is
-//! collected. Times of two routers are never compared: what crosses a stream is an age, or the number of a beat.
+//! All of this is state machines without clock, socket or randomness: each call says what happened and when, and
+//! messages to send are collected. Times of two routers are never compared: messages contain ages and heartbeat
+//! numbers.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -12,109 +14,117 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::scale::tally::Sums;
+use crate::policy::scale::tally::LoadSums;
 
-pub mod election;
+pub mod leader_election;
 pub mod ledger;
 pub mod member;
 
-/// A router, for as long as its process lives.
+/// The identity of a router for the life of its process.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MemberId {
-    /// The name that its group knows it by.
+    /// The name of the router in its fleet.
     pub name: Arc<str>,
-    /// Distinguishes the processes that had the name one after the other: a later one has more, and proves that those before
-    /// have ended. Two that run at the same time must not have the same name.
+    /// Distinguishes processes that had the name one after the other. A later process has a higher number, and proves
+    /// that earlier ones have ended. Two processes that run at the same time must not have the same name.
     pub incarnation: u64,
 }
 
-/// The term of a coordinator: higher is later, and no two coordinators ever have the same.
+/// The number of a coordinator's term. Later terms have higher numbers, and no two coordinators have the same one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Epoch(pub u64);
+pub struct Term(pub u64);
 
-/// What a deployment is called, the same at every router.
-pub type Deployment = Arc<str>;
+/// The name of a deployment, which is the same at every router.
+pub type DeploymentId = Arc<str>;
 
-/// A model server, from when it is started to when it is gone; the same at every router.
+/// Identifies a replica from its start to its end; the same at every router.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ReplicaKey {
-    /// What it belongs to.
-    pub deployment: Deployment,
-    /// Unique in the deployment over time: a pod's UID, an address with the number of the start.
+pub struct FleetReplicaKey {
+    /// The deployment of the replica.
+    pub deployment: DeploymentId,
+    /// Unique within the deployment over time: the UID of a pod, or an address with the number of its start.
     pub name: Arc<str>,
 }
 
-/// How many slots a member may be granted without saying that it knows of them, where there are `slots` and it holds `held`;
-/// and half as many it knows of without saying so.
-fn window(slots: u32, held: u32) -> u32 {
+/// Returns the flow-control window of a member that holds `held` of `slots` slots: the largest number of granted slots
+/// that it has not acknowledged. It acknowledges after half of them.
+fn flow_control_window(slots: u32, held: u32) -> u32 {
     (slots / 8).max(held / 2).max(1)
 }
 
-/// Slots of one replica.
-pub type Lot = (ReplicaKey, u32);
+/// A number of slots of one replica.
+pub type ReplicaSlots = (FleetReplicaKey, u32);
 
-/// The times of the protocol, the same at every router.
+/// Timing of the protocol, the same at every router.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Settings {
-    /// How long a member may spend slots after it has sent the last beat that was answered.
-    pub lease: Duration,
-    /// Between two beats of a member.
-    pub heartbeat: Duration,
-    /// Between two reports of changes that nobody waits for.
-    pub report: Duration,
-    /// How long a slot stays idle before it is returned, up to one and a half times this.
-    pub idle: Duration,
-    /// How much older than those at home a request at another router must be to get a slot from here; eight round trips to
-    /// the coordinator, if that is more.
-    pub patience: Duration,
-    /// How long a coordinator that cannot renew its term may go by the word of its members, see [`ledger::Ledger::vouched`];
-    /// zero where it never does.
-    pub vouch: Duration,
-    /// How wrong a router's clock may run at most, as a share: 0.1 is 10 % too fast or too slow.
-    pub drift: f64,
+pub struct FleetTiming {
+    /// How long a member may use slots after it sent the last heartbeat that was answered.
+    pub lease_duration: Duration,
+    /// The interval between heartbeats of a member.
+    pub heartbeat_interval: Duration,
+    /// The interval between reports of changes that nobody waits for.
+    pub report_interval: Duration,
+    /// How long a slot stays idle before it is returned; up to one and a half times this.
+    pub idle_slot_timeout: Duration,
+    /// The age by which a request at another router must exceed those here to get a slot from here; eight round trips
+    /// to the coordinator, if that is more.
+    pub steal_threshold: Duration,
+    /// How long a coordinator that cannot renew its term may rely on the confirmation of its members, see
+    /// [`ledger::Ledger::confirmed_at`]; zero if it never does.
+    pub confirmation_validity: Duration,
+    /// The largest error of a router's clock, as a fraction: 0.1 is 10 % too fast or too slow.
+    pub max_clock_drift: f64,
 }
 
-/// So that a model checker can tell states apart.
-impl Hash for Settings {
+/// For a model checker, which has to tell states apart.
+impl Hash for FleetTiming {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.lease, self.heartbeat, self.report, self.idle, self.patience, self.vouch).hash(state);
-        self.drift.to_bits().hash(state);
+        (
+            self.lease_duration,
+            self.heartbeat_interval,
+            self.report_interval,
+            self.idle_slot_timeout,
+            self.steal_threshold,
+            self.confirmation_validity,
+        )
+            .hash(state);
+        self.max_clock_drift.to_bits().hash(state);
     }
 }
 
-impl Default for Settings {
+impl Default for FleetTiming {
     fn default() -> Self {
         Self {
-            lease: Duration::from_secs(10),
-            heartbeat: Duration::from_secs(1),
-            report: Duration::from_millis(100),
-            idle: Duration::from_millis(100),
-            patience: Duration::from_millis(5),
-            vouch: Duration::from_secs(3),
-            drift: 0.1,
+            lease_duration: Duration::from_secs(10),
+            heartbeat_interval: Duration::from_secs(1),
+            report_interval: Duration::from_millis(100),
+            idle_slot_timeout: Duration::from_millis(100),
+            steal_threshold: Duration::from_millis(5),
+            confirmation_validity: Duration::from_secs(3),
+            max_clock_drift: 0.1,
         }
     }
 }
 
-impl Settings {
-    /// What has to pass on any router's clock so that `time` has surely passed on every other's.
-    pub fn surely(&self, time: Duration) -> Duration {
-        time.mul_f64((1.0 + self.drift) / (1.0 - self.drift))
+impl FleetTiming {
+    /// Returns the time that must pass on any router's clock so that `time` has passed on every other router's.
+    pub fn with_drift_margin(&self, time: Duration) -> Duration {
+        time.mul_f64((1.0 + self.max_clock_drift) / (1.0 - self.max_clock_drift))
     }
 }
 
-/// What a member says. Within one session messages arrive in order, or the session has ended.
+/// Messages of a member. Within one session they arrive in order, or the session has ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Hash)]
 pub enum ToCoordinator {
-    /// Begins a session: all that the member holds, and nothing else it has said before counts.
+    /// Begins a session with everything that the member holds. Nothing that it sent before counts.
     Hello(Hello),
-    /// What has changed.
-    Report(Report),
+    /// Reports changes.
+    Report(MemberReport),
     /// The member holds nothing and will not come back.
     Bye {
-        /// Of the coordinator.
-        epoch: Epoch,
-        /// Of the member.
+        /// The coordinator's term.
+        term: Term,
+        /// The member's session.
         session: u64,
     },
 }
@@ -122,167 +132,170 @@ pub enum ToCoordinator {
 /// The first message of a session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Hash)]
 pub struct Hello {
-    /// The highest that the member has seen.
-    pub epoch: Epoch,
-    /// Higher than of every session the member had before.
+    /// The highest term that the member has seen.
+    pub term: Term,
+    /// The number of the session, higher than that of every earlier session of the member.
     pub session: u64,
-    /// Counts as a beat.
-    pub beat: u64,
-    /// All that the member holds, and what is in flight.
-    pub claims: Vec<Claim>,
-    /// Replicas the member cannot use.
-    pub barred: Vec<ReplicaKey>,
-    /// Where requests wait.
-    pub demand: Vec<Demand>,
-    /// What goes on there, of every deployment.
-    pub loads: Vec<(Deployment, Load)>,
+    /// The number of a heartbeat.
+    pub heartbeat: u64,
+    /// Everything that the member holds, and what is in flight.
+    pub claims: Vec<SlotClaim>,
+    /// Replicas that the member cannot use.
+    pub unusable: Vec<FleetReplicaKey>,
+    /// Queued requests, by deployment.
+    pub demand: Vec<SlotDemand>,
+    /// The load of every deployment.
+    pub loads: Vec<(DeploymentId, MemberLoad)>,
 }
 
-/// What a member has of one replica when a session begins.
+/// The slots of one replica that a member claims when a session begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Hash)]
-pub struct Claim {
-    /// Of which replica.
-    pub replica: ReplicaKey,
-    /// Slots by the right of a lease: those held while it is valid, and those busy since it was.
-    pub slots: u32,
-    /// These, or, if it is more, all requests in flight: in fallback they may have no right to it.
-    pub out: u32,
+pub struct SlotClaim {
+    /// The replica.
+    pub replica: FleetReplicaKey,
+    /// Slots held under a lease: all of them while the lease is valid, otherwise those that have been busy since it
+    /// was.
+    pub leased_slots: u32,
+    /// The larger of `leased_slots` and the number of requests in flight, which in fallback may have no lease.
+    pub taken_slots: u32,
 }
 
 /// A later message of a session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Hash)]
-pub struct Report {
-    /// Of the coordinator.
-    pub epoch: Epoch,
-    /// Of the member.
+pub struct MemberReport {
+    /// The coordinator's term.
+    pub term: Term,
+    /// The member's session.
     pub session: u64,
-    /// Asks for the lease to be renewed.
-    pub beat: Option<Beat>,
-    /// Slots that are the coordinator's again.
-    pub returned: Vec<Lot>,
-    /// Replicas that the member cannot use any more (`true`), or again (`false`).
-    pub barred: Vec<(ReplicaKey, bool)>,
-    /// Where this has changed.
-    pub demand: Vec<Demand>,
-    /// Where this has changed, time aside.
-    pub loads: Vec<(Deployment, Load)>,
+    /// A heartbeat, which asks for the lease to be renewed.
+    pub heartbeat: Option<Heartbeat>,
+    /// Slots that are returned to the coordinator.
+    pub returned: Vec<ReplicaSlots>,
+    /// Replicas that the member cannot use any more (`true`), or can use again (`false`).
+    pub unusable_changes: Vec<(FleetReplicaKey, bool)>,
+    /// Queued requests of deployments where they have changed.
+    pub demand: Vec<SlotDemand>,
+    /// The load of deployments where it has changed, apart from elapsed time.
+    pub loads: Vec<(DeploymentId, MemberLoad)>,
 }
 
-/// A sign of life.
+/// A heartbeat of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Hash)]
-pub struct Beat {
-    /// Counts up.
+pub struct Heartbeat {
+    /// The number of the heartbeat, which counts up.
     pub number: u64,
-    /// The last of this session that has been answered: says that the member lived after that answer was given.
-    pub answered: u64,
+    /// The last heartbeat of this session that was answered. It proves that the member was alive after that answer.
+    pub last_answered: u64,
 }
 
-/// What waits at a member for slots of a deployment.
+/// Queued requests of a member for slots of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Hash)]
-pub struct Demand {
-    /// What they wait for.
-    pub deployment: Deployment,
-    /// Requests that wait.
-    pub waiting: u32,
-    /// How long the first of them has waited; zero where none waits.
-    pub oldest: Duration,
-    /// How long the last of them has waited; zero where none waits.
-    pub newest: Duration,
-    /// Slots of the deployment granted so far in this session, as far as they have arrived: who sent more knows that
-    /// these requests do not know it yet.
-    pub granted: u64,
+pub struct SlotDemand {
+    /// The deployment.
+    pub deployment: DeploymentId,
+    /// The number of queued requests.
+    pub queued: u32,
+    /// The age of the oldest of them; zero if there are none.
+    pub oldest_age: Duration,
+    /// The age of the newest of them; zero if there are none.
+    pub newest_age: Duration,
+    /// The number of slots of the deployment granted in this session that have arrived. If the coordinator has granted
+    /// more, these requests do not know of the rest yet.
+    pub grants_seen: u64,
 }
 
-/// What goes on at a member in a deployment: what its autoscaler needs to know.
+/// The load of a deployment at a member, which the autoscaler needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, Hash)]
-pub struct Load {
-    /// Requests in flight.
-    pub busy: u32,
-    /// Requests that wait.
-    pub waiting: u32,
-    /// All that has gone on since the router began.
-    pub sums: Sums,
+pub struct MemberLoad {
+    /// The number of requests in flight.
+    pub in_flight: u32,
+    /// The number of queued requests.
+    pub queued: u32,
+    /// Sums of the load since the router started.
+    pub sums: LoadSums,
 }
 
-impl Load {
-    /// Whether times go on adding up though nothing else happens.
+impl MemberLoad {
+    /// Returns whether durations keep adding up although nothing else happens.
     fn is_active(&self) -> bool {
-        self.busy + self.waiting > 0
+        self.in_flight + self.queued > 0
     }
 
-    fn differs_from(&self, other: &Self) -> bool {
-        let sums = Sums { time: other.sums.time, ..self.sums };
+    fn has_changed_since(&self, other: &Self) -> bool {
+        let sums = LoadSums { time: other.sums.time, ..self.sums };
         *other != Self { sums, ..*self }
     }
 }
 
-/// What a coordinator says.
+/// Messages of a coordinator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Hash)]
 pub enum ToMember {
     /// Answers a [`Hello`]: the member holds what it claimed.
     Welcome {
-        /// Of the coordinator.
-        epoch: Epoch,
-        /// Of the member.
+        /// The coordinator's term.
+        term: Term,
+        /// The member's session.
         session: u64,
-        /// The beat that is answered.
-        beat: u64,
-        /// Of what it claims, how many slots of a replica it may keep, where that is not all; see [`Update::keep`].
-        keep: Vec<Lot>,
+        /// The heartbeat that is answered.
+        heartbeat: u64,
+        /// For replicas of which the member may not keep all claimed slots, how many it may keep; see
+        /// [`CoordinatorUpdate::keep_limits`].
+        keep_limits: Vec<ReplicaSlots>,
     },
-    /// What has changed.
-    Update(Update),
-    /// Not a coordinator, or the session is over: look for the coordinator and begin another one.
+    /// Reports changes.
+    Update(CoordinatorUpdate),
+    /// The sender is not a coordinator, or the session is over: the member should look for the coordinator and begin
+    /// another session.
     Refused {
-        /// The highest that the refusing router has seen.
-        epoch: Epoch,
-        /// Of the member.
+        /// The highest term that the sender has seen.
+        term: Term,
+        /// The member's session.
         session: u64,
     },
 }
 
 /// A later message to a member.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Hash)]
-pub struct Update {
-    /// Of the coordinator.
-    pub epoch: Epoch,
-    /// Of the member.
+pub struct CoordinatorUpdate {
+    /// The coordinator's term.
+    pub term: Term,
+    /// The member's session.
     pub session: u64,
-    /// The beat that is answered: the lease is renewed.
-    pub beat: Option<u64>,
-    /// Slots that are the member's now.
-    pub granted: Vec<Lot>,
-    /// How many slots of a replica the member may keep: the others are returned as they become free.
-    pub keep: Vec<Lot>,
-    /// What waits at the other members, where that has changed.
-    pub wanted: Vec<Wanted>,
+    /// The heartbeat that is answered: the lease is renewed.
+    pub heartbeat: Option<u64>,
+    /// Slots that are granted to the member.
+    pub granted: Vec<ReplicaSlots>,
+    /// How many slots of a replica the member may keep. The others are returned as they become free.
+    pub keep_limits: Vec<ReplicaSlots>,
+    /// Queued requests at other members, where they have changed.
+    pub remote_demand: Vec<RemoteDemand>,
 }
 
-/// What waits at the other members for slots of a deployment.
+/// Queued requests at other members for slots of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Hash)]
-pub struct Wanted {
-    /// What they wait for.
-    pub deployment: Deployment,
-    /// How many slots would be taken; 0: none any more.
-    pub slots: u32,
-    /// How long the first of them has waited.
-    pub oldest: Duration,
+pub struct RemoteDemand {
+    /// The deployment.
+    pub deployment: DeploymentId,
+    /// How many slots these requests would take; 0 if there are no such requests any more.
+    pub wanted_slots: u32,
+    /// The age of the oldest of them.
+    pub oldest_age: Duration,
 }
 
-/// Requests that wait in a queue, on the clock of whoever looks.
+/// A snapshot of a queue, on the clock of the router that takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Queue {
-    /// Requests that wait; not zero.
+pub struct QueueSnapshot {
+    /// The number of queued requests; not zero.
     pub length: u32,
-    /// When the first of them came.
+    /// When the oldest of them arrived.
     pub oldest: Instant,
-    /// When the last of them came.
+    /// When the newest of them arrived.
     pub newest: Instant,
 }
 
-impl Queue {
-    /// When the request came that is first after `served` of them: as if they had come evenly.
-    pub fn first_after(&self, served: u32) -> Instant {
+impl QueueSnapshot {
+    /// Estimates when the request arrived that is first after `served` of them, as if they had arrived evenly.
+    pub fn estimate_arrival_after(&self, served: u32) -> Instant {
         let span = self.newest.saturating_duration_since(self.oldest);
         self.oldest + span.mul_f64(f64::from(served.min(self.length)) / f64::from(self.length.max(1)))
     }

@@ -1,87 +1,88 @@
-//! Is a replica fit for requests? Judged only by connections that fail; what a model answers is not our business.
+//! Ejection of replicas whose connections fail. The answers of a model do not count.
 
 use std::time::{Duration, Instant};
 
-/// This many failures in a row set a replica aside.
-pub const FAILURES: u32 = 3;
-/// First and longest time a replica is set aside.
-pub const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// This many failures in a row eject a replica.
+pub const EJECTION_FAILURES: u32 = 3;
+/// The backoff after the first ejection, and the longest backoff.
+pub const EJECTION_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
-/// What is known of one replica.
+/// The health of one replica.
 #[derive(Debug, Clone, Default)]
-pub struct Health {
+pub struct ReplicaHealth {
     /// Failures since the last success.
     failures: u32,
-    aside: Option<Aside>,
+    ejection: Option<Ejection>,
 }
 
 #[derive(Debug, Clone)]
-struct Aside {
+struct Ejection {
     until: Instant,
-    /// Whether the back-off is over and one request may try.
-    probing: bool,
+    /// Whether the backoff is over and one request may probe the replica.
+    is_probing: bool,
 }
 
 /// How much a replica may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fitness {
+pub enum Availability {
     /// Up to its cap.
-    Fit,
-    /// By one request, to find out.
+    Available,
+    /// By one request, which probes it.
     Probe,
-    /// Not before then.
-    Aside(Instant),
+    /// Not before this time.
+    Ejected(Instant),
 }
 
-impl Health {
-    /// A replica has answered, or accepted a connection.
-    pub fn succeeded(&mut self) {
+impl ReplicaHealth {
+    /// Records that the replica answered, or accepted a connection.
+    pub fn record_success(&mut self) {
         *self = Self::default();
     }
 
-    /// A connection failed, or broke before an answer. Returns when the replica may be probed, if this set it aside.
-    pub fn failed(&mut self, now: Instant) -> Option<Instant> {
-        // Requests that were in flight when a replica was set aside fail too; they must not lengthen the back-off.
-        if self.aside.as_ref().is_some_and(|aside| !aside.probing) {
+    /// Records that a connection failed or broke before an answer. Returns when the replica may be probed, if it is
+    /// ejected now.
+    pub fn record_failure(&mut self, now: Instant) -> Option<Instant> {
+        // Requests that were in flight when the replica was ejected fail too. They must not lengthen the backoff.
+        if self.ejection.as_ref().is_some_and(|aside| !aside.is_probing) {
             return None;
         }
         self.failures = self.failures.saturating_add(1);
-        if self.failures < FAILURES {
+        if self.failures < EJECTION_FAILURES {
             return None;
         }
-        let until = now + back_off(self.failures - FAILURES);
-        self.aside = Some(Aside { until, probing: false });
+        let until = now + ejection_backoff(self.failures - EJECTION_FAILURES);
+        self.ejection = Some(Ejection { until, is_probing: false });
         Some(until)
     }
 
-    /// Lets a probe through when the back-off is over. Returns whether this call is what changed it.
-    pub fn tick(&mut self, now: Instant) -> bool {
-        match &mut self.aside {
-            Some(aside) if !aside.probing && now >= aside.until => {
-                aside.probing = true;
+    /// Allows a probe once the backoff is over. Returns whether this call made the change.
+    pub fn start_due_probe(&mut self, now: Instant) -> bool {
+        match &mut self.ejection {
+            Some(aside) if !aside.is_probing && now >= aside.until => {
+                aside.is_probing = true;
                 true
             }
             _ => false,
         }
     }
 
-    /// Whether it has failed since it last succeeded.
+    /// Returns whether the replica has failed since its last success.
     pub fn is_suspect(&self) -> bool {
         self.failures > 0
     }
 
-    /// How much the replica may be used now.
-    pub fn fitness(&self) -> Fitness {
-        match &self.aside {
-            None => Fitness::Fit,
-            Some(Aside { probing: true, .. }) => Fitness::Probe,
-            Some(Aside { until, .. }) => Fitness::Aside(*until),
+    /// Returns how much the replica may be used now.
+    pub fn availability(&self) -> Availability {
+        match &self.ejection {
+            None => Availability::Available,
+            Some(Ejection { is_probing: true, .. }) => Availability::Probe,
+            Some(Ejection { until, .. }) => Availability::Ejected(*until),
         }
     }
 }
 
-fn back_off(step: u32) -> Duration {
-    BACK_OFF.0.saturating_mul(1 << step.min(16)).min(BACK_OFF.1)
+fn ejection_backoff(step: u32) -> Duration {
+    EJECTION_BACKOFF.0.saturating_mul(1 << step.min(16)).min(EJECTION_BACKOFF.1)
 }
 
 #[cfg(test)]
@@ -90,37 +91,37 @@ mod tests {
 
     #[test]
     fn only_failures_in_a_row_set_aside() {
-        let (mut health, now) = (Health::default(), Instant::now());
+        let (mut health, now) = (ReplicaHealth::default(), Instant::now());
         for _ in 0..10 {
-            assert_eq!(health.failed(now), None);
-            assert_eq!(health.failed(now), None);
-            health.succeeded();
+            assert_eq!(health.record_failure(now), None);
+            assert_eq!(health.record_failure(now), None);
+            health.record_success();
         }
-        assert_eq!(health.fitness(), Fitness::Fit);
-        health.failed(now);
-        health.failed(now);
+        assert_eq!(health.availability(), Availability::Available);
+        health.record_failure(now);
+        health.record_failure(now);
         let until = now + Duration::from_millis(250);
-        assert_eq!(health.failed(now), Some(until));
-        assert_eq!(health.fitness(), Fitness::Aside(until));
+        assert_eq!(health.record_failure(now), Some(until));
+        assert_eq!(health.availability(), Availability::Ejected(until));
     }
 
     #[test]
     fn back_off_grows_with_each_failed_probe_to_a_bound_and_a_success_ends_it() {
-        let (mut health, mut now) = (Health::default(), Instant::now());
-        for _ in 1..FAILURES {
-            health.failed(now);
+        let (mut health, mut now) = (ReplicaHealth::default(), Instant::now());
+        for _ in 1..EJECTION_FAILURES {
+            health.record_failure(now);
         }
         for expected in [250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
-            let until = health.failed(now).unwrap();
+            let until = health.record_failure(now).unwrap();
             assert_eq!(until - now, Duration::from_millis(expected));
-            assert_eq!(health.failed(now), None, "a late failure does not count");
-            assert!(!health.tick(until - Duration::from_millis(1)));
-            assert!(health.tick(until));
-            assert!(!health.tick(until));
-            assert_eq!(health.fitness(), Fitness::Probe);
+            assert_eq!(health.record_failure(now), None, "a late failure does not count");
+            assert!(!health.start_due_probe(until - Duration::from_millis(1)));
+            assert!(health.start_due_probe(until));
+            assert!(!health.start_due_probe(until));
+            assert_eq!(health.availability(), Availability::Probe);
             now = until;
         }
-        health.succeeded();
-        assert_eq!(health.fitness(), Fitness::Fit);
+        health.record_success();
+        assert_eq!(health.availability(), Availability::Available);
     }
 }

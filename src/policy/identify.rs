@@ -1,70 +1,72 @@
-//! Which endpoint a request path names, and what it asks of the model.
+//! Parses a request path into the endpoint and the path on the model.
 
 use crate::model::name;
 
-/// A scoring path, taken apart. Borrowed from the path.
+/// A parsed request path. It borrows from the path.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
-pub struct Called<'a> {
-    /// The endpoint's name as the client spelled it.
+pub struct EndpointPath<'a> {
+    /// The name of the endpoint, as the client wrote it.
     pub endpoint: &'a str,
-    /// What is asked of the model.
-    pub asked: Asked<'a>,
+    /// The path on the model.
+    pub model_path: ModelPath<'a>,
 }
 
-/// What a request asks of the model.
+/// The path on the model that a request asks for.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
-pub enum Asked<'a> {
-    /// `…/score`: the deployment's `scoringPath`.
+pub enum ModelPath<'a> {
+    /// `…/score`: the `scoringPath` of the deployment.
     Score,
-    /// `…/swagger.json`: the deployment's `swaggerPath`.
+    /// `…/swagger.json`: the `swaggerPath` of the deployment.
     Swagger,
-    /// Anything else, passed on as it is; starts with `/`.
+    /// Any other path, which is passed on as it is. It starts with `/`.
     Path(&'a str),
 }
 
 /// Why a path names no endpoint.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 pub enum Unidentified {
-    /// It is not of the form `/api/v1/endpoint/{endpoint}/…`.
+    /// The path does not have the form `/api/v1/endpoint/{endpoint}/…`.
     NotFound,
-    /// It has a `.` or `..` segment, plain or percent-encoded: a model could read it as another path than we do.
+    /// The path has a `.` or `..` segment, plain or percent-encoded, which a model could read differently.
     DotSegment,
-    /// It has a `%` without two hexadecimal digits.
+    /// The path has a `%` without two hexadecimal digits.
     Encoding,
 }
 
-/// The two families of paths: the current one and the one of v1 clients.
-const FAMILIES: [&str; 2] = ["/api/v1/endpoint/", "/api/v1/service/"];
+/// The prefixes of scoring paths: the current one, and that of v1 clients.
+const PATH_PREFIXES: [&str; 2] = ["/api/v1/endpoint/", "/api/v1/service/"];
 
-/// Takes a request path (no query) apart.
+/// Parses a request path without its query.
 ///
 /// # Errors
-/// [`Unidentified`] when the path is of neither family, or not safe to pass on.
-pub fn identify(path: &str) -> Result<Called<'_>, Unidentified> {
-    let rest = FAMILIES.iter().find_map(|family| path.strip_prefix(family)).ok_or(Unidentified::NotFound)?;
+///
+/// [`Unidentified`] if the path has neither prefix, or is not safe to pass on.
+pub fn parse_endpoint_path(path: &str) -> Result<EndpointPath<'_>, Unidentified> {
+    let rest = PATH_PREFIXES.iter().find_map(|family| path.strip_prefix(family)).ok_or(Unidentified::NotFound)?;
     let (endpoint, sub) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let asked = match sub {
-        "/score" => Asked::Score,
-        "/swagger.json" => Asked::Swagger,
-        "" => Asked::Path("/"),
+        "/score" => ModelPath::Score,
+        "/swagger.json" => ModelPath::Swagger,
+        "" => ModelPath::Path("/"),
         other => {
-            check(other)?;
-            Asked::Path(other)
+            check_path_safety(other)?;
+            ModelPath::Path(other)
         }
     };
-    Ok(Called { endpoint, asked })
+    Ok(EndpointPath { endpoint, model_path: asked })
 }
 
-/// `name` in lower case, in `buffer`: a look-up key without an allocation. `None` when it is too long for any name.
-pub fn lookup_key<'b>(name: &str, buffer: &'b mut [u8; *name::LENGTH.end()]) -> Option<&'b str> {
+/// Writes `name` in lower case to `buffer`, as a key for look-ups without an allocation. Returns `None` if it is too
+/// long for any name.
+pub fn lookup_key<'b>(name: &str, buffer: &'b mut [u8; *name::NAME_LENGTH.end()]) -> Option<&'b str> {
     let key = buffer.get_mut(..name.len())?;
     key.copy_from_slice(name.as_bytes());
     key.make_ascii_lowercase();
     str::from_utf8(key).ok()
 }
 
-/// Refuses paths that a model could read as others than we do.
-fn check(path: &str) -> Result<(), Unidentified> {
+/// Refuses paths that a model could read differently.
+fn check_path_safety(path: &str) -> Result<(), Unidentified> {
     if !path.contains("/.") && !path.contains(['%', '\\']) {
         return Ok(());
     }
@@ -72,18 +74,18 @@ fn check(path: &str) -> Result<(), Unidentified> {
     let mut bytes = path.bytes();
     while let Some(byte) = bytes.next() {
         decoded.push(if byte == b'%' {
-            decode(bytes.next(), bytes.next()).ok_or(Unidentified::Encoding)?
+            decode_hex_digits(bytes.next(), bytes.next()).ok_or(Unidentified::Encoding)?
         } else {
             byte
         });
     }
-    // A back-slash or an encoded slash separates segments for some servers, so it does here.
+    // A backslash or an encoded slash separates segments for some servers, so it does here.
     let mut segments = decoded.split(|byte| matches!(byte, b'/' | b'\\'));
     if segments.any(|segment| segment == b"." || segment == b"..") { Err(Unidentified::DotSegment) } else { Ok(()) }
 }
 
-/// The byte that two hexadecimal digits stand for.
-fn decode(high: Option<u8>, low: Option<u8>) -> Option<u8> {
+/// Returns the byte that two hexadecimal digits stand for.
+fn decode_hex_digits(high: Option<u8>, low: Option<u8>) -> Option<u8> {
     let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
     u8::try_from(digit(high)? * 16 + digit(low)?).ok()
 }
@@ -96,17 +98,21 @@ mod tests {
     fn both_families_name_the_same_endpoint() {
         for family in ["/api/v1/endpoint/my-model", "/api/v1/service/my-model"] {
             for (sub, asked) in [
-                ("/score", Asked::Score),
-                ("/swagger.json", Asked::Swagger),
-                ("", Asked::Path("/")),
-                ("/", Asked::Path("/")),
-                ("/score/", Asked::Path("/score/")),
-                ("/v1/chat/completions", Asked::Path("/v1/chat/completions")),
-                ("/v2/models/m:predict", Asked::Path("/v2/models/m:predict")),
-                ("/a.b/..c/.../d%2e", Asked::Path("/a.b/..c/.../d%2e")),
+                ("/score", ModelPath::Score),
+                ("/swagger.json", ModelPath::Swagger),
+                ("", ModelPath::Path("/")),
+                ("/", ModelPath::Path("/")),
+                ("/score/", ModelPath::Path("/score/")),
+                ("/v1/chat/completions", ModelPath::Path("/v1/chat/completions")),
+                ("/v2/models/m:predict", ModelPath::Path("/v2/models/m:predict")),
+                ("/a.b/..c/.../d%2e", ModelPath::Path("/a.b/..c/.../d%2e")),
             ] {
                 let path = format!("{family}{sub}");
-                assert_eq!(identify(&path), Ok(Called { endpoint: "my-model", asked }), "{path}");
+                assert_eq!(
+                    parse_endpoint_path(&path),
+                    Ok(EndpointPath { endpoint: "my-model", model_path: asked }),
+                    "{path}"
+                );
             }
         }
     }
@@ -114,7 +120,7 @@ mod tests {
     #[test]
     fn other_paths_name_none() {
         for path in ["/", "", "/score", "/api/v1/endpoint", "/api/v2/endpoint/a/score", "api/v1/endpoint/a/score"] {
-            assert_eq!(identify(path), Err(Unidentified::NotFound), "{path}");
+            assert_eq!(parse_endpoint_path(path), Err(Unidentified::NotFound), "{path}");
         }
     }
 
@@ -134,7 +140,7 @@ mod tests {
             "/../other/score",
         ] {
             let path = format!("/api/v1/endpoint/abc{sub}");
-            assert_eq!(identify(&path), Err(Unidentified::DotSegment), "{path}");
+            assert_eq!(parse_endpoint_path(&path), Err(Unidentified::DotSegment), "{path}");
         }
     }
 
@@ -142,7 +148,7 @@ mod tests {
     fn a_percent_sign_needs_two_digits() {
         for sub in ["/%", "/a%2", "/%zz", "/%2/x", "/%+1"] {
             let path = format!("/api/v1/endpoint/abc{sub}");
-            assert_eq!(identify(&path), Err(Unidentified::Encoding), "{path}");
+            assert_eq!(parse_endpoint_path(&path), Err(Unidentified::Encoding), "{path}");
         }
     }
 

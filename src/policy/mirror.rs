@@ -1,56 +1,57 @@
-//! Which live requests are copied to a shadow deployment.
+//! Decides which live requests are mirrored to a shadow deployment.
 //!
-//! Never more than the configured share, by requests and by bytes, at any time: each live request earns the share's part of
-//! a copy, and a copy is made only where a whole one has been earned. A hash of the request's id decides which request it
-//! is, so that clients that take turns do not meet the same turn every time; the longer a copy is due, the more likely.
-//! Between what is earned and what is copied there are never more than a few requests: nothing is made up for after a time
-//! in which nothing could be copied.
+//! The mirrored share never exceeds the configured one, by requests and by bytes, at any time: each live request earns
+//! a part of a copy, and a copy is made only when a whole one has been earned. A hash of the request id decides which
+//! request is copied, so that clients that take turns are all represented; the longer a copy is due, the more likely it
+//! is. Copies lag behind what is earned by a few requests at most, and there is no catch-up after a time in which
+//! nothing could be copied.
 
-/// What one copy costs, in percent of a request.
-const WHOLE: u32 = 100;
-/// A copy that is due for so many requests' worth is made whatever the hash says.
-const OVERDUE: u32 = 3 * WHOLE;
-/// More than this is not earned.
-const MOST: u32 = 4 * WHOLE;
-/// Nor more than this many bytes: enough for the largest body at the smallest share.
-const MOST_BYTES: i64 = 1 << 30;
+/// The cost of one copy, in percent of a request.
+const PERCENT_PER_COPY: u32 = 100;
+/// At this credit a copy is made whatever the hash says.
+const FORCED_COPY_CREDIT: u32 = 3 * PERCENT_PER_COPY;
+/// The largest credit for requests.
+const MAX_REQUEST_CREDIT: u32 = 4 * PERCENT_PER_COPY;
+/// The largest credit for bytes: enough for the largest body at the smallest share.
+const MAX_BYTE_CREDIT: i64 = 1 << 30;
 
-/// What an endpoint's live traffic has earned and its shadow has not had yet.
+/// What the live traffic of an endpoint has earned and its shadow has not received.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Share {
-    /// Hundredths of a request; at most [`MOST`].
+pub struct MirrorShare {
+    /// Credit in hundredths of a request, at most [`MAX_REQUEST_CREDIT`].
     requests: u32,
-    /// Hundredths of a byte; below zero after a copy that was longer than anybody knew.
+    /// Credit in hundredths of a byte. It is negative after a copy that was longer than expected.
     bytes: i64,
 }
 
-impl Share {
-    /// A live request came, with a body of at least `length` bytes; whether it is copied, where `percent` are.
-    pub fn decide(&mut self, percent: u8, hash: u64, length: u64) -> bool {
-        self.requests = (self.requests + u32::from(percent)).min(MOST);
-        self.earn(percent, length);
+impl MirrorShare {
+    /// Records a live request with a body of at least `length` bytes. Returns whether it is copied if `percent` of the
+    /// requests are.
+    pub fn should_copy(&mut self, percent: u8, hash: u64, length: u64) -> bool {
+        self.requests = (self.requests + u32::from(percent)).min(MAX_REQUEST_CREDIT);
+        self.earn_bytes(percent, length);
         let cost = cents(length);
-        if self.requests < WHOLE || self.bytes < cost {
+        if self.requests < PERCENT_PER_COPY || self.bytes < cost {
             return false;
         }
-        // At the least that is due the share itself; at twice that, twice the share.
-        let chance = u64::from(percent) * u64::from(self.requests) / u64::from(WHOLE);
-        if self.requests < OVERDUE && hash % 100 >= chance {
+        // With the smallest credit the chance is the share itself; with twice the credit it is twice the share.
+        let chance = u64::from(percent) * u64::from(self.requests) / u64::from(PERCENT_PER_COPY);
+        if self.requests < FORCED_COPY_CREDIT && hash % 100 >= chance {
             return false;
         }
-        self.requests -= WHOLE;
+        self.requests -= PERCENT_PER_COPY;
         self.bytes -= cost;
         true
     }
 
-    /// A live body was longer by so much than was known when it was decided on.
-    pub fn earn(&mut self, percent: u8, bytes: u64) {
+    /// Adds bytes that a live body had beyond the expected length.
+    pub fn earn_bytes(&mut self, percent: u8, bytes: u64) {
         let earned = i64::from(percent).saturating_mul(i64::try_from(bytes).unwrap_or(i64::MAX));
-        self.bytes = self.bytes.saturating_add(earned).min(cents(MOST_BYTES.unsigned_abs()));
+        self.bytes = self.bytes.saturating_add(earned).min(cents(MAX_BYTE_CREDIT.unsigned_abs()));
     }
 
-    /// A copy was longer by so much than was known when it was decided on.
-    pub fn spend(&mut self, bytes: u64) {
+    /// Subtracts bytes that a copied body had beyond the expected length.
+    pub fn spend_bytes(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_sub(cents(bytes));
     }
 }
@@ -59,11 +60,11 @@ fn cents(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX).saturating_mul(100)
 }
 
-/// Of a request's id, by FNV-1a: everybody who knows the id can say it.
-pub fn hash(id: &[u8]) -> u64 {
+/// Returns the FNV-1a hash of a request id, which can be computed from the id alone.
+pub fn hash_request_id(id: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     let hash = id.iter().fold(0xcbf2_9ce4_8422_2325, step);
-    // The low digits of the multiplication see little of the last bytes.
+    // The low digits of the product depend little on the last bytes.
     hash ^ (hash >> 32)
 }
 
@@ -74,12 +75,12 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     fn run(percent: u8, requests: u64, mut length: impl FnMut(u64) -> u64) -> (u64, u64, u64) {
-        let (mut share, mut rng) = (Share::default(), SmallRng::seed_from_u64(7));
+        let (mut share, mut rng) = (MirrorShare::default(), SmallRng::seed_from_u64(7));
         let (mut copies, mut bytes, mut copied) = (0, 0, 0);
         for number in 0..requests {
             let (hash, length) = (rng.random(), length(number));
             bytes += length;
-            if share.decide(percent, hash, length) {
+            if share.should_copy(percent, hash, length) {
                 copies += 1;
                 copied += length;
             }
@@ -104,7 +105,7 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(8);
         let (copies, bytes, copied) = run(10, 20_000, |_| 1 << rng.random_range(0..20));
         assert!(copies >= 1_900, "{copies}");
-        // The longest are due at the wrong moment more often than the others.
+        // The longest bodies are due at the wrong moment more often than the others.
         assert!(copied * 100 >= bytes * 8, "{copied} of {bytes}");
         // One large body among small ones waits until enough has been earned for it.
         let (_, _, copied) = run(50, 4, |number| if number == 0 { 100 << 20 } else { 10 });
@@ -113,10 +114,10 @@ mod tests {
 
     #[test]
     fn those_that_take_turns_do_not_meet_the_same_turn() {
-        let (mut share, mut rng) = (Share::default(), SmallRng::seed_from_u64(9));
+        let (mut share, mut rng) = (MirrorShare::default(), SmallRng::seed_from_u64(9));
         let mut met = [0; 10];
         for number in 0..10_000 {
-            if share.decide(10, rng.random(), 100) {
+            if share.should_copy(10, rng.random(), 100) {
                 met[number % 10] += 1;
             }
         }
@@ -125,12 +126,12 @@ mod tests {
 
     #[test]
     fn nothing_is_made_up_for() {
-        let mut share = Share::default();
+        let mut share = MirrorShare::default();
         for _ in 0..1_000 {
-            share.requests = (share.requests + 10).min(MOST);
+            share.requests = (share.requests + 10).min(MAX_REQUEST_CREDIT);
         }
-        share.earn(10, 1_000_000);
-        let copies = (0..10).filter(|_| share.decide(10, 0, 1)).count();
+        share.earn_bytes(10, 1_000_000);
+        let copies = (0..10).filter(|_| share.should_copy(10, 0, 1)).count();
         assert!(copies <= 5, "{copies}");
     }
 
@@ -138,8 +139,8 @@ mod tests {
     fn the_same_ids_are_decided_alike() {
         let ids = (0..1_000).map(|number| format!("id-{number}"));
         let all = |ids: Vec<String>| {
-            let mut share = Share::default();
-            ids.iter().map(|id| share.decide(10, hash(id.as_bytes()), 100)).collect::<Vec<_>>()
+            let mut share = MirrorShare::default();
+            ids.iter().map(|id| share.should_copy(10, hash_request_id(id.as_bytes()), 100)).collect::<Vec<_>>()
         };
         let ids: Vec<String> = ids.collect();
         assert_eq!(all(ids.clone()), all(ids));

@@ -1,7 +1,7 @@
-//! Floor 1: every decision of the router as plain functions and small state machines.
+//! Layer 1: every decision of the router, as plain functions and small state machines.
 //!
-//! Pure: the time comes in as `now`, chance as `&mut impl Rng`. So each decision can be tested and simulated without a
-//! socket, a clock or a thread.
+//! They are pure: time is the argument `now`, randomness is `&mut impl Rng`. So each decision can be tested and
+//! simulated without a socket, a clock or a thread.
 
 pub mod access;
 pub mod admit;

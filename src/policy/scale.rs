@@ -1,85 +1,87 @@
-//! How many replicas a deployment should have: decided once an interval, from what was in flight.
+//! Decides how many replicas a deployment should have, once per interval, from what was in flight.
 //!
-//! Demand is what replicas are asked for at a time: requests in flight, over time; and where some wait or are turned away,
-//! what is missing to what all that come would take ([`history`]). So many replicas are wanted that it is the target's
-//! share of what they can take.
+//! Demand is the number of requests that replicas are asked to process at a time: requests in flight averaged over
+//! time, and, where requests are queued or rejected, what is missing to the work of all arrivals ([`history`]). The
+//! desired replicas can process the demand at the target utilization.
 //!
-//! More are asked for at once; fewer only when a minute has asked for no more. What is asked for at once must be more
-//! than chance: requests that come at random are now more, now fewer, and the room between the target and 100 % is there
-//! for that. [`history`] tells one from the other.
+//! Replicas are added at once, and removed only after the stabilization window has asked for no more. An increase must
+//! exceed noise: random arrivals fluctuate, and the headroom between the target and 100 % absorbs that. [`history`]
+//! separates noise from change; `docs/design/scaling.md` derives the statistics.
 
 use std::time::{Duration, Instant};
 
 pub mod history;
 pub mod tally;
 
-use crate::model::endpoint::Utilization;
-use history::{Estimate, History};
+use crate::model::endpoint::TargetUtilization;
+use history::{DemandEstimate, DemandHistory};
 
-/// Fewer are wanted only when so many intervals have asked for no more.
-pub const INTERVALS_BEFORE_DOWN: u32 = 20;
-/// And at least this long.
-pub const LEAST_BEFORE_DOWN: Duration = Duration::from_secs(60);
+/// The stabilization window: the number of intervals that must have asked for no more before replicas are removed.
+pub const STABILIZATION_INTERVALS: u32 = 20;
+/// The shortest stabilization window.
+pub const MIN_STABILIZATION_WINDOW: Duration = Duration::from_secs(60);
 
-/// What is known of one interval of a deployment. Means are over its time, rates by the second.
+/// What happened in a deployment in one interval. Means are over its time, rates per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Signals {
-    /// Requests in flight, their mean.
+    /// Mean number of requests in flight.
     pub busy: f64,
-    /// Requests waiting, their mean.
+    /// Mean number of queued requests.
     pub queued: f64,
-    /// Requests that came, those turned away among them.
+    /// Arrivals per second, including rejected requests.
     pub arrived_per_second: f64,
-    /// Requests turned away for want of a slot.
+    /// Requests per second that were rejected for want of a slot.
     pub rejected_per_second: f64,
-    /// Mean time that a request holds a slot, in seconds; of earlier intervals where none ended in this one; 0: unknown.
+    /// Mean time in seconds that a request holds a slot; that of earlier intervals if none ended in this one; 0 if
+    /// unknown.
     pub service_seconds: f64,
-    /// Times for which requests held a slot that ended in the interval: their sum, by the interval's length.
+    /// Sum of the times for which requests held a slot that ended in the interval, divided by the length of the
+    /// interval.
     pub work: f64,
-    /// The same of the squares of these times, in seconds.
-    pub squares: f64,
-    /// Requests that wait at its end.
+    /// As `work`, for the squares of these times, in seconds.
+    pub service_time_squares: f64,
+    /// The number of queued requests at the end of the interval.
     pub waiting: usize,
-    /// Whether no replica took requests at its beginning or its end.
+    /// Whether no replica took requests at the beginning or at the end of the interval.
     pub is_cold: bool,
 }
 
 impl Signals {
-    /// Requests in flight and waiting, of what `slots` can take; `None` without any.
+    /// Returns outstanding requests divided by `slots`; `None` without slots.
     pub fn utilization(&self, slots: f64) -> Option<f64> {
         (slots > 0.0).then(|| (self.busy + self.queued) / slots)
     }
 }
 
-/// Why so many are wanted.
+/// Why this number of replicas is desired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// As many as there are.
-    Fits,
+pub enum ScalingReason {
+    /// The number is right.
+    AtTarget,
     /// Demand asks for more.
     MoreDemand,
-    /// The last minute has asked for fewer.
+    /// The stabilization window has asked for fewer.
     LessDemand,
-    /// Fewer would do, but the last minute has asked for more, or it is not over.
-    Lingering,
-    /// `minInstances`.
+    /// Fewer would do, but the stabilization window has asked for more or is not over.
+    StabilizationWindow,
+    /// The limit is `minInstances`.
     Minimum,
-    /// `maxInstances`.
+    /// The limit is `maxInstances`.
     Maximum,
-    /// A request waits, and there is no replica.
+    /// A request is queued and there is no replica.
     ColdStart,
-    /// Nobody has asked for `idleBeforeZero`.
+    /// No request has come for `idleBeforeZero`.
     Idle,
 }
 
-impl Reason {
-    /// As in metrics and in `/api/endpoints`.
-    pub fn word(self) -> &'static str {
+impl ScalingReason {
+    /// Returns the reason as in metrics and in `/api/endpoints`.
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::Fits => "fits",
+            Self::AtTarget => "at_target",
             Self::MoreDemand => "more_demand",
             Self::LessDemand => "less_demand",
-            Self::Lingering => "lingering",
+            Self::StabilizationWindow => "stabilization_window",
             Self::Minimum => "minimum",
             Self::Maximum => "maximum",
             Self::ColdStart => "cold_start",
@@ -88,46 +90,47 @@ impl Reason {
     }
 }
 
-/// How many replicas there should be, and why, where `now` there are `current`, those included that still start.
-/// `per_replica`: requests that one takes at a time. `waiting`: requests that wait now.
-pub fn decide(
-    settings: &Utilization,
+/// Returns how many replicas there should be, and why, if there are `current` replicas `now`, including those that
+/// still start. `per_replica` is the cap of a replica, `waiting` the number of queued requests.
+pub fn decide_replicas(
+    settings: &TargetUtilization,
     per_replica: u32,
-    history: &History,
+    history: &DemandHistory,
     current: u32,
     waiting: usize,
     now: Instant,
-) -> (u32, Reason) {
+) -> (u32, ScalingReason) {
     let each = f64::from(settings.target_percent) / 100.0 * f64::from(per_replica);
-    // What is a whole number but for rounding must not become one more.
+    // A whole number must not be rounded up because of an inexact division.
     let replicas = |demand: f64| (demand / each * (1.0 - 1e-5)).ceil().max(0.0) as u32;
-    let Estimate { likely, high } = history.estimate();
+    let DemandEstimate { likely, high } = history.estimate();
     let demanded = replicas(likely);
     let is_active = waiting > 0 || history.is_active();
     if current == 0 && is_active {
-        return (demanded.clamp(settings.min.max(1), settings.max), Reason::ColdStart);
+        return (demanded.clamp(settings.min_replicas.max(1), settings.max_replicas), ScalingReason::ColdStart);
     }
-    if settings.min == 0 && !is_active && (current == 0 || history.idle_for(now) >= settings.idle_before_zero) {
-        return (0, if current == 0 { Reason::Fits } else { Reason::Idle });
+    if settings.min_replicas == 0 && !is_active && (current == 0 || history.idle_time(now) >= settings.idle_before_zero)
+    {
+        return (0, if current == 0 { ScalingReason::AtTarget } else { ScalingReason::Idle });
     }
-    let least = settings.min.max(1);
+    let least = settings.min_replicas.max(1);
     if current < least {
-        return (least, Reason::Minimum);
+        return (least, ScalingReason::Minimum);
     }
-    if current > settings.max {
-        return (settings.max, Reason::Maximum);
+    if current > settings.max_replicas {
+        return (settings.max_replicas, ScalingReason::Maximum);
     }
     if demanded > current {
-        let wanted = demanded.min(settings.max);
-        return (wanted, if wanted == current { Reason::Maximum } else { Reason::MoreDemand });
+        let wanted = demanded.min(settings.max_replicas);
+        return (wanted, if wanted == current { ScalingReason::Maximum } else { ScalingReason::MoreDemand });
     }
     let fewer = replicas(high).max(least);
     if fewer >= current {
-        return (current, Reason::Fits);
+        return (current, ScalingReason::AtTarget);
     }
-    match history.highest_of(LEAST_BEFORE_DOWN).map(|highest| fewer.max(replicas(highest))) {
-        Some(fewer) if fewer < current => (fewer, Reason::LessDemand),
-        _ => (current, Reason::Lingering),
+    match history.highest_demand_within(MIN_STABILIZATION_WINDOW).map(|highest| fewer.max(replicas(highest))) {
+        Some(fewer) if fewer < current => (fewer, ScalingReason::LessDemand),
+        _ => (current, ScalingReason::StabilizationWindow),
     }
 }
 

@@ -1,16 +1,17 @@
-//! Which deployment gets a live request.
+//! Chooses the deployment of a live request by weight.
 
 use rand::{Rng, RngExt};
 
-/// Shares of live traffic, ready to be drawn from.
+/// The traffic split of an endpoint, prepared for draws.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
-    /// Upper bounds of the deployments' shares of `0..100`, ascending, with the deployment's index; no empty share.
+    /// The upper bounds of the deployments' ranges in `0..100`, ascending, with the index of the deployment. There are
+    /// no empty ranges.
     bounds: Vec<(u8, usize)>,
 }
 
 impl Split {
-    /// From percents by deployment index, which sum to 0 or 100.
+    /// Creates a split from weights by deployment index, which sum to 0 or 100.
     pub fn new(percents: &[u8]) -> Self {
         let mut sum = 0;
         let shares = percents.iter().enumerate().filter(|(_, percent)| **percent > 0);
@@ -21,7 +22,7 @@ impl Split {
         Self { bounds: bounds.collect() }
     }
 
-    /// Draws a deployment's index; `None` when no deployment has weight.
+    /// Draws the index of a deployment; `None` if no deployment has weight.
     pub fn choose(&self, rng: &mut impl Rng) -> Option<usize> {
         match self.bounds.as_slice() {
             [] => None,
@@ -53,7 +54,7 @@ mod tests {
     fn shares_follow_the_weights() {
         let counts = counts(&[90, 0, 10], 100_000);
         assert_eq!(counts[1], 0);
-        // Four standard deviations of a binomial with p = 0.1 and n = 100,000 are 380.
+        // Four standard deviations of a binomial distribution with p = 0.1 and n = 100,000 are 380.
         assert!(counts[2].abs_diff(10_000) < 380, "{counts:?}");
     }
 

@@ -1,7 +1,7 @@
-//! Tokens (JWT, RFC 7519): read, and checked against the keys and the rules of who issued them.
+//! Tokens (JWT, RFC 7519): parsing, and verification against the keys and the rules of their issuers.
 //!
-//! Nothing of a token is believed before its signature is checked but what leads to the key: issuer, key id, algorithm.
-//! The algorithm is the key's; that of the token only has to be the same.
+//! Before the signature is verified, only the fields that lead to the key are used: issuer, key id and algorithm. The
+//! key determines the algorithm; the one in the token only has to be the same.
 
 use aws_lc_rs::signature::{self, ParsedPublicKey, RsaParameters, RsaPublicKeyComponents};
 use base64::Engine;
@@ -12,15 +12,16 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::model::endpoint::Issuer;
-use crate::model::refusal::Denied;
+use crate::model::refusal::AuthFailure;
 
-/// How far the clocks of issuer and router may be apart, in seconds.
-pub const LEEWAY: u64 = 60;
-/// Most keys of one issuer that are looked at: an unsigned token must not cost more than so many checks.
-const MOST_KEYS: usize = 100;
+/// The tolerated difference between the clocks of issuer and router, in seconds.
+pub const CLOCK_LEEWAY_SECONDS: u64 = 60;
+/// The largest number of keys that are used of one issuer: an unsigned token must not cost more verifications than
+/// this.
+const MAX_KEYS: usize = 100;
 
-/// What an RSA key may sign with; keys of less than 2048 bits are not accepted.
-const OF_RSA: [(Algorithm, &RsaParameters); 6] = [
+/// The algorithms of RSA keys. Keys of less than 2048 bits are not accepted.
+const RSA_ALGORITHMS: [(Algorithm, &RsaParameters); 6] = [
     (Algorithm::RS256, &signature::RSA_PKCS1_2048_8192_SHA256),
     (Algorithm::RS384, &signature::RSA_PKCS1_2048_8192_SHA384),
     (Algorithm::RS512, &signature::RSA_PKCS1_2048_8192_SHA512),
@@ -29,9 +30,9 @@ const OF_RSA: [(Algorithm, &RsaParameters); 6] = [
     (Algorithm::PS512, &signature::RSA_PSS_2048_8192_SHA512),
 ];
 
-/// A token as it came: nothing in it is proven.
+/// A token as received. Nothing in it is verified.
 #[derive(Debug)]
-pub struct Token<'t> {
+pub struct ParsedToken<'t> {
     signed: &'t str,
     signature: &'t str,
     algorithm: Algorithm,
@@ -39,11 +40,11 @@ pub struct Token<'t> {
     claims: Claims,
 }
 
-/// What a token says.
+/// The claims of a token.
 #[derive(Debug)]
 pub struct Claims(Map<String, Value>);
 
-/// Public keys of one issuer.
+/// The public keys of one issuer.
 #[derive(Debug, Clone, Default)]
 pub struct KeySet {
     keys: Vec<PublicKey>,
@@ -51,10 +52,10 @@ pub struct KeySet {
 
 #[derive(Debug, Clone)]
 struct PublicKey {
-    /// The key as it was written: two of the same text are the same key.
+    /// The key as it was written. Two keys with the same text are equal.
     written: Value,
     id: Option<String>,
-    /// Ready to check signatures with: to parse a key costs more than to use it.
+    /// The key prepared for verification, because parsing a key costs more than using it.
     by_algorithm: Vec<(Algorithm, ParsedPublicKey)>,
 }
 
@@ -62,58 +63,61 @@ struct PublicKey {
 struct Header {
     alg: Algorithm,
     kid: Option<String>,
-    /// Extensions that must be understood; none is.
+    /// Extensions that must be understood. None is supported.
     crit: Option<Value>,
 }
 
-impl<'t> Token<'t> {
-    /// Takes a token apart.
+impl<'t> ParsedToken<'t> {
+    /// Parses a token.
     ///
     /// # Errors
-    /// [`Denied::Malformed`].
-    pub fn parse(text: &'t str) -> Result<Self, Denied> {
-        let (signed, signature) = text.rsplit_once('.').ok_or(Denied::Malformed)?;
-        let (header, claims) = signed.split_once('.').ok_or(Denied::Malformed)?;
-        let header: Header = decode(header)?;
+    ///
+    /// [`AuthFailure::Malformed`].
+    pub fn parse(text: &'t str) -> Result<Self, AuthFailure> {
+        let (signed, signature) = text.rsplit_once('.').ok_or(AuthFailure::Malformed)?;
+        let (header, claims) = signed.split_once('.').ok_or(AuthFailure::Malformed)?;
+        let header: Header = decode_part(header)?;
         if header.crit.is_some() {
-            return Err(Denied::Malformed);
+            return Err(AuthFailure::Malformed);
         }
-        let claims = Claims(decode(claims)?);
+        let claims = Claims(decode_part(claims)?);
         Ok(Self { signed, signature, algorithm: header.alg, key_id: header.kid, claims })
     }
 
-    /// Who says to have issued it (`iss`).
+    /// Returns the issuer that the token names (`iss`).
     pub fn issuer(&self) -> &str {
         self.claims.text("iss")
     }
 
-    /// What it says: to be believed only when it is [`Token::verified`].
+    /// Returns the claims, which must be trusted only after [`ParsedToken::verify`].
     pub fn claims(&self) -> &Claims {
         &self.claims
     }
 
-    /// What it says, once one of `keys` has signed it.
+    /// Verifies that one of `keys` has signed the token, and returns its claims.
     ///
     /// # Errors
-    /// [`Denied::UnknownSigningKey`] when none of `keys` is the one it names, [`Denied::BadSignature`].
-    pub fn verified(&self, keys: &KeySet) -> Result<&Claims, Denied> {
-        let mut possible = keys.keys.iter().filter_map(|key| key.for_token(self)).peekable();
-        possible.peek().ok_or(Denied::UnknownSigningKey)?;
-        let signature = URL_SAFE_NO_PAD.decode(self.signature).map_err(|_| Denied::BadSignature)?;
+    ///
+    /// [`AuthFailure::UnknownSigningKey`] if none of `keys` is the one that the token names,
+    /// [`AuthFailure::BadSignature`].
+    pub fn verify(&self, keys: &KeySet) -> Result<&Claims, AuthFailure> {
+        let mut possible = keys.keys.iter().filter_map(|key| key.matching_key(self)).peekable();
+        possible.peek().ok_or(AuthFailure::UnknownSigningKey)?;
+        let signature = URL_SAFE_NO_PAD.decode(self.signature).map_err(|_| AuthFailure::BadSignature)?;
         let signed = possible.any(|key| key.verify_sig(self.signed.as_bytes(), &signature).is_ok());
         let is_named = self.key_id.is_some() && keys.keys.iter().any(|key| key.id == self.key_id);
         match (signed, is_named) {
             (true, _) => Ok(&self.claims),
-            (false, true) => Err(Denied::BadSignature),
-            // Keys without a name were tried, but it may be one that is not there yet.
-            (false, false) => Err(Denied::UnknownSigningKey),
+            (false, true) => Err(AuthFailure::BadSignature),
+            // Keys without an id were tried, but the right one may not be in the set yet.
+            (false, false) => Err(AuthFailure::UnknownSigningKey),
         }
     }
 }
 
 impl PublicKey {
-    /// The key, if it is the one that a token names, and of its algorithm.
-    fn for_token(&self, token: &Token<'_>) -> Option<&ParsedPublicKey> {
+    /// Returns the key, if it is the one that a token names and has its algorithm.
+    fn matching_key(&self, token: &ParsedToken<'_>) -> Option<&ParsedPublicKey> {
         let named = match (&token.key_id, &self.id) {
             (Some(named), Some(id)) => named == id,
             _ => true,
@@ -123,67 +127,71 @@ impl PublicKey {
     }
 }
 
-/// One part of a token.
-fn decode<T: for<'de> Deserialize<'de>>(part: &str) -> Result<T, Denied> {
-    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| Denied::Malformed)?;
-    serde_json::from_slice(&bytes).map_err(|_| Denied::Malformed)
+/// Decodes one part of a token.
+fn decode_part<T: for<'de> Deserialize<'de>>(part: &str) -> Result<T, AuthFailure> {
+    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| AuthFailure::Malformed)?;
+    serde_json::from_slice(&bytes).map_err(|_| AuthFailure::Malformed)
 }
 
 impl Claims {
-    /// Whether an issuer's token is good for an endpoint that trusts it, at `now` (seconds since 1970).
+    /// Checks that an issuer's token is valid for an endpoint that trusts the issuer, at `now`, a Unix time in seconds.
     ///
     /// # Errors
-    /// [`Denied`] says what is not right.
-    pub fn satisfy(&self, issuer: &Issuer, now: u64) -> Result<(), Denied> {
+    ///
+    /// [`AuthFailure`] says why it is not.
+    pub fn validate_for_issuer(&self, issuer: &Issuer, now: u64) -> Result<(), AuthFailure> {
         self.in_time(now)?;
-        if !issuer.audiences.iter().any(|audience| self.has("aud", audience)) {
-            return Err(Denied::WrongAudience);
+        if !issuer.audiences.iter().any(|audience| self.contains_value("aud", audience)) {
+            return Err(AuthFailure::WrongAudience);
         }
         let has_claim = |(name, values): &(String, Vec<Value>)| {
             let Some(found) = self.0.get(name) else { return false };
             let found = found.as_array().map_or(std::slice::from_ref(found), Vec::as_slice);
             found.iter().any(|found| values.contains(found))
         };
-        let in_scope = issuer.scopes.iter().any(|scope| self.has_word("scp", scope) || self.has_word("scope", scope));
-        let in_role = issuer.roles.iter().any(|role| self.has("roles", role));
+        let in_scope =
+            issuer.scopes.iter().any(|scope| self.contains_word("scp", scope) || self.contains_word("scope", scope));
+        let in_role = issuer.roles.iter().any(|role| self.contains_value("roles", role));
         let any_asked = !issuer.scopes.is_empty() || !issuer.roles.is_empty();
         if !issuer.required_claims.iter().all(has_claim) || any_asked && !in_scope && !in_role {
-            return Err(Denied::MissingClaim);
+            return Err(AuthFailure::MissingClaim);
         }
         Ok(())
     }
 
-    /// Whether a token of the router's own is good for `endpoint` (its name in lower case), at `now` (seconds since 1970).
+    /// Checks that a token of the router is valid for `endpoint` (its name in lower case), at `now`, a Unix time in
+    /// seconds.
     ///
     /// # Errors
-    /// [`Denied`] says what is not right.
-    pub fn open(&self, endpoint: &str, now: u64) -> Result<(), Denied> {
+    ///
+    /// [`AuthFailure`] says why it is not.
+    pub fn authorize_endpoint(&self, endpoint: &str, now: u64) -> Result<(), AuthFailure> {
         self.in_time(now)?;
-        if self.has("aud", endpoint) { Ok(()) } else { Err(Denied::WrongEndpoint) }
+        if self.contains_value("aud", endpoint) { Ok(()) } else { Err(AuthFailure::WrongEndpoint) }
     }
 
-    /// Who may use the token, as far as it says so: an application has no `sub` with some issuers.
+    /// Returns the subject of the token. With some issuers an application has no `sub`, so other claims are used.
     pub fn subject(&self) -> &str {
         ["sub", "azp", "appid"].into_iter().map(|name| self.text(name)).find(|text| !text.is_empty()).unwrap_or("")
     }
 
-    /// The last second, since 1970, at which it is good.
-    pub fn until(&self) -> u64 {
-        self.time("exp").unwrap_or_default().saturating_add(LEEWAY)
+    /// Returns the last second in which the token is valid, as a Unix time.
+    pub fn expires_at(&self) -> u64 {
+        self.unix_time("exp").unwrap_or_default().saturating_add(CLOCK_LEEWAY_SECONDS)
     }
 
-    fn in_time(&self, now: u64) -> Result<(), Denied> {
-        // Tokens are for a time; one for ever is not what anybody means.
-        self.time("exp").ok_or(Denied::Malformed)?;
-        if now > self.until() {
-            return Err(Denied::Expired);
+    fn in_time(&self, now: u64) -> Result<(), AuthFailure> {
+        // A token must expire; a token without an end is never intended.
+        self.unix_time("exp").ok_or(AuthFailure::Malformed)?;
+        if now > self.expires_at() {
+            return Err(AuthFailure::Expired);
         }
-        let from = if self.0.contains_key("nbf") { self.time("nbf").ok_or(Denied::Malformed)? } else { 0 };
-        if from > now.saturating_add(LEEWAY) { Err(Denied::NotYetValid) } else { Ok(()) }
+        let from = if self.0.contains_key("nbf") { self.unix_time("nbf").ok_or(AuthFailure::Malformed)? } else { 0 };
+        if from > now.saturating_add(CLOCK_LEEWAY_SECONDS) { Err(AuthFailure::NotYetValid) } else { Ok(()) }
     }
 
-    /// Seconds since 1970; some issuers write fractions.
-    fn time(&self, name: &str) -> Option<u64> {
+    /// Returns a claim that is a Unix time in seconds. Some issuers write fractions.
+    fn unix_time(&self, name: &str) -> Option<u64> {
         let value = self.0.get(name)?;
         value.as_u64().or_else(|| value.as_f64().filter(|seconds| *seconds >= 0.0).map(|seconds| seconds as u64))
     }
@@ -192,8 +200,8 @@ impl Claims {
         self.0.get(name).and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// Whether a claim is `wanted`, or a list with it.
-    fn has(&self, name: &str, wanted: &str) -> bool {
+    /// Returns whether a claim is `wanted`, or a list that contains it.
+    fn contains_value(&self, name: &str, wanted: &str) -> bool {
         match self.0.get(name) {
             Some(Value::String(text)) => text == wanted,
             Some(Value::Array(list)) => list.iter().any(|item| item == wanted),
@@ -201,13 +209,13 @@ impl Claims {
         }
     }
 
-    /// The same where a text may hold several words.
-    fn has_word(&self, name: &str, wanted: &str) -> bool {
-        self.text(name).split_ascii_whitespace().any(|word| word == wanted) || self.has(name, wanted)
+    /// As `contains_value`, where a text may hold several words.
+    fn contains_word(&self, name: &str, wanted: &str) -> bool {
+        self.text(name).split_ascii_whitespace().any(|word| word == wanted) || self.contains_value(name, wanted)
     }
 }
 
-/// The same keys in the same order.
+/// Two sets are equal if they have the same keys in the same order.
 impl PartialEq for KeySet {
     fn eq(&self, other: &Self) -> bool {
         self.keys.iter().map(|key| &key.written).eq(other.keys.iter().map(|key| &key.written))
@@ -215,9 +223,10 @@ impl PartialEq for KeySet {
 }
 
 impl KeySet {
-    /// The keys of a JWK set (RFC 7517) that can check signatures; others are left out.
+    /// Parses the keys of a key set (JWKS, RFC 7517) that can verify signatures; others are left out.
     ///
     /// # Errors
+    ///
     /// What is wrong with the document.
     pub fn parse(document: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
@@ -226,22 +235,22 @@ impl KeySet {
         }
         let Written { keys } =
             serde_json::from_slice(document).map_err(|error| format!("it is not a JWK set: {error}"))?;
-        let keys: Vec<PublicKey> = keys.into_iter().filter_map(PublicKey::of).take(MOST_KEYS).collect();
+        let keys: Vec<PublicKey> = keys.into_iter().filter_map(PublicKey::from_jwk).take(MAX_KEYS).collect();
         if keys.is_empty() {
             return Err("it has no key that a token could be signed with (RSA, P-256, P-384, Ed25519)".to_owned());
         }
         Ok(Self { keys })
     }
 
-    /// The set of these keys.
-    pub(super) fn of(keys: Vec<Value>) -> Self {
-        Self { keys: keys.into_iter().filter_map(PublicKey::of).collect() }
+    /// Creates a set of these keys.
+    pub(super) fn from_keys(keys: Vec<Value>) -> Self {
+        Self { keys: keys.into_iter().filter_map(PublicKey::from_jwk).collect() }
     }
 }
 
 impl PublicKey {
-    /// `None` for a key that is not for signatures, or of a kind that is not known.
-    fn of(written: Value) -> Option<Self> {
+    /// Returns `None` for a key that is not for signatures, or of an unsupported kind.
+    fn from_jwk(written: Value) -> Option<Self> {
         let jwk: Jwk = serde_json::from_value(written.clone()).ok()?;
         let signs = jwk.common.public_key_use.as_ref().is_none_or(|it| *it == PublicKeyUse::Signature)
             && jwk.common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify));
@@ -253,7 +262,7 @@ impl PublicKey {
     }
 }
 
-/// A key, for each algorithm that it can be used with.
+/// Parses a key for each algorithm that it can be used with.
 fn parse(key: &AlgorithmParameters) -> Option<Vec<(Algorithm, ParsedPublicKey)>> {
     let number = |text: &str| URL_SAFE_NO_PAD.decode(text).ok();
     let one = |algorithm, how: &'static dyn signature::VerificationAlgorithm, bytes: Vec<u8>| {
@@ -263,14 +272,18 @@ fn parse(key: &AlgorithmParameters) -> Option<Vec<(Algorithm, ParsedPublicKey)>>
         AlgorithmParameters::RSA(rsa) => {
             let plain = |text| Some(number(text)?.into_iter().skip_while(|byte| *byte == 0).collect::<Vec<u8>>());
             let components = RsaPublicKeyComponents { n: plain(&rsa.n)?, e: plain(&rsa.e)? };
-            let keys =
-                OF_RSA.iter().map(|(algorithm, how)| Some((*algorithm, components.to_parsed_public_key(how).ok()?)));
+            let keys = RSA_ALGORITHMS
+                .iter()
+                .map(|(algorithm, how)| Some((*algorithm, components.to_parsed_public_key(how).ok()?)));
             if components.n.len() < 256 { None } else { keys.collect() }
         }
         AlgorithmParameters::EllipticCurve(point) => {
-            // Uncompressed, as in SEC 1 section 2.3.3.
+            // Uncompressed form, as in SEC 1, section 2.3.3.
             let bytes = |length| {
-                Some([vec![4], padded(number(&point.x)?, length)?, padded(number(&point.y)?, length)?].concat())
+                Some(
+                    [vec![4], pad_coordinate(number(&point.x)?, length)?, pad_coordinate(number(&point.y)?, length)?]
+                        .concat(),
+                )
             };
             match point.curve {
                 EllipticCurve::P256 => one(Algorithm::ES256, &signature::ECDSA_P256_SHA256_FIXED, bytes(32)?),
@@ -279,12 +292,13 @@ fn parse(key: &AlgorithmParameters) -> Option<Vec<(Algorithm, ParsedPublicKey)>>
             }
         }
         AlgorithmParameters::OctetKeyPair(key) => one(Algorithm::EdDSA, &signature::ED25519, number(&key.x)?),
-        // A shared secret is no public key: whoever can read it can sign.
+        // A shared secret is no public key: everybody who can read it can sign.
         _ => None,
     }
 }
 
-/// A coordinate at its full length: RFC 7518 asks for it, some issuers leave leading zeros out. `None`: too long.
-fn padded(coordinate: Vec<u8>, length: usize) -> Option<Vec<u8>> {
+/// Pads a coordinate to its full length. RFC 7518 requires that, but some issuers leave out leading zeros. Returns
+/// `None` if it is too long.
+fn pad_coordinate(coordinate: Vec<u8>, length: usize) -> Option<Vec<u8>> {
     Some([vec![0; length.checked_sub(coordinate.len())?], coordinate].concat())
 }

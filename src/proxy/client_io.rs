@@ -1,4 +1,4 @@
-//! A client as its requests know it, what is known of its pace, and the socket under its connection.
+//! State of a client connection that its requests share, its activity for timeouts, and the socket under it.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -10,141 +10,143 @@ use std::time::Instant;
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::headers::Origin;
-use super::talk::Talk;
+use super::headers::ForwardedInfo;
+use super::http2_abuse::FrameBudget;
 use super::tcp::Tcp;
 use super::tls::Socket;
-use super::upload::Progress;
+use super::upload::UploadProgress;
 use super::upstream;
 use super::worker::Worker;
-use crate::model::limits::Limits;
 use crate::model::refusal::Refusal;
+use crate::model::router_settings::Limits;
 
-/// What the requests of one connection have in common.
-pub(super) struct Client {
+/// State that the requests of one connection share.
+pub(super) struct ClientConnection {
     pub(super) worker: Rc<Worker>,
-    pub(super) pace: Rc<Pace>,
-    /// Where its requests come from.
-    pub(super) origin: Origin,
-    /// HTTP/1.0 cannot tell a broken body from a complete one, but by a reset.
-    pub(super) reset_at_end: Cell<bool>,
+    pub(super) activity: Rc<ConnectionActivity>,
+    /// The address and the scheme that forwarded headers report.
+    pub(super) forwarded_info: ForwardedInfo,
+    /// Whether the connection has to be reset when a body is truncated. HTTP/1.0 cannot show that in another way.
+    pub(super) must_reset_on_close: Cell<bool>,
 }
 
-/// What a client is doing; shared by its socket, its connection and its requests.
+/// The activity of a client, shared by its socket, its connection and its requests.
 #[derive(Debug)]
-pub(super) struct Pace {
-    /// Requests being answered.
+pub(super) struct ConnectionActivity {
+    /// The number of requests in progress.
     in_flight: Cell<usize>,
-    /// Whether any request came yet.
-    served: Cell<bool>,
-    /// Since when no request is being answered.
+    /// Whether there was any request yet.
+    has_served_request: Cell<bool>,
+    /// Since when there is no request in progress.
     idle_since: Cell<Instant>,
-    /// When the first byte of an unfinished head came.
+    /// When the first byte of an unfinished head arrived.
     head_since: Cell<Option<Instant>>,
-    /// Since when the client takes nothing, if it does.
+    /// Since when the client accepts no data, if it does not.
     blocked_since: Cell<Option<Instant>>,
-    /// Whether the last request's body was not read to its end.
-    unread: Cell<bool>,
-    /// The body of the request that is being answered, in HTTP/1.
-    body: RefCell<Option<Rc<Progress>>>,
-    /// Heads of HTTP/2 are not told apart from its other frames.
-    multiplexed: bool,
-    /// Bytes of answers' bodies.
-    answered: Cell<u64>,
+    /// Whether the body of the last request was not read to its end.
+    has_left_body_unread: Cell<bool>,
+    /// The body of the request in progress, in HTTP/1.
+    upload_progress: RefCell<Option<Rc<UploadProgress>>>,
+    /// Whether heads cannot be distinguished from other frames, as in HTTP/2.
+    is_multiplexed: bool,
+    /// Bytes of response bodies.
+    response_bytes: Cell<u64>,
 }
 
-/// Which patience with a client has run out.
+/// The timeout of a client that was exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Impatience {
-    /// No request for long: the connection can go.
+pub(super) enum ClientTimeout {
+    /// There was no request for too long, so the connection can be closed.
     Idle,
-    /// A head has begun but does not end.
+    /// A head has begun and did not end in time.
     Head,
-    /// The client does not take its answer.
-    Blocked,
+    /// The client does not accept its response.
+    BlockedWrite,
 }
 
-impl Pace {
-    pub(super) fn new(now: Instant, multiplexed: bool) -> Rc<Self> {
+impl ConnectionActivity {
+    pub(super) fn new(now: Instant, is_multiplexed: bool) -> Rc<Self> {
         Rc::new(Self {
             in_flight: Cell::new(0),
-            served: Cell::new(false),
+            has_served_request: Cell::new(false),
             idle_since: Cell::new(now),
             head_since: Cell::new(None),
             blocked_since: Cell::new(None),
-            unread: Cell::new(false),
-            body: RefCell::default(),
-            multiplexed,
-            answered: Cell::new(0),
+            has_left_body_unread: Cell::new(false),
+            upload_progress: RefCell::default(),
+            is_multiplexed,
+            response_bytes: Cell::new(0),
         })
     }
 
-    /// A request's head is complete, and its `body` begins. Returns when it began.
-    pub(super) fn begin(&self, body: &Rc<Progress>) -> Instant {
-        if !self.multiplexed {
-            self.body.replace(Some(body.clone()));
+    /// Records that the head of a request is complete and that its `body` begins. Returns when the head began.
+    pub(super) fn begin_request(&self, body: &Rc<UploadProgress>) -> Instant {
+        if !self.is_multiplexed {
+            self.upload_progress.replace(Some(body.clone()));
         }
         self.in_flight.set(self.in_flight.get() + 1);
-        self.served.set(true);
-        self.unread.set(false);
+        self.has_served_request.set(true);
+        self.has_left_body_unread.set(false);
         self.head_since.take().unwrap_or_else(Instant::now)
     }
 
-    /// A request has been answered, or given up; `unread`: before its body had come to its end.
-    pub(super) fn end(&self, now: Instant, unread: bool) {
-        self.unread.set(unread);
-        self.body.take();
+    /// Records that a request has ended. `is_body_unread` says that its body was not read to its end.
+    pub(super) fn end_request(&self, now: Instant, is_body_unread: bool) {
+        self.has_left_body_unread.set(is_body_unread);
+        self.upload_progress.take();
         self.in_flight.set(self.in_flight.get() - 1);
         self.idle_since.set(now);
     }
 
-    /// Whether a request is being answered whose body has not been read to its end, in HTTP/1.
+    /// Returns whether a request is in progress whose body has not been read to its end, in HTTP/1.
     pub(super) fn has_unread_body(&self) -> bool {
-        self.body.borrow().as_ref().is_some_and(|body| body.ended().is_none())
+        self.upload_progress.borrow().as_ref().is_some_and(|body| body.ended_at().is_none())
     }
 
-    /// Whether no request is being answered.
+    /// Returns whether no request is in progress.
     pub(super) fn is_idle(&self) -> bool {
         self.in_flight.get() == 0
     }
 
-    /// Whether the client does not take what it is sent.
+    /// Returns whether the client does not accept data.
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked_since.get().is_some()
     }
 
-    /// Whether the client may still be sending what nobody reads: a body, or a head that could not be read.
-    pub(super) fn may_send(&self) -> bool {
-        self.unread.get() || self.head_since.get().is_some()
+    /// Returns whether the client may still be sending data that nobody reads: a body, or a head that could not be
+    /// parsed.
+    pub(super) fn can_still_send(&self) -> bool {
+        self.has_left_body_unread.get() || self.head_since.get().is_some()
     }
 
-    /// When patience with the client ends, and why; `None` while nothing is expected of it.
-    pub(super) fn deadline(&self, limits: &Limits) -> Option<(Instant, Impatience)> {
+    /// Returns the next deadline of the client and its timeout; `None` while nothing is expected of it.
+    pub(super) fn next_deadline(&self, limits: &Limits) -> Option<(Instant, ClientTimeout)> {
         if let Some(since) = self.blocked_since.get() {
-            return Some((since + limits.body_idle_timeout, Impatience::Blocked));
+            return Some((since + limits.body_idle_timeout, ClientTimeout::BlockedWrite));
         }
         if self.in_flight.get() > 0 {
             return None;
         }
         if let Some(since) = self.head_since.get() {
-            return Some((since + limits.header_read_timeout, Impatience::Head));
+            return Some((since + limits.header_read_timeout, ClientTimeout::Head));
         }
-        let patience = if self.served.get() { limits.keep_alive_timeout } else { limits.header_read_timeout };
-        Some((self.idle_since.get() + patience, Impatience::Idle))
+        let timeout =
+            if self.has_served_request.get() { limits.keep_alive_timeout } else { limits.header_read_timeout };
+        Some((self.idle_since.get() + timeout, ClientTimeout::Idle))
     }
 
-    /// So much of an answer's body is sent.
-    pub(super) fn answered(&self, bytes: usize) {
-        self.answered.set(self.answered.get() + bytes as u64);
+    /// Adds bytes of a response body that were sent.
+    pub(super) fn add_response_bytes(&self, bytes: usize) {
+        self.response_bytes.set(self.response_bytes.get() + bytes as u64);
     }
 
-    fn received(&self, now: impl FnOnce() -> Instant) {
-        if self.in_flight.get() == 0 && self.head_since.get().is_none() && !self.multiplexed {
+    fn record_read(&self, now: impl FnOnce() -> Instant) {
+        if self.in_flight.get() == 0 && self.head_since.get().is_none() && !self.is_multiplexed {
             self.head_since.set(Some(now()));
         }
     }
 
-    fn wrote<T>(&self, written: &Poll<T>) {
+    fn record_write<T>(&self, written: &Poll<T>) {
         match written {
             Poll::Ready(_) => self.blocked_since.set(None),
             Poll::Pending if self.blocked_since.get().is_none() => self.blocked_since.set(Some(Instant::now())),
@@ -153,42 +155,48 @@ impl Pace {
     }
 }
 
-/// A client's socket.
+/// The socket of a client.
 pub(super) struct ClientIo {
     stream: Socket,
-    /// Read to learn the protocol; comes before what the socket still has.
+    /// Data that was read to detect the protocol. It comes before what the socket still has.
     preface: Bytes,
-    pace: Rc<Pace>,
+    activity: Rc<ConnectionActivity>,
     worker: Rc<Worker>,
-    /// Goes out before anything else.
-    outgoing: Bytes,
-    /// What is said in HTTP/2.
-    talk: Option<Talk>,
+    /// Data that is sent before anything else.
+    pending_response: Bytes,
+    /// The budget for frames, in HTTP/2.
+    frame_budget: Option<FrameBudget>,
 }
 
 impl ClientIo {
-    /// `preface` was read from `stream` already, since `begun`.
-    pub(super) fn new(stream: Socket, preface: Bytes, begun: Instant, pace: Rc<Pace>, worker: Rc<Worker>) -> Self {
+    /// Creates the socket. `preface` was read from `stream` already, since `preface_began_at`.
+    pub(super) fn new(
+        stream: Socket,
+        preface: Bytes,
+        preface_began_at: Instant,
+        activity: Rc<ConnectionActivity>,
+        worker: Rc<Worker>,
+    ) -> Self {
         if !preface.is_empty() {
-            pace.received(|| begun);
+            activity.record_read(|| preface_began_at);
         }
-        let talk = pace.multiplexed.then(Talk::default);
-        Self { stream, preface, pace, worker, outgoing: Bytes::new(), talk }
+        let frame_budget = activity.is_multiplexed.then(FrameBudget::default);
+        Self { stream, preface, activity, worker, pending_response: Bytes::new(), frame_budget }
     }
 
-    /// The socket under it all.
+    /// Returns the TCP socket.
     pub(super) fn tcp(&self) -> &Tcp {
         self.stream.tcp()
     }
 
-    /// The socket itself, when HTTP is done with it.
+    /// Returns the stream when HTTP has ended on it.
     pub(super) fn into_stream(self) -> Socket {
         self.stream
     }
 
-    /// The HTTP library answers what it cannot parse by itself, with a bare status. Clients of ours get a problem
-    /// document for every error; each answer that is not from the library carries a request id.
-    fn rewrite(&mut self, first: &[u8]) -> bool {
+    /// Replaces an error response of the HTTP library by a problem document. The library answers what it cannot parse
+    /// with a bare status; every other response has a request id.
+    fn replace_library_error(&mut self, first: &[u8]) -> bool {
         let refusal = match first {
             [b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', b'4', rest @ ..] => match rest {
                 [b'0', b'0', ..] => Refusal::BadRequest("this is not HTTP that can be understood"),
@@ -201,27 +209,28 @@ impl ClientIo {
         if has_id || first.len() > 256 {
             return false;
         }
-        self.outgoing = self.worker.unread(refusal);
+        self.pending_response = self.worker.reject_unparsed(refusal);
         true
     }
 
-    /// Follows what an HTTP/2 client says.
+    /// Observes the frames of an HTTP/2 client.
     ///
     /// # Errors
-    /// It only talks: the connection ends.
-    fn listen(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Some(talk) = &mut self.talk else { return Ok(()) };
-        talk.hear(bytes);
-        if talk.is_idle(self.pace.answered.get()) {
+    ///
+    /// When the client has exceeded its budget, which ends the connection.
+    fn check_frame_budget(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(talk) = &mut self.frame_budget else { return Ok(()) };
+        talk.observe(bytes);
+        if talk.is_exceeded(self.activity.response_bytes.get()) {
             return Err(io::Error::other("too many frames that ask for nothing, or requests taken back"));
         }
         Ok(())
     }
 
-    fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.outgoing.is_empty() {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.outgoing))?;
-            self.outgoing.advance(written);
+    fn poll_write_pending_response(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.pending_response.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.pending_response))?;
+            self.pending_response.advance(written);
         }
         Poll::Ready(Ok(()))
     }
@@ -231,16 +240,16 @@ impl AsyncRead for ClientIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.preface.is_empty() {
-            let now = this.preface.split_to(this.preface.len().min(buf.remaining()));
-            buf.put_slice(&now);
-            return Poll::Ready(this.listen(&now));
+            let chunk = this.preface.split_to(this.preface.len().min(buf.remaining()));
+            buf.put_slice(&chunk);
+            return Poll::Ready(this.check_frame_budget(&chunk));
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         if buf.filled().len() > before {
-            this.pace.received(Instant::now);
+            this.activity.record_read(Instant::now);
         }
-        Poll::Ready(this.listen(&buf.filled()[before..]))
+        Poll::Ready(this.check_frame_budget(&buf.filled()[before..]))
     }
 }
 
@@ -256,13 +265,13 @@ impl AsyncWrite for ClientIo {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if let Some(first) = bufs.first()
-            && this.rewrite(first)
+            && this.replace_library_error(first)
         {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
-        ready!(this.poll_outgoing(cx))?;
-        let written = upstream::write_together(&mut this.stream, cx, bufs);
-        this.pace.wrote(&written);
+        ready!(this.poll_write_pending_response(cx))?;
+        let written = upstream::write_coalesced(&mut this.stream, cx, bufs);
+        this.activity.record_write(&written);
         written
     }
 
@@ -272,19 +281,19 @@ impl AsyncWrite for ClientIo {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_outgoing(cx))?;
+        ready!(this.poll_write_pending_response(cx))?;
         if !this.stream.is_tls() {
             return Poll::Ready(Ok(()));
         }
-        // TLS takes more than the socket has room for: who takes nothing shows only here.
+        // TLS accepts more data than the socket has room for, so only a flush shows that the client accepts nothing.
         let flushed = Pin::new(&mut this.stream).poll_flush(cx);
-        this.pace.wrote(&flushed);
+        this.activity.record_write(&flushed);
         flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_outgoing(cx))?;
+        ready!(this.poll_write_pending_response(cx))?;
         Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }

@@ -1,4 +1,4 @@
-//! One client connection, from accept to close: which protocol, how patient, how it ends.
+//! Serves one client connection from accept to close: protocol, timeouts, and end.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -21,72 +21,77 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::body::Body;
-use super::client_io::{Client, ClientIo, Impatience, Pace};
-use super::headers::Origin;
+use super::client_io::{ClientConnection, ClientIo, ClientTimeout, ConnectionActivity};
+use super::headers::ForwardedInfo;
+use super::http2_stream;
+use super::response_body::ResponseBody;
 use super::service;
-use super::stream;
 use super::tcp::Tcp;
 use super::timer::LazyTimer;
-use super::tls::{self, Agreed, LINGER, Socket};
-use super::wakes::Holdable;
+use super::tls::{self, LINGER_TIMEOUT, NegotiatedProtocol, Socket};
+use super::wake_suppression::SuppressibleWaker;
 use super::worker::Worker;
 use crate::model::refusal::Refusal;
 use crate::state::tls::Acceptor;
 
-/// What HTTP/2 with prior knowledge begins with.
+/// The connection preface of HTTP/2.
 pub(super) const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Requests one HTTP/2 connection may have at once.
-const HTTP2_STREAMS: u32 = 256;
-/// HTTP/2 streams that a client may open and reset again before they are looked at.
-const HTTP2_RESETS: usize = 20;
+/// The largest number of concurrent requests on an HTTP/2 connection.
+const MAX_HTTP2_STREAMS: u32 = 256;
+/// HTTP/2 streams that a client may open and reset before they are processed.
+const MAX_HTTP2_PENDING_RESETS: usize = 20;
 /// HTTP/2 streams that a client may make the library reset, over the life of a connection.
-const HTTP2_ERRORS: usize = 1024;
-/// The largest piece of a body that is read at once. Room for it is made step by step, for clients that fill it; from
-/// 64 to 256 KiB saves a large upload a sixth of its CPU, more saves nothing.
-const READ_BUFFER: usize = 256 * 1024;
+const MAX_HTTP2_LOCAL_RESETS: usize = 1024;
+/// The largest buffer for one read of a body. The library grows it step by step, for clients that fill it. Compared
+/// with 64 KiB, 256 KiB saves a sixth of the CPU of a large upload; more saves nothing.
+const MAX_READ_BUFFER_BYTES: usize = 256 * 1024;
 
-/// Serves a connection to its end; with TLS if there is an `acceptor`.
-pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, acceptor: Option<Arc<Acceptor>>) {
+/// Serves a connection to its end, with TLS if there is an `acceptor`.
+pub(super) async fn serve_connection(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: Option<Arc<Acceptor>>,
+) {
     // Fails only on a socket that is closed already.
     let _ = stream.set_nodelay(true);
     let accepted = Instant::now();
-    let _registered = poll_fn(|cx| Poll::Ready(worker.register(cx.waker().clone()))).await;
+    let _registered = poll_fn(|cx| Poll::Ready(worker.register_connection(cx.waker().clone()))).await;
     let mut stream = match &acceptor {
         None => Socket::Plain(Tcp::new(stream)),
-        // Large, and soon over.
-        Some(acceptor) => match Box::pin(tls::accept(&worker, stream, acceptor, accepted.into())).await {
+        // The future is large and ends soon.
+        Some(acceptor) => match Box::pin(tls::accept_tls(&worker, stream, acceptor, accepted.into())).await {
             Some(stream) => stream,
             None => return,
         },
     };
     let Some((preface, begun)) = read_preface(&worker, &mut stream, accepted).await else {
-        return stream.end_writing();
+        return stream.shutdown_write();
     };
-    let multiplexed = match stream.agreed() {
-        Agreed::Nothing => preface.starts_with(HTTP2_PREFACE),
-        agreed => agreed == Agreed::Http2,
+    let is_multiplexed = match stream.negotiated_protocol() {
+        NegotiatedProtocol::Unknown => preface.starts_with(HTTP2_PREFACE),
+        protocol => protocol == NegotiatedProtocol::Http2,
     };
     let scheme = if stream.is_tls() { "https" } else { "http" };
-    let pace = Pace::new(accepted, multiplexed);
-    let client = Rc::new(Client {
+    let activity = ConnectionActivity::new(accepted, is_multiplexed);
+    let client = Rc::new(ClientConnection {
         worker: worker.clone(),
-        pace: pace.clone(),
-        origin: Origin { address: text(peer.ip()), scheme: HeaderValue::from_static(scheme) },
-        reset_at_end: Cell::new(false),
+        activity: activity.clone(),
+        forwarded_info: ForwardedInfo { address: address_header(peer.ip()), scheme: HeaderValue::from_static(scheme) },
+        must_reset_on_close: Cell::new(false),
     });
-    let io = ClientIo::new(stream, preface, begun, pace, worker.clone());
-    if multiplexed { serve_http2(&client, io).await } else { serve_http1(&client, io).await }
+    let io = ClientIo::new(stream, preface, begun, activity, worker.clone());
+    if is_multiplexed { serve_http2(&client, io).await } else { serve_http1(&client, io).await }
 }
 
-/// Reads until it is clear whether the client speaks HTTP/2; returns what was read, and when it began. `None`: the
-/// client left or said nothing for too long, or has not said enough and the worker drains.
+/// Reads until it is clear whether the client speaks HTTP/2. Returns the data and when it began. Returns `None` if the
+/// client left, sent nothing for too long, or has not sent enough when the worker drains.
 async fn read_preface(worker: &Worker, stream: &mut Socket, accepted: Instant) -> Option<(Bytes, Instant)> {
     let (mut start, mut begun) = (BytesMut::new(), None);
-    let mut patience = pin!(tokio::time::sleep_until((accepted + worker.shared.limits.header_read_timeout).into()));
+    let mut timeout = pin!(tokio::time::sleep_until((accepted + worker.shared.limits.header_read_timeout).into()));
     poll_fn(|cx| {
         loop {
-            let read = match poll_start(stream, &mut start, cx) {
+            let read = match poll_read_preface(stream, &mut start, cx) {
                 Poll::Ready(Ok(read)) => read,
                 Poll::Ready(Err(_)) => return Poll::Ready(None),
                 Poll::Pending => break,
@@ -97,11 +102,11 @@ async fn read_preface(worker: &Worker, stream: &mut Socket, accepted: Instant) -
                 return Poll::Ready(Some(()));
             }
         }
-        // Whoever began and was too slow is told so, as one with a slow head.
-        if patience.as_mut().poll(cx).is_ready() {
+        // A client that began and was too slow is answered like one with a slow head.
+        if timeout.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(()));
         }
-        if worker.draining.get() && start.is_empty() && tls::nothing_came(stream.tcp()) {
+        if worker.is_draining.get() && start.is_empty() && tls::has_no_data(stream.tcp()) {
             return Poll::Ready(None);
         }
         Poll::Pending
@@ -110,117 +115,117 @@ async fn read_preface(worker: &Worker, stream: &mut Socket, accepted: Instant) -
     Some((start.freeze(), begun?))
 }
 
-/// Reads more of what a connection begins with.
-fn poll_start(stream: &mut Socket, start: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+/// Reads more of the beginning of a connection.
+fn poll_read_preface(stream: &mut Socket, start: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     if start.capacity() == 0 {
-        // Many connections are opened long before they are used: there is no buffer until something comes.
+        // Many connections are opened long before they are used, so there is no buffer until data arrives.
         ready!(stream.poll_readable(cx))?;
         start.reserve(8 * 1024);
     }
     pin!(stream.read_buf(start)).poll(cx)
 }
 
-async fn serve_http1(client: &Rc<Client>, io: ClientIo) {
+async fn serve_http1(client: &Rc<ClientConnection>, io: ClientIo) {
     let limits = &client.worker.shared.limits;
     let mut builder = http1::Builder::new();
-    builder.max_header_size(limits.max_header_bytes).max_buf_size(READ_BUFFER.max(limits.max_header_bytes));
+    builder.max_header_size(limits.max_header_bytes).max_buf_size(MAX_READ_BUFFER_BYTES.max(limits.max_header_bytes));
     if limits.max_headers != 100 {
-        // Up to the library's own default, headers are parsed without an allocation.
+        // Up to the default of the library, headers are parsed without an allocation.
         builder.max_headers(limits.max_headers);
     }
     let for_service = client.clone();
     let handle = service_fn(move |request| service::handle(for_service.clone(), request));
-    let mut left = pin!(io.tcp().clone().closed());
+    let mut client_closed = pin!(io.tcp().clone().wait_until_closed());
     let mut connection = builder.serve_connection(TokioIo::new(io), handle);
-    let impatience = drive(client, &mut connection, |connection, cx| {
+    let timeout = drive_connection(client, &mut connection, |connection, cx| {
         if let Poll::Ready(ended) = Pin::new(connection).poll(cx) {
             return Poll::Ready(ended);
         }
-        // The library sees the client leave where it reads. A body that waits to be read hides the end behind it.
-        if client.pace.has_unread_body() { left.as_mut().poll(cx).map(Ok) } else { Poll::Pending }
+        // The library notices that the client left where it reads. A body that waits to be read hides the end behind
+        // it.
+        if client.activity.has_unread_body() { client_closed.as_mut().poll(cx).map(Ok) } else { Poll::Pending }
     });
-    let impatience = impatience.await;
+    let timeout = timeout.await;
     let stream = connection.into_parts().io.into_inner().into_stream();
-    close(client, stream, impatience).await;
+    close_http1(client, stream, timeout).await;
 }
 
-async fn serve_http2(client: &Rc<Client>, io: ClientIo) {
+async fn serve_http2(client: &Rc<ClientConnection>, io: ClientIo) {
     let limits = &client.worker.shared.limits;
-    let mut builder = http2::Builder::new(LocalExecutor { patience: limits.body_idle_timeout });
+    let mut builder = http2::Builder::new(LocalExecutor { stall_timeout: limits.body_idle_timeout });
     builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(HTTP2_STREAMS)
-        .max_pending_accept_reset_streams(HTTP2_RESETS)
-        .max_local_error_reset_streams(HTTP2_ERRORS)
-        // The library answers a head over this with a bare status; up to it, clients get a problem document.
+        .max_concurrent_streams(MAX_HTTP2_STREAMS)
+        .max_pending_accept_reset_streams(MAX_HTTP2_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_HTTP2_LOCAL_RESETS)
+        // The library answers larger heads with a bare status. Up to this size, clients get a problem document.
         .max_header_list_size(u32::try_from(limits.max_header_bytes.saturating_mul(4)).unwrap_or(u32::MAX))
         .keep_alive_interval(limits.keep_alive_timeout)
         .keep_alive_timeout(limits.body_idle_timeout);
     let for_service = client.clone();
     let handle = service_fn(move |request: http::Request<Incoming>| service::handle(for_service.clone(), request));
     let mut connection = builder.serve_connection(TokioIo::new(io), handle);
-    drive(client, &mut connection, |connection, cx| Pin::new(connection).poll(cx)).await;
+    drive_connection(client, &mut connection, |connection, cx| Pin::new(connection).poll(cx)).await;
 }
 
-/// A connection that can be asked to finish what it does and close.
-trait Graceful {
-    fn finish_and_close(&mut self);
+/// A connection that can be asked to finish its requests and close.
+trait GracefulConnection {
+    fn start_graceful_shutdown(&mut self);
 }
 
-impl<S> Graceful for http1::Connection<TokioIo<ClientIo>, S>
+impl<S> GracefulConnection for http1::Connection<TokioIo<ClientIo>, S>
 where
-    S: hyper::service::HttpService<Incoming, ResBody = Body>,
+    S: hyper::service::HttpService<Incoming, ResBody = ResponseBody>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    fn finish_and_close(&mut self) {
+    fn start_graceful_shutdown(&mut self) {
         Pin::new(self).graceful_shutdown();
     }
 }
 
-impl<S> Graceful for http2::Connection<TokioIo<ClientIo>, S, LocalExecutor>
+impl<S> GracefulConnection for http2::Connection<TokioIo<ClientIo>, S, LocalExecutor>
 where
-    S: hyper::service::HttpService<Incoming, ResBody = Body>,
+    S: hyper::service::HttpService<Incoming, ResBody = ResponseBody>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     S::Future: 'static,
 {
-    fn finish_and_close(&mut self) {
+    fn start_graceful_shutdown(&mut self) {
         Pin::new(self).graceful_shutdown();
     }
 }
 
-/// Polls a connection to its end, while the client is neither idle nor slow for too long. Returns why it was cut short,
-/// if it was.
-async fn drive<C: Graceful, E>(
-    client: &Client,
+/// Polls a connection to its end, unless the client exceeds a timeout. Returns that timeout.
+async fn drive_connection<C: GracefulConnection, E>(
+    client: &ClientConnection,
     connection: &mut C,
     mut poll: impl FnMut(&mut C, &mut Context<'_>) -> Poll<Result<(), E>>,
-) -> Option<Impatience> {
-    let (mut timer, mut finishing, mut wakes) = (LazyTimer::default(), None, Holdable::default());
+) -> Option<ClientTimeout> {
+    let (mut timer, mut finishing_since, mut wakes) = (LazyTimer::default(), None, SuppressibleWaker::default());
     poll_fn(|cx| {
         let cx = &mut Context::from_waker(wakes.waker(cx.waker()));
         loop {
             if poll(connection, cx).is_ready() {
                 return Poll::Ready(None);
             }
-            // Only now: a request that had come before is one in flight.
-            if client.worker.draining.get() && finishing.is_none() {
-                finishing = Some(Instant::now());
-                connection.finish_and_close();
+            // Checked only now, because a request that had arrived before is in progress.
+            if client.worker.is_draining.get() && finishing_since.is_none() {
+                finishing_since = Some(Instant::now());
+                connection.start_graceful_shutdown();
                 continue;
             }
-            let Some((deadline, why)) = client.pace.deadline(&client.worker.shared.limits) else {
+            let Some((deadline, why)) = client.activity.next_deadline(&client.worker.shared.limits) else {
                 return Poll::Pending;
             };
-            // A client that has nothing in flight does not get to hold up the end.
-            let deadline = match finishing {
-                Some(since) if client.pace.is_idle() => deadline.min(since + LINGER),
+            // A client without a request in progress must not delay the end.
+            let deadline = match finishing_since {
+                Some(since) if client.activity.is_idle() => deadline.min(since + LINGER_TIMEOUT),
                 _ => deadline,
             };
             match timer.poll(cx, deadline) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) if why == Impatience::Idle && finishing.is_none() => {
-                    finishing = Some(Instant::now());
-                    connection.finish_and_close();
+                Poll::Ready(()) if why == ClientTimeout::Idle && finishing_since.is_none() => {
+                    finishing_since = Some(Instant::now());
+                    connection.start_graceful_shutdown();
                 }
                 Poll::Ready(()) => return Poll::Ready(Some(why)),
             }
@@ -229,28 +234,28 @@ async fn drive<C: Graceful, E>(
     .await
 }
 
-/// Ends an HTTP/1 connection so that the client can tell how.
-async fn close(client: &Client, mut stream: Socket, impatience: Option<Impatience>) {
-    if impatience == Some(Impatience::Blocked) || client.reset_at_end.get() {
+/// Ends an HTTP/1 connection in a way that shows the client how it ended.
+async fn close_http1(client: &ClientConnection, mut stream: Socket, timeout: Option<ClientTimeout>) {
+    if timeout == Some(ClientTimeout::BlockedWrite) || client.must_reset_on_close.get() {
         let _ = SockRef::from(&**stream.tcp()).set_linger(Some(Duration::ZERO));
         return;
     }
-    let last_words = async {
-        if impatience == Some(Impatience::Head) {
-            stream.write_all(&client.worker.unread(Refusal::HeadTimeout)).await?;
+    let closing = async {
+        if timeout == Some(ClientTimeout::Head) {
+            stream.write_all(&client.worker.reject_unparsed(Refusal::HeadTimeout)).await?;
         }
         stream.shutdown().await?;
-        if !client.pace.may_send() {
+        if !client.activity.can_still_send() {
             return Ok(());
         }
-        tls::read_rest(stream.tcp_mut()).await
+        tls::discard_to_end(stream.tcp_mut()).await
     };
-    let mut ending = pin!(tokio::time::timeout(LINGER, last_words));
-    // The client is gone, or has had its time.
+    let mut ending = pin!(tokio::time::timeout(LINGER_TIMEOUT, closing));
+    // The client is gone, or its time is over.
     let _ = (&mut ending).await;
 }
 
-fn text(address: IpAddr) -> HeaderValue {
+fn address_header(address: IpAddr) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(address.to_canonical().to_string()))
         .unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
@@ -258,8 +263,8 @@ fn text(address: IpAddr) -> HeaderValue {
 /// Runs the streams of an HTTP/2 connection on the connection's own thread.
 #[derive(Clone, Copy)]
 struct LocalExecutor {
-    /// How long a client may take nothing of an answer.
-    patience: Duration,
+    /// How long a client may accept nothing of a response.
+    stall_timeout: Duration,
 }
 
 impl<F> Executor<F> for LocalExecutor
@@ -268,6 +273,6 @@ where
     F::Output: 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(stream::run(future, self.patience));
+        tokio::task::spawn_local(http2_stream::run(future, self.stall_timeout));
     }
 }

@@ -1,8 +1,8 @@
 //! One request with one replica: sent, answered, streamed, and brought to its end whatever happens to the client.
 //!
-//! The exchange owns the slot. While somebody wants the answer, whoever polls for it drives the replica's connection;
-//! when nobody does any more, a task of its own waits for the replica to finish: a model that still works still has
-//! its slot.
+//! The exchange owns the slot. While the response is wanted, the task that polls for it drives the replica's
+//! connection. After that, a task of its own waits for the replica to finish, so that a model that is still working
+//! keeps its slot.
 
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -13,10 +13,10 @@ use http::Request;
 use http::response::Parts;
 use http_body::{Frame, SizeHint};
 
-use super::codec::{self, Garbage, Head, Piece, Receiving, Sending};
+use super::codec::{self, BodyDecoder, BodyFraming, BodyPiece, InvalidResponse, ResponseHead};
 use super::headers;
-use super::upload::{Progress, Upload};
-use super::upstream::Connection;
+use super::upload::{Upload, UploadProgress};
+use super::upstream::UpstreamConnection;
 use super::worker::Worker;
 use crate::model::endpoint::RequestSettings;
 use crate::model::refusal::Refusal;
@@ -26,83 +26,92 @@ use crate::state::slots::Slot;
 pub(super) struct Exchange {
     worker: Rc<Worker>,
     /// `None` when the exchange is over.
-    running: Option<Box<Running>>,
-    upload: Rc<Progress>,
-    dispatched: Instant,
+    active: Option<Box<ActiveExchange>>,
+    upload_progress: Rc<UploadProgress>,
+    dispatched_at: Instant,
     timeout: Duration,
-    /// For how long the request's body had been held back before it was dispatched.
-    held_before: Duration,
+    /// The time by which the request's body had been delayed before the dispatch.
+    delay_before_dispatch: Duration,
     idle_timeout: Duration,
-    /// When the replica fell silent inside the body, if it is.
+    /// When the replica stopped sending inside the body, if it has.
     silent_since: Option<Instant>,
-    /// When the replica's last byte came.
-    ended: Option<Instant>,
+    /// When the last byte of the replica arrived.
+    last_byte_at: Option<Instant>,
 }
 
-struct Running {
-    connection: Box<Connection>,
+struct ActiveExchange {
+    connection: Box<UpstreamConnection>,
     slot: Slot,
     request: Box<Request<Upload>>,
-    /// The part of the request that goes out with its head.
-    first: Option<Bytes>,
-    sending: Sending,
-    /// Whether all of the request has been handed to the connection.
+    /// The chunk of the request body that is sent with its head.
+    first_chunk: Option<Bytes>,
+    framing: BodyFraming,
+    /// Whether the whole request has been handed to the connection.
     is_sent: bool,
-    stage: Stage,
+    stage: ResponseStage,
 }
 
 #[derive(Clone, Copy)]
-enum Stage {
+enum ResponseStage {
     Head,
-    Body { receiving: Receiving, keeps_alive: bool },
+    Body { decoder: BodyDecoder, is_keep_alive: bool },
 }
 
 /// Why there is no response head.
-pub(super) enum NoHead {
-    /// The connection had ended before any of it was sent; the slot and the request are given back.
+pub(super) enum AttemptError {
+    /// The connection had ended before anything of the request was sent. The slot and the request are returned.
     NotSent(Slot, Box<Request<Upload>>),
-    /// To be told to the client. What the replica may still be doing is seen to.
-    Refused(Refusal),
+    /// The request failed; the client gets this refusal. What the replica may still be doing is waited for elsewhere.
+    Failed(Refusal),
 }
 
-/// A response body broke off.
+/// The response body was truncated.
 #[derive(Debug, thiserror::Error)]
 #[error("the model's response broke off")]
-pub(super) struct BrokenOff;
+pub(super) struct TruncatedResponse;
 
 impl Exchange {
     /// Hands `request` to `connection`.
     pub(super) fn start(
         worker: Rc<Worker>,
-        mut connection: Box<Connection>,
+        mut connection: Box<UpstreamConnection>,
         slot: Slot,
         mut request: Box<Request<Upload>>,
         settings: &RequestSettings,
         dispatched: Instant,
     ) -> Self {
-        let upload = request.body().progress();
-        let sending = request.body().sending();
-        let first = request.body_mut().take_first();
-        connection.send_head(&request, sending, first.clone());
-        let is_sent = sending != Sending::Chunked && request.body().is_over();
+        let upload_progress = request.body().progress();
+        let framing = request.body().framing();
+        let first_chunk = request.body_mut().take_first_chunk();
+        connection.send_head(&request, framing, first_chunk.clone());
+        let is_sent = framing != BodyFraming::Chunked && request.body().is_over();
         Self {
             worker,
-            running: Some(Box::new(Running { connection, slot, request, first, sending, is_sent, stage: Stage::Head })),
-            held_before: upload.delayed(),
-            upload,
-            dispatched,
+            active: Some(Box::new(ActiveExchange {
+                connection,
+                slot,
+                request,
+                first_chunk,
+                framing,
+                is_sent,
+                stage: ResponseStage::Head,
+            })),
+            delay_before_dispatch: upload_progress.total_delay(),
+            upload_progress,
+            dispatched_at: dispatched,
             timeout: settings.timeout,
             idle_timeout: settings.stream_idle_timeout,
             silent_since: None,
-            ended: None,
+            last_byte_at: None,
         }
     }
 
     /// Waits for the response head.
     ///
     /// # Errors
-    /// [`NoHead`]. The exchange is then over for the client.
-    pub(super) async fn head(mut self) -> Result<(Parts, Self), NoHead> {
+    ///
+    /// [`AttemptError`]. The exchange is then over for the client.
+    pub(super) async fn response_head(mut self) -> Result<(Parts, Self), AttemptError> {
         let (parts, is_empty) = std::future::poll_fn(|cx| self.poll_head(cx)).await?;
         if is_empty {
             self.finish();
@@ -110,217 +119,221 @@ impl Exchange {
         Ok((parts, self))
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Parts, bool), NoHead>> {
-        let Some(running) = &mut self.running else { return Poll::Pending };
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Parts, bool), AttemptError>> {
+        let Some(running) = &mut self.active else { return Poll::Pending };
         match running.poll_head(cx) {
-            Poll::Ready(Ok(Head { parts, body: receiving, keeps_alive })) => {
-                running.slot.succeeded();
-                running.stage = Stage::Body { receiving, keeps_alive };
-                return Poll::Ready(Ok((parts, receiving.is_over())));
+            Poll::Ready(Ok(ResponseHead { parts, decoder, is_keep_alive })) => {
+                running.slot.record_success();
+                running.stage = ResponseStage::Body { decoder, is_keep_alive };
+                return Poll::Ready(Ok((parts, decoder.is_over())));
             }
-            Poll::Ready(Err(Closed)) => return Poll::Ready(Err(self.no_head())),
+            Poll::Ready(Err(UpstreamClosed)) => return Poll::Ready(Err(self.attempt_error())),
             Poll::Pending => {}
         }
-        if let Some(fault) = self.upload.fault() {
-            return Poll::Ready(Err(NoHead::Refused(fault)));
+        if let Some(fault) = self.upload_progress.fault() {
+            return Poll::Ready(Err(AttemptError::Failed(fault)));
         }
-        // The wait before there was a replica is none of its time.
-        let patience = self.timeout + self.upload.delayed().saturating_sub(self.held_before);
+        // The delay before the dispatch is not part of the model's time.
+        let head_timeout = self.timeout + self.upload_progress.total_delay().saturating_sub(self.delay_before_dispatch);
         if !running.slot.is_revoked() {
-            let deadline = running.slot.until(self.dispatched + patience, self.timeout);
+            let deadline = running.slot.effective_deadline(self.dispatched_at + head_timeout, self.timeout);
             ready!(running.connection.timer.poll(cx, deadline));
         }
-        // A client is to blame only if it was waited for.
-        let refusal = if self.upload.ended().is_some() || running.connection.is_behind() {
+        // The client is at fault only if the model was waiting for it.
+        let refusal = if self.upload_progress.ended_at().is_some() || running.connection.is_behind() {
             Refusal::ModelTimeout(self.timeout)
         } else {
             Refusal::BodyTimeout
         };
-        // The replica has had its time: the slot is free, whatever it still does.
-        self.running = None;
-        Poll::Ready(Err(NoHead::Refused(refusal)))
+        // The time of the replica is over: the slot is free, whatever the replica still does.
+        self.active = None;
+        Poll::Ready(Err(AttemptError::Failed(refusal)))
     }
 
-    /// The connection ended without a head.
-    fn no_head(&mut self) -> NoHead {
-        let Some(running) = self.running.take() else { return NoHead::Refused(Refusal::ReplicaClosed) };
-        let Running { connection, slot, mut request, first, .. } = *running;
+    /// Returns the error of a connection that ended without a head.
+    fn attempt_error(&mut self) -> AttemptError {
+        let Some(running) = self.active.take() else { return AttemptError::Failed(Refusal::ReplicaClosed) };
+        let ActiveExchange { connection, slot, mut request, first_chunk, .. } = *running;
         if connection.has_sent_nothing() {
-            request.body_mut().put_first_back(first);
-            return NoHead::NotSent(slot, request);
+            request.body_mut().restore_first_chunk(first_chunk);
+            return AttemptError::NotSent(slot, request);
         }
-        let is_garbage = !connection.ended() && !connection.is_deaf();
-        if (is_garbage || connection.is_denied()) && self.worker.may_complain() {
-            // Nobody else learns of it: to a client it is as if the replica had closed.
+        let is_invalid_response = !connection.is_read_closed() && !connection.is_write_closed();
+        if (is_invalid_response || connection.is_certificate_rejected()) && self.worker.should_warn() {
+            // Only the log can say this: for a client it is as if the replica had closed the connection.
             let replica = slot.replica().address.as_str();
-            if is_garbage {
+            if is_invalid_response {
                 tracing::warn!(
                     replica,
-                    "a model answered what is not HTTP/1.1, or has over 256 fields or 256 KiB of head"
+                    "invalid response from replica: not HTTP/1.1, or over 256 header fields or 256 KiB of head"
                 );
             } else {
-                tracing::warn!(replica, "a model wants another certificate than upstreamTls gives, or any");
+                tracing::warn!(replica, "replica rejected the certificate of upstreamTls, or requires one");
             }
         }
-        slot.failed(Instant::now());
-        // Who was not let in has not been heard.
-        NoHead::Refused(if connection.is_denied() { Refusal::ReplicaUnreachable } else { Refusal::ReplicaClosed })
+        slot.record_failure(Instant::now());
+        // A rejected certificate means that no byte of the request was processed.
+        AttemptError::Failed(if connection.is_certificate_rejected() {
+            Refusal::ReplicaUnreachable
+        } else {
+            Refusal::ReplicaClosed
+        })
     }
 
-    /// When the replica's last byte came.
-    pub(super) fn ended(&self) -> Option<Instant> {
-        self.ended
+    /// Returns when the last byte of the replica arrived.
+    pub(super) fn last_byte_at(&self) -> Option<Instant> {
+        self.last_byte_at
     }
 
-    /// The next frame of the response body.
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        let Some(running) = &mut self.running else { return Poll::Ready(None) };
+    /// Returns the next frame of the response body.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TruncatedResponse>>> {
+        let Some(running) = &mut self.active else { return Poll::Ready(None) };
         if running.slot.is_revoked() {
-            return self.cut();
+            return self.abort();
         }
         let piece = match running.poll_piece(cx) {
             Poll::Ready(piece) => piece,
             Poll::Pending => {
                 let since = *self.silent_since.get_or_insert_with(Instant::now);
-                let patient = since + self.idle_timeout;
-                let deadline = running.slot.until(patient, self.timeout);
+                let idle_deadline = since + self.idle_timeout;
+                let deadline = running.slot.effective_deadline(idle_deadline, self.timeout);
                 ready!(running.connection.timer.poll(cx, deadline));
-                // Who is only silent keeps the slot while it is seen out.
-                return if deadline < patient { self.cut() } else { Poll::Ready(Some(Err(BrokenOff))) };
+                // A replica that is only silent keeps its slot while it is waited for.
+                return if deadline < idle_deadline { self.abort() } else { Poll::Ready(Some(Err(TruncatedResponse))) };
             }
         };
         self.silent_since = None;
         if piece.is_err() {
-            return self.cut();
+            return self.abort();
         }
-        if running.is_answered() {
+        if running.is_response_complete() {
             self.finish();
         }
         Poll::Ready(match piece {
-            Ok(Piece::Data(data)) => Some(Ok(Frame::data(data))),
-            Ok(Piece::Trailers(mut trailers)) => {
-                headers::keep_what_may_trail(&mut trailers);
+            Ok(BodyPiece::Data(data)) => Some(Ok(Frame::data(data))),
+            Ok(BodyPiece::Trailers(mut trailers)) => {
+                headers::strip_forbidden_trailers(&mut trailers);
                 (!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers)))
             }
             _ => None,
         })
     }
 
-    /// Closes the connection, which may not wait for whoever reads the response: another router may send the replica a
-    /// request any moment now.
-    fn cut(&mut self) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        self.ended = Some(Instant::now());
-        self.running = None;
-        Poll::Ready(Some(Err(BrokenOff)))
+    /// Closes the connection at once, without waiting for the reader of the response, because another router may send a
+    /// request to the replica any moment now.
+    fn abort(&mut self) -> Poll<Option<Result<Frame<Bytes>, TruncatedResponse>>> {
+        self.last_byte_at = Some(Instant::now());
+        self.active = None;
+        Poll::Ready(Some(Err(TruncatedResponse)))
     }
 
-    /// Whether the response body has ended.
+    /// Returns whether the response body has ended.
     pub(super) fn is_end_stream(&self) -> bool {
-        self.running.is_none()
+        self.active.is_none()
     }
 
-    /// How long the response body is.
+    /// Returns the size of the response body.
     pub(super) fn size_hint(&self) -> SizeHint {
-        match self.running.as_ref().map(|running| running.stage) {
-            Some(Stage::Body { receiving: Receiving::Length(rest), .. }) => SizeHint::with_exact(rest),
+        match self.active.as_ref().map(|running| running.stage) {
+            Some(ResponseStage::Body { decoder: BodyDecoder::Length(rest), .. }) => SizeHint::with_exact(rest),
             Some(_) => SizeHint::default(),
             None => SizeHint::with_exact(0),
         }
     }
 
-    /// The response is complete: gives the slot back, and keeps the connection if it can be used again.
+    /// Ends a complete response: frees the slot, and keeps the connection if it can be used again.
     fn finish(&mut self) {
-        let Some(running) = self.running.take() else { return };
-        let Running { connection, slot, is_sent, stage, .. } = *running;
+        let Some(running) = self.active.take() else { return };
+        let ActiveExchange { connection, slot, is_sent, stage, .. } = *running;
         let now = Instant::now();
-        self.ended = Some(now);
-        if is_sent && connection.is_quiet() && matches!(stage, Stage::Body { keeps_alive: true, .. }) {
-            self.worker.pool.put(slot.replica(), connection, now);
+        self.last_byte_at = Some(now);
+        if is_sent && connection.is_reusable() && matches!(stage, ResponseStage::Body { is_keep_alive: true, .. }) {
+            self.worker.pool.return_connection(slot.replica(), connection, now);
         }
     }
 }
 
-/// Nobody waits for the response any more.
+/// The response is not wanted any more.
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let Some(mut running) = self.running.take() else { return };
-        // What its body had still to wait is no time that the replica gets.
-        running.request.body_mut().give_up();
-        let forced = tokio::runtime::Handle::try_current().is_err();
-        if running.connection.ended() || forced {
+        let Some(mut running) = self.active.take() else { return };
+        // The delay that the body had still to wait is no time for the replica.
+        running.request.body_mut().stop_reading();
+        let is_runtime_gone = tokio::runtime::Handle::try_current().is_err();
+        if running.connection.is_read_closed() || is_runtime_gone {
             return;
         }
-        let patience = match running.stage {
-            Stage::Head => {
-                let held = self.upload.delayed().saturating_sub(self.held_before);
-                (self.timeout + held).saturating_sub(self.dispatched.elapsed())
+        let time_left = match running.stage {
+            ResponseStage::Head => {
+                let held = self.upload_progress.total_delay().saturating_sub(self.delay_before_dispatch);
+                (self.timeout + held).saturating_sub(self.dispatched_at.elapsed())
             }
-            Stage::Body { .. } => self.timeout,
+            ResponseStage::Body { .. } => self.timeout,
         };
-        let alive = self.worker.alive();
-        let deadline = running.slot.until(Instant::now() + patience, self.timeout);
+        let shutdown_guard = self.worker.shutdown_guard();
+        let deadline = running.slot.effective_deadline(Instant::now() + time_left, self.timeout);
         tokio::task::spawn_local(async move {
-            // Over time, the slot comes back with the task.
-            let _ = tokio::time::timeout_at(deadline.into(), running.see_out()).await;
-            drop(alive);
+            // After the timeout, the slot is freed with the task.
+            let _ = tokio::time::timeout_at(deadline.into(), running.drain_upstream()).await;
+            drop(shutdown_guard);
         });
     }
 }
 
-/// The replica closed, or spoke no HTTP, before its answer was complete.
-struct Closed;
+/// The replica closed the connection, or sent something that is not HTTP, before its response was complete.
+struct UpstreamClosed;
 
-impl From<Garbage> for Closed {
-    fn from(_: Garbage) -> Self {
+impl From<InvalidResponse> for UpstreamClosed {
+    fn from(_: InvalidResponse) -> Self {
         Self
     }
 }
 
-impl Running {
-    /// Moves what there is to move, up to the response head.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Closed>> {
+impl ActiveExchange {
+    /// Makes progress in both directions, up to the response head.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, UpstreamClosed>> {
         let begins = self.connection.has_sent_nothing();
         if begins && (self.slot.is_expired() || self.connection.poll_unusable(cx).is_ready()) {
-            return Poll::Ready(Err(Closed));
+            return Poll::Ready(Err(UpstreamClosed));
         }
         let _ = self.poll_send(cx);
         if begins {
             // Nothing can have been answered yet.
-            let refused = self.connection.is_deaf() && self.connection.has_sent_nothing();
-            return if refused { Poll::Ready(Err(Closed)) } else { Poll::Pending };
+            let is_rejected = self.connection.is_write_closed() && self.connection.has_sent_nothing();
+            return if is_rejected { Poll::Ready(Err(UpstreamClosed)) } else { Poll::Pending };
         }
         loop {
             if let Some(head) = codec::read_head(&mut self.connection.input, self.request.method())? {
                 return Poll::Ready(Ok(head));
             }
-            if self.connection.ended() {
-                return Poll::Ready(Err(Closed));
+            if self.connection.is_read_closed() {
+                return Poll::Ready(Err(UpstreamClosed));
             }
             ready!(self.connection.poll_read(cx));
         }
     }
 
-    /// Moves what there is to move, up to the next piece of the response body.
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Closed>> {
+    /// Makes progress in both directions, up to the next piece of the response body.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<BodyPiece, UpstreamClosed>> {
         let _ = self.poll_send(cx);
         self.poll_receive(cx)
     }
 
-    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Closed>> {
-        let Stage::Body { receiving, .. } = &mut self.stage else { return Poll::Pending };
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<BodyPiece, UpstreamClosed>> {
+        let ResponseStage::Body { decoder, .. } = &mut self.stage else { return Poll::Pending };
         loop {
-            match receiving.next(&mut self.connection.input)? {
-                Piece::Incomplete if !self.connection.ended() => ready!(self.connection.poll_read(cx)),
-                Piece::Incomplete if *receiving == Receiving::ToTheEnd && !self.connection.is_broken() => {
-                    return Poll::Ready(Ok(Piece::End));
+            match decoder.next(&mut self.connection.input)? {
+                BodyPiece::NeedsInput if !self.connection.is_read_closed() => ready!(self.connection.poll_read(cx)),
+                BodyPiece::NeedsInput if *decoder == BodyDecoder::UntilClose && !self.connection.is_broken() => {
+                    return Poll::Ready(Ok(BodyPiece::End));
                 }
-                Piece::Incomplete => return Poll::Ready(Err(Closed)),
+                BodyPiece::NeedsInput => return Poll::Ready(Err(UpstreamClosed)),
                 piece => return Poll::Ready(Ok(piece)),
             }
         }
     }
 
-    /// Sends the request. Ready when all of it has been written.
+    /// Sends the request. Returns ready when all of it has been written.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.connection.poll_flush(cx));
@@ -330,17 +343,17 @@ impl Running {
             let upload = self.request.body_mut();
             match ready!(upload.poll_next(cx)).map(Frame::into_data) {
                 Some(Ok(data)) => {
-                    self.is_sent = self.sending != Sending::Chunked && upload.is_over();
-                    // An empty chunk would be the last.
+                    self.is_sent = self.framing != BodyFraming::Chunked && upload.is_over();
+                    // An empty chunk would be the last one.
                     if !data.is_empty() {
-                        self.connection.send(data, self.sending);
+                        self.connection.send(data, self.framing);
                     }
                 }
                 end => {
                     self.is_sent = true;
-                    if self.sending == Sending::Chunked {
+                    if self.framing == BodyFraming::Chunked {
                         let mut trailers = end.and_then(Result::err).and_then(|frame| frame.into_trailers().ok());
-                        trailers.iter_mut().for_each(headers::keep_what_may_trail);
+                        trailers.iter_mut().for_each(headers::strip_forbidden_trailers);
                         self.connection.send_end(trailers.as_ref());
                     }
                 }
@@ -348,28 +361,28 @@ impl Running {
         }
     }
 
-    /// Whether the response is complete.
-    fn is_answered(&self) -> bool {
+    /// Returns whether the response is complete.
+    fn is_response_complete(&self) -> bool {
         match self.stage {
-            Stage::Body { receiving: Receiving::ToTheEnd, .. } => {
-                self.connection.ended() && !self.connection.is_broken() && self.connection.input.is_empty()
+            ResponseStage::Body { decoder: BodyDecoder::UntilClose, .. } => {
+                self.connection.is_read_closed() && !self.connection.is_broken() && self.connection.input.is_empty()
             }
-            Stage::Body { receiving, .. } => receiving.is_over(),
-            Stage::Head => false,
+            ResponseStage::Body { decoder, .. } => decoder.is_over(),
+            ResponseStage::Head => false,
         }
     }
 
-    /// Lets the replica know that nobody waits, and waits for it to finish or to close.
-    async fn see_out(mut self) {
+    /// Closes the sending side, which tells the replica that nobody waits, and waits until it finishes or closes.
+    async fn drain_upstream(mut self) {
         self.connection.half_close();
-        // Its client must not wait for somebody to read the rest of a body.
+        // The client must not wait until the rest of its body is read.
         self.is_sent = true;
-        if let Stage::Head = self.stage {
+        if let ResponseStage::Head = self.stage {
             let Ok(head) = std::future::poll_fn(|cx| self.poll_head(cx)).await else { return };
-            self.stage = Stage::Body { receiving: head.body, keeps_alive: false };
+            self.stage = ResponseStage::Body { decoder: head.decoder, is_keep_alive: false };
         }
         while let Ok(piece) = std::future::poll_fn(|cx| self.poll_receive(cx)).await {
-            if piece == Piece::End || self.slot.is_revoked() {
+            if piece == BodyPiece::End || self.slot.is_revoked() {
                 return;
             }
         }

@@ -1,4 +1,4 @@
-//! What is changed in heads on their way through (RFC 9110 section 7.6, RFC 9113 section 8.2).
+//! Changes of heads between client and model (RFC 9110 section 7.6, RFC 9113 section 8.2).
 
 use std::time::Duration;
 
@@ -9,28 +9,28 @@ use http::header::{
 };
 use http::{StatusCode, Version, request};
 
-use crate::model::limits::Limits;
+use crate::model::router_settings::Limits;
 
-/// The deployment asked for by a request, and the one that answered a response.
+/// The deployment that a request names, and the one that answered a response.
 pub(super) const MODEL_DEPLOYMENT: HeaderName = HeaderName::from_static("azureml-model-deployment");
-/// The request's id, made by the router.
+/// The id of the request, which the router generates.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The client's own id, echoed.
+/// The client's own request id, which is echoed.
 pub(super) const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
-/// Marks a copy of a live request, for the shadow; nobody else can say it.
+/// Marks a mirrored request for the shadow. The router removes it from client requests.
 pub(super) const MIRROR: HeaderName = HeaderName::from_static("x-ms-azureml-mirror");
-/// Milliseconds until the model's response head.
+/// Milliseconds until the response head of the model.
 pub(super) const MODEL_TIME: HeaderName = HeaderName::from_static("ms-azureml-model-time");
-/// The status that the model itself gave, on its errors.
-pub(super) const MODEL_STATUS: HeaderName = HeaderName::from_static("ms-azureml-model-error-statuscode");
-/// Why, on the model's errors.
-pub(super) const MODEL_REASON: HeaderName = HeaderName::from_static("ms-azureml-model-error-reason");
+/// The status of the model itself, on its errors.
+pub(super) const MODEL_ERROR_STATUS_CODE: HeaderName = HeaderName::from_static("ms-azureml-model-error-statuscode");
+/// The reason, on errors of the model.
+pub(super) const MODEL_ERROR_REASON: HeaderName = HeaderName::from_static("ms-azureml-model-error-reason");
 /// Where the time went (W3C Server Timing).
 pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// For how long the request's body was held back.
+/// The time by which the request body was delayed.
 pub(super) const REQUEST_DELAY: HeaderName = HeaderName::from_static("ms-azureml-bandwidth-request-delay-ms");
-/// For how long the answer's body was held back.
+/// The time by which the response body was delayed.
 pub(super) const RESPONSE_DELAY: HeaderName = HeaderName::from_static("ms-azureml-bandwidth-response-delay-ms");
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -41,76 +41,78 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
 const PROXY_AUTHENTICATE: HeaderName = HeaderName::from_static("proxy-authenticate");
 
-/// Longest `x-ms-client-request-id` that is echoed, as Azure's router cuts it.
-const CLIENT_REQUEST_ID_LENGTH: usize = 40;
+/// The longest `x-ms-client-request-id` that is echoed, as in Azure's router.
+const MAX_CLIENT_REQUEST_ID_BYTES: usize = 40;
 
-/// Which of the headers that concern the router a message has. One pass over its names costs less than asking the map
-/// for each of them, and most messages have few.
+/// The headers of a message that concern the router. One pass over the names costs less than a look-up of each in the
+/// map, and most messages have few of them.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Notable {
-    pub(super) origin: bool,
-    pub(super) deployment: bool,
-    pub(super) client_request_id: bool,
-    pub(super) expect: bool,
-    content_length: bool,
-    cookie: bool,
-    mirror: bool,
-    te: bool,
-    transfer_encoding: bool,
-    connection: bool,
-    /// Any other that concerns one connection only.
-    hop_by_hop: bool,
-    /// Any that proxies add to.
-    forwarded: bool,
+pub struct PresentHeaders {
+    pub(super) has_origin: bool,
+    pub(super) has_deployment: bool,
+    pub(super) has_client_request_id: bool,
+    pub(super) has_expect: bool,
+    has_content_length: bool,
+    has_cookie: bool,
+    has_mirror: bool,
+    has_te: bool,
+    has_transfer_encoding: bool,
+    has_connection: bool,
+    /// Any other header that concerns only one connection.
+    has_hop_by_hop: bool,
+    /// Any header that proxies add to.
+    has_forwarded: bool,
 }
 
-/// What a request's connection says of where it came from.
+/// Where the requests of a connection come from.
 #[derive(Debug, Clone)]
-pub struct Origin {
-    /// The client's address, as `x-forwarded-for` says it.
+pub struct ForwardedInfo {
+    /// The client's address, as in `x-forwarded-for`.
     pub address: HeaderValue,
-    /// As `x-forwarded-proto` says it.
+    /// The scheme, as in `x-forwarded-proto`.
     pub scheme: HeaderValue,
 }
 
-impl Notable {
-    /// Of these.
-    pub fn of(headers: &HeaderMap) -> Self {
-        let mut seen = Self::default();
+impl PresentHeaders {
+    /// Collects which of these headers are present.
+    pub fn from_headers(headers: &HeaderMap) -> Self {
+        let mut present = Self::default();
         for name in headers.keys() {
             match name.as_str() {
-                "origin" => seen.origin = true,
-                "azureml-model-deployment" => seen.deployment = true,
-                "x-ms-client-request-id" => seen.client_request_id = true,
-                "expect" => seen.expect = true,
-                "x-ms-azureml-mirror" => seen.mirror = true,
-                "content-length" => seen.content_length = true,
-                "cookie" => seen.cookie = true,
-                "te" => (seen.te, seen.hop_by_hop) = (true, true),
-                "transfer-encoding" => (seen.transfer_encoding, seen.hop_by_hop) = (true, true),
-                "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => seen.forwarded = true,
-                "connection" => seen.connection = true,
+                "origin" => present.has_origin = true,
+                "azureml-model-deployment" => present.has_deployment = true,
+                "x-ms-client-request-id" => present.has_client_request_id = true,
+                "expect" => present.has_expect = true,
+                "x-ms-azureml-mirror" => present.has_mirror = true,
+                "content-length" => present.has_content_length = true,
+                "cookie" => present.has_cookie = true,
+                "te" => (present.has_te, present.has_hop_by_hop) = (true, true),
+                "transfer-encoding" => (present.has_transfer_encoding, present.has_hop_by_hop) = (true, true),
+                "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => present.has_forwarded = true,
+                "connection" => present.has_connection = true,
                 "upgrade" | "keep-alive" | "proxy-connection" | "proxy-authorization" | "proxy-authenticate" => {
-                    seen.hop_by_hop = true;
+                    present.has_hop_by_hop = true;
                 }
                 _ => {}
             }
         }
-        seen
+        present
     }
 }
 
-/// Whether a head that came by HTTP/2 keeps to the limits; those of HTTP/1 are kept while it is read.
-pub fn fit(headers: &HeaderMap, limits: &Limits) -> bool {
+/// Returns whether a head that was received with HTTP/2 is within the limits. Heads of HTTP/1 are limited while they
+/// are read.
+pub fn is_within_limits(headers: &HeaderMap, limits: &Limits) -> bool {
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     headers.len() <= limits.max_headers && bytes <= limits.max_header_bytes
 }
 
-/// Refuses heads that parse but that the model could understand otherwise than we do.
+/// Refuses heads that are valid, but that a model could understand differently.
 ///
 /// # Errors
-/// Why, for the client.
-pub fn check(head: &request::Parts, notable: &Notable) -> Result<(), &'static str> {
+///
+/// The reason, for the client.
+pub fn validate_request_head(head: &request::Parts, present: &PresentHeaders) -> Result<(), &'static str> {
     let mut hosts = head.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, None) if head.version == Version::HTTP_11 => return Err("it must have a host header"),
@@ -124,22 +126,22 @@ pub fn check(head: &request::Parts, notable: &Notable) -> Result<(), &'static st
             if authority.is_some_and(|authority| !is_host(authority)) {
                 return Err("its target is of no host");
             }
-            // In HTTP/1 the target counts; HTTP/2 has no excuse for two (RFC 9113 section 8.3.1).
+            // In HTTP/1 the target counts; in HTTP/2 there must not be two hosts (RFC 9113 section 8.3.1).
             let differs = host.zip(authority).is_some_and(|(host, other)| !host.as_bytes().eq_ignore_ascii_case(other));
             if differs && head.version == Version::HTTP_2 {
                 return Err("its host header is not its authority");
             }
         }
     }
-    if notable.content_length {
+    if present.has_content_length {
         let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
-        // Parsed and found true by the library; but to some servers a leading zero means octal.
-        let plain = lengths.next().is_none_or(|length| length == b"0" || !length.starts_with(b"0"));
-        if !plain || lengths.next().is_some() {
+        // The library has parsed and accepted the length, but for some servers a leading zero means octal.
+        let is_plain = lengths.next().is_none_or(|length| length == b"0" || !length.starts_with(b"0"));
+        if !is_plain || lengths.next().is_some() {
             return Err("its content-length is not one plain number");
         }
     }
-    if notable.transfer_encoding {
+    if present.has_transfer_encoding {
         let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
         let chunked = codings.next().is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
         if !chunked || codings.next().is_some() {
@@ -149,58 +151,58 @@ pub fn check(head: &request::Parts, notable: &Notable) -> Result<(), &'static st
     Ok(())
 }
 
-/// Whether this is written as a host and perhaps a port (RFC 3986 section 3.2.2), and not empty.
+/// Returns whether this is a host with an optional port (RFC 3986 section 3.2.2), and not empty.
 fn is_host(text: &[u8]) -> bool {
     let is_host_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
     !text.is_empty() && text.iter().all(is_host_byte)
 }
 
-/// Makes a client's head one for the model, but for its host and its credential.
-pub fn to_model(
+/// Turns a client's head into one for the model, except for its host and its credential.
+pub fn prepare_upstream_request(
     head: &mut request::Parts,
-    notable: &Notable,
-    origin: &Origin,
+    present: &PresentHeaders,
+    forwarded_info: &ForwardedInfo,
     request_id: &HeaderValue,
     client_request_id: Option<&HeaderValue>,
 ) {
     let headers = &mut head.headers;
-    let trailers = notable.te && accepts_trailers(headers);
-    strip_hop_by_hop(headers, notable);
-    if notable.transfer_encoding {
-        // Of the two, the encoding counts (RFC 9112 section 6.3); a model must not get to choose otherwise.
+    let accepts_te_trailers = present.has_te && accepts_trailers(headers);
+    strip_hop_by_hop(headers, present);
+    if present.has_transfer_encoding {
+        // If there are both, the encoding counts (RFC 9112 section 6.3). A model must not choose otherwise.
         headers.remove(CONTENT_LENGTH);
     }
-    if trailers {
+    if accepts_te_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    if notable.expect {
-        // The router answers 100 Continue itself, when it starts to read the body.
+    if present.has_expect {
+        // The router itself answers 100 Continue, when it starts to read the body.
         headers.remove(EXPECT);
     }
-    if notable.mirror {
+    if present.has_mirror {
         headers.remove(MIRROR);
     }
-    if notable.cookie && head.version == Version::HTTP_2 {
+    if present.has_cookie && head.version == Version::HTTP_2 {
         join_cookies(headers);
     }
     let authority = head.uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
-    // Where a request names its host twice, the target counts (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1).
+    // If a request names its host twice, the target counts (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1).
     let host = authority.and_then(Result::ok).or_else(|| headers.get(HOST).cloned());
     let forwarded = [
-        (FORWARDED_FOR, Some(origin.address.clone())),
-        (FORWARDED_PROTO, Some(origin.scheme.clone())),
+        (FORWARDED_FOR, Some(forwarded_info.address.clone())),
+        (FORWARDED_PROTO, Some(forwarded_info.scheme.clone())),
         (FORWARDED_HOST, host),
     ];
     for (name, value) in forwarded {
         match value {
-            Some(value) if notable.forwarded => append(headers, name, value),
+            Some(value) if present.has_forwarded => append_list_value(headers, name, value),
             Some(value) => drop(headers.insert(name, value)),
             None => {}
         }
     }
     headers.insert(REQUEST_ID, request_id.clone());
-    if notable.client_request_id {
-        // The model sees what the client will, or nothing.
+    if present.has_client_request_id {
+        // The model gets what the client will get, or nothing.
         headers.remove(CLIENT_REQUEST_ID);
         if let Some(id) = client_request_id {
             headers.insert(CLIENT_REQUEST_ID, id.clone());
@@ -209,27 +211,27 @@ pub fn to_model(
     head.version = Version::HTTP_11;
 }
 
-/// Makes the headers of a model's response with `status` ones for the client.
-pub fn from_model(headers: &mut HeaderMap, status: StatusCode) {
-    let notable = Notable::of(headers);
-    strip_hop_by_hop(headers, &notable);
-    // A length that is none: RFC 9110 section 8.6.
-    if notable.transfer_encoding || status == StatusCode::NO_CONTENT {
+/// Turns the headers of a model's response with `status` into those for the client.
+pub fn prepare_client_response(headers: &mut HeaderMap, status: StatusCode) {
+    let present = PresentHeaders::from_headers(headers);
+    strip_hop_by_hop(headers, &present);
+    // Such a length is not valid: RFC 9110 section 8.6.
+    if present.has_transfer_encoding || status == StatusCode::NO_CONTENT {
         headers.remove(CONTENT_LENGTH);
     }
 }
 
-/// Whether trailers can be sent to whoever sent this head: in HTTP/1 only to who asks for them (RFC 9110 section 6.5.1).
-pub(super) fn takes_trailers(head: &request::Parts) -> bool {
+/// Returns whether the client accepts trailers, which in HTTP/1 it has to say (RFC 9110 section 6.5.1).
+pub(super) fn client_accepts_trailers(head: &request::Parts) -> bool {
     let asked = head.headers.get_all(TE).iter().filter_map(|value| value.to_str().ok());
     let mut words = asked.flat_map(|value| value.split(','));
     head.version == Version::HTTP_2 || words.any(|word| word.trim().eq_ignore_ascii_case("trailers"))
 }
 
-/// Makes an answer's head one of a body with trailers.
+/// Turns a response head into one of a body with trailers.
 pub(super) fn announce_trailers(headers: &mut HeaderMap, version: Version) {
     if version != Version::HTTP_2 {
-        // In HTTP/1 only a body in chunks has them.
+        // In HTTP/1 only a chunked body has trailers.
         headers.remove(CONTENT_LENGTH);
     }
     for name in [REQUEST_DELAY, RESPONSE_DELAY] {
@@ -237,10 +239,10 @@ pub(super) fn announce_trailers(headers: &mut HeaderMap, version: Version) {
     }
 }
 
-/// Removes the trailers that would frame, route or authenticate a message (RFC 9110 section 6.5.1), or say again what
-/// only the router says: who merges trailers into headers must not be misled.
-pub(super) fn keep_what_may_trail(trailers: &mut HeaderMap) {
-    const NEVER: [&str; 32] = [
+/// Removes trailers that would frame, route or authenticate a message (RFC 9110 section 6.5.1), or that only the router
+/// may set, because a recipient may merge trailers into headers.
+pub(super) fn strip_forbidden_trailers(trailers: &mut HeaderMap) {
+    const FORBIDDEN_TRAILERS: [&str; 32] = [
         "authorization",
         "azureml-model-deployment",
         "connection",
@@ -274,34 +276,34 @@ pub(super) fn keep_what_may_trail(trailers: &mut HeaderMap) {
         "ms-azureml-bandwidth-response-delay-ms",
         "ms-azureml-model-time",
     ];
-    for name in NEVER {
+    for name in FORBIDDEN_TRAILERS {
         trailers.remove(name);
     }
 }
 
-/// Removes what concerns only the connection a message came by.
-fn strip_hop_by_hop(headers: &mut HeaderMap, notable: &Notable) {
-    if notable.connection
+/// Removes hop-by-hop headers.
+fn strip_hop_by_hop(headers: &mut HeaderMap, present: &PresentHeaders) {
+    if present.has_connection
         && let Entry::Occupied(connection) = headers.entry(CONNECTION)
     {
         let named: Vec<HeaderName> = connection
             .iter()
             .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
             .map(<[u8]>::trim_ascii)
-            // What nearly all say, and a header that goes in any case.
+            // `keep-alive` is common and is removed in any case.
             .filter(|name| !name.eq_ignore_ascii_case(b"keep-alive"))
             .filter_map(|name| HeaderName::from_bytes(name).ok())
             .collect();
         connection.remove_entry_mult();
         for name in named {
-            // A message's length, its host and where it came from are not the connection's affair, whatever the sender
+            // The length, the host and the origin of a message do not belong to the connection, whatever the sender
             // claims.
             if ![CONTENT_LENGTH, HOST, FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST].contains(&name) {
                 headers.remove(name);
             }
         }
     }
-    if notable.hop_by_hop {
+    if present.has_hop_by_hop {
         for name in
             [TE, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHORIZATION, PROXY_AUTHENTICATE]
         {
@@ -310,18 +312,20 @@ fn strip_hop_by_hop(headers: &mut HeaderMap, notable: &Notable) {
     }
 }
 
-/// The client's own request id, fit to be echoed: letters, digits, `-` and `_`, cut at 40 characters.
-pub fn client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+/// Returns the client's own request id in a form that can be echoed: letters, digits, `-` and `_`, cut at 40
+/// characters.
+pub fn echoed_client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let value = headers.get(CLIENT_REQUEST_ID)?.as_bytes();
-    let allowed = value.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-    let cut = &value[..value.len().min(CLIENT_REQUEST_ID_LENGTH)];
-    (allowed && !cut.is_empty()).then(|| HeaderValue::from_bytes(cut).ok())?
+    let is_allowed = value.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    let cut = &value[..value.len().min(MAX_CLIENT_REQUEST_ID_BYTES)];
+    (is_allowed && !cut.is_empty()).then(|| HeaderValue::from_bytes(cut).ok())?
 }
 
-/// Writes a duration in milliseconds with three decimals: twice a request, so without the general formatter.
-pub(super) fn milliseconds(text: &mut BytesMut, duration: Duration) {
+/// Writes a duration in milliseconds with three decimals. It is called twice per request, so it avoids the general
+/// formatter.
+pub(super) fn write_milliseconds(text: &mut BytesMut, duration: Duration) {
     let mut digits = [0; 24];
-    // Half a million years fit.
+    // There is room for half a million years.
     let (mut at, mut rest) = (digits.len(), duration.as_micros() as u64);
     while rest > 0 || digits.len() - at < 5 {
         at -= 1;
@@ -340,18 +344,18 @@ fn accepts_trailers(headers: &HeaderMap) -> bool {
     values.map(<[u8]>::trim_ascii).any(|value| value.eq_ignore_ascii_case(b"trailers"))
 }
 
-/// HTTP/2 may split a cookie header; HTTP/1 may not.
+/// Joins the parts of a cookie header, which HTTP/2 may split and HTTP/1 may not.
 fn join_cookies(headers: &mut HeaderMap) {
-    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if crumbs.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
     {
         headers.insert(COOKIE, joined);
     }
 }
 
-/// Adds to what proxies before us said.
-fn append(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
+/// Appends to the value that earlier proxies have set.
+fn append_list_value(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
     let before: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
     let joined = if before.is_empty() {
         Some(value)

@@ -1,32 +1,33 @@
-//! Floor 3: the data plane. [`listen`] accepts, `connection` serves one client connection, `service` one request.
+//! Layer 3: the data plane. [`listen`] accepts, `connection` serves one client connection, `service` one request.
 //!
-//! Everything a request touches lives on one worker thread; what workers share is in [`crate::state`].
+//! Everything that a request uses lives on one worker thread. What workers share is in [`crate::state`].
 
 mod attempt;
 mod auth;
-mod body;
 mod client_io;
 pub mod codec;
 mod connection;
+mod connection_pool;
 mod cors;
+mod error_response;
 mod exchange;
 pub mod headers;
+mod http2_abuse;
+mod http2_stream;
 pub mod listen;
 mod mirror;
-mod pool;
-mod record;
+mod request_context;
 mod request_id;
-mod respond;
+mod response_body;
 mod service;
-mod stream;
-mod talk;
 mod tcp;
 mod throttle;
 mod timer;
 mod tls;
 mod upload;
 mod upstream;
-mod wakes;
+mod wake_suppression;
 mod worker;
 
-pub use worker::Shared;
+pub use error_response::catalog::{ErrorEntry, error_catalog};
+pub use worker::DataPlaneState;

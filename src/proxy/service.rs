@@ -1,4 +1,4 @@
-//! One request, from its head to its response head.
+//! Handles one request, from its head to its response head.
 
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -12,156 +12,174 @@ use hyper::body::Incoming;
 
 use super::attempt::attempt;
 use super::auth;
-use super::body::Body;
-use super::client_io::Client;
+use super::client_io::ClientConnection;
 use super::cors;
-use super::exchange::{Exchange, NoHead};
-use super::headers::{self, Notable};
-use super::mirror::Plan;
-use super::record::Record;
-use super::respond;
+use super::error_response;
+use super::exchange::{AttemptError, Exchange};
+use super::headers::{self, PresentHeaders};
+use super::mirror::MirrorPlan;
+use super::request_context::RequestContext;
+use super::response_body::ResponseBody;
 use super::upload::Upload;
-use crate::model::limits::StatusCodes;
 use crate::model::refusal::Refusal;
-use crate::policy::admit::{Avoid, RETRIES};
-use crate::policy::identify::{Asked, Unidentified, identify, lookup_key};
-use crate::state::lifecycle::{Lifecycle, Phase};
-use crate::state::slots::{Acquired, NoSlot, Slot};
-use crate::state::table::{Deployment, Endpoint};
+use crate::model::router_settings::StatusCodes;
+use crate::policy::admit::{AvoidedReplicas, MAX_RETRIES};
+use crate::policy::identify::{ModelPath, Unidentified, lookup_key, parse_endpoint_path};
+use crate::state::lifecycle::{Lifecycle, LifecyclePhase};
+use crate::state::routing_table::{DeploymentEntry, EndpointEntry};
+use crate::state::slots::{AcquireError, AcquireOutcome, Slot};
 
-/// Where an endpoint's tokens are asked for, if the router issues them.
+/// The path at which clients ask for an endpoint's tokens, if the router issues them.
 const TOKEN_PATH: &str = "/token";
 
-/// What a request comes to.
-enum Answer {
-    /// The router's own: to a preflight, or with a token.
-    Own(Response<bytes::Bytes>),
-    /// A model's response.
-    Model(response::Parts, Exchange),
+/// The result of routing a request.
+enum RouteOutcome {
+    /// A response of the router itself: to a preflight request, or with a token.
+    Local(Response<bytes::Bytes>),
+    /// The response of a model.
+    Proxied(response::Parts, Exchange),
 }
 
-/// Answers a request. The response's body ends the request's record.
-pub(super) async fn handle(client: Rc<Client>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+/// Handles a request. The response body owns the context of the request and ends it.
+pub(super) async fn handle(
+    client: Rc<ClientConnection>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
     let (head, incoming) = request.into_parts();
-    let notable = Notable::of(&head.headers);
+    let present = PresentHeaders::from_headers(&head.headers);
     let upload = Upload::new(incoming, &client.worker.shared.limits);
-    let mut record = Record::begin(&client, &head, &notable, upload.progress());
+    let mut context = RequestContext::begin(&client, &head, &present, upload.progress());
     let mut upload = Some(upload);
-    let origin = if notable.origin { head.headers.get(ORIGIN).cloned() } else { None };
-    let answer = score(&client, &mut record, head, &notable, &mut upload).await;
-    // What comes only when it is asked for would come late.
+    let origin = if present.has_origin { head.headers.get(ORIGIN).cloned() } else { None };
+    let answer = route(&client, &mut context, head, &present, &mut upload).await;
+    // A client that sends the body only after `100 Continue` would send it too late.
     if let Some(unread) = &mut upload
-        && !notable.expect
+        && !present.has_expect
     {
-        unread.skim().await;
+        unread.drain_if_small().await;
     }
     let codes = client.worker.shared.status_codes;
     Ok(match answer {
-        Ok(Answer::Model(parts, exchange)) => passed_on(parts, exchange, record, codes, origin.as_ref()),
-        Ok(Answer::Own(response)) => {
-            // A preflight has its headers for browsers already.
+        Ok(RouteOutcome::Proxied(parts, exchange)) => {
+            proxied_response(parts, exchange, context, codes, origin.as_ref())
+        }
+        Ok(RouteOutcome::Local(response)) => {
+            // The response to a preflight request has its CORS headers already.
             let origin = origin.as_ref().filter(|_| response.status() != StatusCode::NO_CONTENT);
-            own(response, record, origin, false)
+            local_response(response, context, origin, false)
         }
         Err(refusal) => {
-            record.refused(refusal);
-            let response = respond::refuse(refusal, codes, record.context());
-            own(response, record, origin.as_ref(), matches!(refusal, Refusal::BadRequest(_)))
+            context.record_refusal(refusal);
+            let response = error_response::problem_response(refusal, codes, context.problem_context());
+            local_response(response, context, origin.as_ref(), matches!(refusal, Refusal::BadRequest(_)))
         }
     })
 }
 
-/// The whole way of a request: which endpoint, may the caller, which deployment, a slot, a replica.
-async fn score(
-    client: &Rc<Client>,
-    record: &mut Record,
+/// Routes a request: finds the endpoint, authenticates the client, chooses the deployment, acquires a slot, and
+/// forwards the request to a replica.
+async fn route(
+    client: &Rc<ClientConnection>,
+    context: &mut RequestContext,
     mut head: request::Parts,
-    notable: &Notable,
+    present: &PresentHeaders,
     upload: &mut Option<Upload>,
-) -> Result<Answer, Refusal> {
+) -> Result<RouteOutcome, Refusal> {
     let worker = &client.worker;
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
         return Err(Refusal::MethodNotAllowed);
     }
-    if head.version == Version::HTTP_2 && !headers::fit(&head.headers, &worker.shared.limits) {
+    if head.version == Version::HTTP_2 && !headers::is_within_limits(&head.headers, &worker.shared.limits) {
         return Err(Refusal::HeadTooLarge);
     }
-    headers::check(&head, notable).map_err(Refusal::BadRequest)?;
-    let called = identify(head.uri.path())?;
+    headers::validate_request_head(&head, present).map_err(Refusal::BadRequest)?;
+    let called = parse_endpoint_path(head.uri.path())?;
     let endpoint = lookup_key(called.endpoint, &mut [0; 32])
         .and_then(|key| worker.with_table(|table| table.endpoint(key).cloned()))
-        .ok_or_else(|| unknown(&worker.shared.lifecycle))?;
-    let endpoint = &*record.endpoint.insert(endpoint);
+        .ok_or_else(|| missing_endpoint_refusal(&worker.shared.lifecycle))?;
+    let endpoint = &*context.endpoint.insert(endpoint);
     if let Some(cors) = &endpoint.spec.cors
         && cors::is_preflight(&head)
     {
         let mut response = Response::new(bytes::Bytes::new());
         *response.status_mut() = StatusCode::NO_CONTENT;
-        *response.headers_mut() = cors::preflight(cors, &head.headers);
-        return Ok(Answer::Own(response));
+        *response.headers_mut() = cors::preflight_headers(cors, &head.headers);
+        return Ok(RouteOutcome::Local(response));
     }
-    let mut given = head.headers.get_all(AUTHORIZATION).iter();
-    let authorization = given.next().map(HeaderValue::as_bytes);
-    if given.next().is_some() {
-        // One of them would be checked, and perhaps another one believed by the model.
+    let mut authorization_values = head.headers.get_all(AUTHORIZATION).iter();
+    let authorization = authorization_values.next().map(HeaderValue::as_bytes);
+    if authorization_values.next().is_some() {
+        // The router would check one of the credentials, and the model might believe another one.
         return Err(Refusal::BadRequest("it has more than one authorization header"));
     }
     let tokens = &worker.shared.tokens;
-    if called.asked == Asked::Path(TOKEN_PATH) && endpoint.access.needs_signing() {
+    if called.model_path == ModelPath::Path(TOKEN_PATH) && endpoint.access.needs_signing() {
         if head.method != Method::POST {
             return Err(Refusal::PostOnly);
         }
-        // Rare beside the other case: kept out of every request's future.
-        return Box::pin(auth::issue(tokens, endpoint, authorization)).await.map(Answer::Own);
+        // This case is rare and its future is large, so it is kept out of every request's future.
+        return Box::pin(auth::issue_token(tokens, endpoint, authorization)).await.map(RouteOutcome::Local);
     }
-    record.takes_trailers = endpoint.limit().is_some() && headers::takes_trailers(&head);
-    record.proof = Some(auth::prove(tokens, endpoint, authorization).await?);
-    let named = if notable.deployment { head.headers.get(headers::MODEL_DEPLOYMENT) } else { None };
-    let deployment = choose(client, endpoint, named)?.clone();
-    record.deployment = Some(deployment.clone());
+    context.accepts_trailers = endpoint.active_bandwidth_limit().is_some() && headers::client_accepts_trailers(&head);
+    context.identity = Some(auth::authenticate(tokens, endpoint, authorization).await?);
+    let named_deployment = if present.has_deployment { head.headers.get(headers::MODEL_DEPLOYMENT) } else { None };
+    let deployment = choose_deployment(client, endpoint, named_deployment)?.clone();
+    context.deployment = Some(deployment.clone());
     let limits = &worker.shared.limits;
-    if upload.as_ref().is_some_and(|upload| upload.announced() > limits.max_payload_bytes) {
+    if upload.as_ref().is_some_and(|upload| upload.announced_bytes() > limits.max_payload_bytes) {
         return Err(Refusal::PayloadTooLarge(limits.max_payload_bytes));
     }
-    let path = model_path(&deployment, called.asked, head.uri.query())?;
+    let path = model_path(&deployment, called.model_path, head.uri.query())?;
     let plan = match &endpoint.mirror {
-        Some(mirror) if named.is_none() => Some(Plan {
+        Some(mirror) if named_deployment.is_none() => Some(MirrorPlan {
             mirror: mirror.clone(),
-            path: model_path(&mirror.to, called.asked, head.uri.query())?,
-            authorization: head.headers.get(AUTHORIZATION).filter(|_| mirror.to.spec.forward_authorization).cloned(),
+            path: model_path(&mirror.shadow, called.model_path, head.uri.query())?,
+            authorization: head
+                .headers
+                .get(AUTHORIZATION)
+                .filter(|_| mirror.shadow.spec.forward_authorization)
+                .cloned(),
         }),
         _ => None,
     };
-    headers::to_model(&mut head, notable, &client.origin, &record.request_id, record.client_request_id.as_ref());
+    headers::prepare_upstream_request(
+        &mut head,
+        present,
+        &client.forwarded_info,
+        &context.request_id,
+        context.client_request_id.as_ref(),
+    );
     head.uri = Uri::from(path);
     if !deployment.spec.forward_authorization {
         head.headers.remove(AUTHORIZATION);
     }
     let Some(mut upload) = upload.take() else { return Err(Refusal::BodyCutShort) };
-    if let Some(limit) = record.endpoint.as_ref().and_then(|endpoint| endpoint.limit()) {
-        upload.keep_to(limit.clone());
+    if let Some(limit) = context.endpoint.as_ref().and_then(|endpoint| endpoint.active_bandwidth_limit()) {
+        upload.set_bandwidth_limit(limit.clone());
     }
-    if !notable.expect {
-        upload.first_part().await?;
+    if !present.has_expect {
+        upload.prefetch_first_chunk().await?;
     }
-    forward(client, record, &deployment, Box::new(Request::from_parts(head, upload)), plan).await
+    forward_request(client, context, &deployment, Box::new(Request::from_parts(head, upload)), plan).await
 }
 
-/// What to say where no endpoint has the name: that there is none, once they are known.
-fn unknown(lifecycle: &Lifecycle) -> Refusal {
+/// Returns the refusal for an unknown endpoint: that there is none, once all endpoints are known.
+fn missing_endpoint_refusal(lifecycle: &Lifecycle) -> Refusal {
     match lifecycle.phase() {
-        Phase::Starting => Refusal::NoReadyReplica(Duration::from_secs(1)),
-        Phase::Serving | Phase::Unready | Phase::Draining | Phase::Forced => Refusal::EndpointNotFound,
+        LifecyclePhase::Starting => Refusal::NoReadyReplica(Duration::from_secs(1)),
+        LifecyclePhase::Serving | LifecyclePhase::Unready | LifecyclePhase::Draining | LifecyclePhase::Forced => {
+            Refusal::EndpointNotFound
+        }
     }
 }
 
-/// The deployment that the header names, else one by weight.
-fn choose<'e>(
-    client: &Client,
-    endpoint: &'e Endpoint,
-    named: Option<&HeaderValue>,
-) -> Result<&'e Arc<Deployment>, Refusal> {
-    match named {
+/// Returns the deployment that the header names, otherwise one by weight.
+fn choose_deployment<'e>(
+    client: &ClientConnection,
+    endpoint: &'e EndpointEntry,
+    named_deployment: Option<&HeaderValue>,
+) -> Result<&'e Arc<DeploymentEntry>, Refusal> {
+    match named_deployment {
         Some(name) => {
             let name = name.to_str().map_err(|_| Refusal::DeploymentNotFound)?;
             endpoint.deployment(name.trim()).ok_or(Refusal::DeploymentNotFound)
@@ -174,56 +192,61 @@ fn choose<'e>(
     }
 }
 
-fn model_path(deployment: &Deployment, asked: Asked<'_>, query: Option<&str>) -> Result<PathAndQuery, Refusal> {
+fn model_path(
+    deployment: &DeploymentEntry,
+    asked: ModelPath<'_>,
+    query: Option<&str>,
+) -> Result<PathAndQuery, Refusal> {
     let path = match (asked, query) {
-        (Asked::Score, None) => return Ok(deployment.scoring_path.clone()),
-        (Asked::Swagger, None) => return Ok(deployment.swagger_path.clone()),
-        (Asked::Score, _) => deployment.scoring_path.path(),
-        (Asked::Swagger, _) => deployment.swagger_path.path(),
-        (Asked::Path(path), _) => path,
+        (ModelPath::Score, None) => return Ok(deployment.scoring_path.clone()),
+        (ModelPath::Swagger, None) => return Ok(deployment.swagger_path.clone()),
+        (ModelPath::Score, _) => deployment.scoring_path.path(),
+        (ModelPath::Swagger, _) => deployment.swagger_path.path(),
+        (ModelPath::Path(path), _) => path,
     };
-    let whole = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
-    PathAndQuery::from_maybe_shared(whole).map_err(|_| Refusal::BadRequest("its path is not valid"))
+    let path_and_query = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    PathAndQuery::from_maybe_shared(path_and_query).map_err(|_| Refusal::BadRequest("its path is not valid"))
 }
 
-/// Finds a replica that takes the request, and waits for its response head.
-async fn forward(
-    client: &Rc<Client>,
-    record: &mut Record,
-    deployment: &Deployment,
+/// Finds a replica that accepts the request, and waits for its response head.
+async fn forward_request(
+    client: &Rc<ClientConnection>,
+    context: &mut RequestContext,
+    deployment: &DeploymentEntry,
     mut request: Box<Request<Upload>>,
-    mut plan: Option<Plan>,
-) -> Result<Answer, Refusal> {
-    let mut avoid = Avoid::default();
+    mut plan: Option<MirrorPlan>,
+) -> Result<RouteOutcome, Refusal> {
+    let mut avoid = AvoidedReplicas::default();
     for retry in 0.. {
-        let slot = acquire(record, deployment, avoid).await?;
-        let dispatched = record.dispatched.unwrap_or_else(Instant::now);
+        let slot = acquire_slot(context, deployment, avoid).await?;
+        let dispatched_at = context.dispatched_at.unwrap_or_else(Instant::now);
         if let Some(plan) = plan.take() {
             if request.body().length().is_none() {
-                record.unmeasured = Some(plan.mirror.clone());
+                context.unmeasured_mirror = Some(plan.mirror.clone());
             }
-            record.copied = plan.begin(&client.worker, &record.request_id, &mut request, dispatched);
+            context.mirror_handle =
+                plan.start_mirroring(&client.worker, &context.request_id, &mut request, dispatched_at);
         }
-        match attempt(&client.worker, deployment, slot, request, dispatched).await {
-            // Nobody asked for another protocol: the request to upgrade is not passed on.
+        match attempt(&client.worker, deployment, slot, request, dispatched_at).await {
+            // Requests to upgrade are not passed on, so no other protocol was asked for.
             Ok((head, _)) if head.status == StatusCode::SWITCHING_PROTOCOLS => return Err(Refusal::ReplicaClosed),
             Ok((head, exchange)) => {
-                record.head = Some(Instant::now());
-                record.ended = exchange.ended();
-                if let Some(copied) = &record.copied {
-                    copied.head(&head.headers, record.model_time());
+                context.response_head_at = Some(Instant::now());
+                context.last_byte_at = exchange.last_byte_at();
+                if let Some(mirror_handle) = &context.mirror_handle {
+                    mirror_handle.record_live_head(&head.headers, context.model_time());
                 }
-                return Ok(Answer::Model(head, exchange));
+                return Ok(RouteOutcome::Proxied(head, exchange));
             }
-            Err(NoHead::Refused(refusal)) => return Err(refusal),
-            Err(NoHead::NotSent(slot, unsent)) => {
+            Err(AttemptError::Failed(refusal)) => return Err(refusal),
+            Err(AttemptError::NotSent(slot, unsent)) => {
                 if !slot.is_expired() {
-                    avoid.add(slot.id());
+                    avoid.insert(slot.replica_id());
                 }
-                if retry == RETRIES || !deployment.slots.any_ready_but(avoid) {
+                if retry == MAX_RETRIES || !deployment.slots.has_ready_replica_except(avoid) {
                     break;
                 }
-                deployment.metrics.retried("unreachable");
+                deployment.metrics.record_retry("unreachable");
                 request = unsent;
             }
         }
@@ -231,90 +254,95 @@ async fn forward(
     Err(Refusal::ReplicaUnreachable)
 }
 
-/// A slot, at once or after a wait.
-async fn acquire(record: &mut Record, deployment: &Deployment, avoid: Avoid) -> Result<Slot, Refusal> {
+/// Acquires a slot, at once or after a wait in the queue.
+async fn acquire_slot(
+    context: &mut RequestContext,
+    deployment: &DeploymentEntry,
+    avoid: AvoidedReplicas,
+) -> Result<Slot, Refusal> {
     let now = Instant::now();
-    let deadline = now + deployment.spec.requests.max_queue_wait;
+    let deadline = now + deployment.spec.request_settings.max_queue_wait;
     let slot = match deployment.slots.acquire(now, deadline, avoid)? {
-        Acquired::Slot(slot) => {
-            record.dispatched = Some(now);
+        AcquireOutcome::Granted(slot) => {
+            context.dispatched_at = Some(now);
             return Ok(slot);
         }
-        // Rare beside the other case: kept out of every request's future.
-        Acquired::Waiting(waiting) => Box::pin(waiting.slot()).await,
+        // This case is rare and its future is large, so it is kept out of every request's future.
+        AcquireOutcome::Queued(waiting) => Box::pin(waiting.wait_for_slot()).await,
     };
     let granted = Instant::now();
-    let before = record.queued.unwrap_or_default();
-    record.queued = Some(before + granted.duration_since(now));
-    record.dispatched = Some(granted);
-    slot.map_err(|no_slot| {
-        record.dispatched = None;
-        no_slot.into()
+    let previous_wait = context.queue_wait.unwrap_or_default();
+    context.queue_wait = Some(previous_wait + granted.duration_since(now));
+    context.dispatched_at = Some(granted);
+    slot.map_err(|error| {
+        context.dispatched_at = None;
+        error.into()
     })
 }
 
-/// A model's response, made one for the client.
-fn passed_on(
+/// Turns the response of a model into the response to the client.
+fn proxied_response(
     mut parts: response::Parts,
     exchange: Exchange,
-    mut record: Record,
+    mut context: RequestContext,
     codes: StatusCodes,
     origin: Option<&HeaderValue>,
-) -> Response<Body> {
-    let model = parts.status;
+) -> Response<ResponseBody> {
+    let model_status = parts.status;
     let status = match codes {
-        _ if model.is_success() => model,
+        _ if model_status.is_success() => model_status,
         StatusCodes::Managed => StatusCode::FAILED_DEPENDENCY,
-        StatusCodes::Kubernetes if model == StatusCode::INTERNAL_SERVER_ERROR => StatusCode::BAD_GATEWAY,
-        StatusCodes::Kubernetes => model,
+        StatusCodes::Kubernetes if model_status == StatusCode::INTERNAL_SERVER_ERROR => StatusCode::BAD_GATEWAY,
+        StatusCodes::Kubernetes => model_status,
     };
-    headers::from_model(&mut parts.headers, model);
-    record.describe(&mut parts.headers);
-    if !model.is_success() {
-        parts.headers.insert(headers::MODEL_STATUS, HeaderValue::from(model.as_u16()));
-        parts.headers.insert(headers::MODEL_REASON, HeaderValue::from_static("model_error"));
+    headers::prepare_client_response(&mut parts.headers, model_status);
+    context.set_response_headers(&mut parts.headers);
+    if !model_status.is_success() {
+        parts.headers.insert(headers::MODEL_ERROR_STATUS_CODE, HeaderValue::from(model_status.as_u16()));
+        parts.headers.insert(headers::MODEL_ERROR_REASON, HeaderValue::from_static("model_error"));
     }
-    parts.headers.insert(headers::SERVER_TIMING, record.timing());
-    if let Some(cors) = record.endpoint.as_ref().and_then(|endpoint| endpoint.spec.cors.as_ref()) {
-        cors::decorate(cors, origin, &mut parts.headers);
+    parts.headers.insert(headers::SERVER_TIMING, context.server_timing());
+    if let Some(cors) = context.endpoint.as_ref().and_then(|endpoint| endpoint.spec.cors.as_ref()) {
+        cors::add_cors_headers(cors, origin, &mut parts.headers);
     }
-    if record.takes_trailers && !exchange.is_end_stream() {
-        headers::announce_trailers(&mut parts.headers, record.version);
+    if context.accepts_trailers && !exchange.is_end_stream() {
+        headers::announce_trailers(&mut parts.headers, context.version);
     }
-    announce_end(&record, &mut parts.headers, false);
-    (record.status, record.model_status) = (Some(status), Some(model));
+    set_connection_close(&context, &mut parts.headers, false);
+    (context.status, context.model_status) = (Some(status), Some(model_status));
     (parts.status, parts.version) = (status, Version::HTTP_11);
-    // A reason phrase of the model's own would stand beside another status.
+    // A reason phrase of the model would stand beside another status.
     parts.extensions.clear();
-    Response::from_parts(parts, Body::model(exchange, record))
+    Response::from_parts(parts, ResponseBody::proxied(exchange, context))
 }
 
-/// The router's own response; `last` on its connection when nobody can be sure where the next request begins.
-fn own(
+/// Builds a response of the router itself. `last` closes the connection after it, where nobody can be sure where the
+/// next request begins.
+fn local_response(
     response: Response<bytes::Bytes>,
-    mut record: Record,
+    mut context: RequestContext,
     origin: Option<&HeaderValue>,
-    last: bool,
-) -> Response<Body> {
-    let fault = record.upload.fault();
-    // A client that left in the middle of its body does not get the answer.
-    record.status = (fault != Some(Refusal::BodyCutShort)).then(|| response.status());
+    is_last: bool,
+) -> Response<ResponseBody> {
+    let fault = context.upload_progress.fault();
+    // A client that left in the middle of its body does not get the response.
+    context.status = (fault != Some(Refusal::BodyCutShort)).then(|| response.status());
     let (mut parts, body) = response.into_parts();
-    record.describe(&mut parts.headers);
-    announce_end(&record, &mut parts.headers, last);
+    context.set_response_headers(&mut parts.headers);
+    set_connection_close(&context, &mut parts.headers, is_last);
     if let (Some(cors), Some(origin)) =
-        (record.endpoint.as_ref().and_then(|endpoint| endpoint.spec.cors.as_ref()), origin)
+        (context.endpoint.as_ref().and_then(|endpoint| endpoint.spec.cors.as_ref()), origin)
     {
-        cors::decorate(cors, Some(origin), &mut parts.headers);
+        cors::add_cors_headers(cors, Some(origin), &mut parts.headers);
     }
-    Response::from_parts(parts, Body::Own(body, Box::new(record)))
+    Response::from_parts(parts, ResponseBody::Local(body, Box::new(context)))
 }
 
-/// Says that no other request can follow: it is the `last`, or an answer before the end of the request's body, whose
-/// rest may never be read.
-fn announce_end(record: &Record, answer: &mut HeaderMap, last: bool) {
-    let unread = record.upload.ended().is_none();
-    if (last || unread) && record.version != Version::HTTP_2 {
+/// Adds `connection: close` if no other request can follow: the response is the last one, or it is sent before the end
+/// of the request body, whose rest may never be read.
+fn set_connection_close(context: &RequestContext, answer: &mut HeaderMap, is_last: bool) {
+    let is_body_unread = context.upload_progress.ended_at().is_none();
+    if (is_last || is_body_unread) && context.version != Version::HTTP_2 {
         answer.insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }
@@ -329,12 +357,12 @@ impl From<Unidentified> for Refusal {
     }
 }
 
-impl From<NoSlot> for Refusal {
-    fn from(error: NoSlot) -> Self {
+impl From<AcquireError> for Refusal {
+    fn from(error: AcquireError) -> Self {
         match error {
-            NoSlot::QueueFull(after) => Self::QueueFull(after),
-            NoSlot::TimedOut(after) => Self::QueueTimeout(after),
-            NoSlot::NoReplica(after) => Self::NoReadyReplica(after),
+            AcquireError::QueueFull(after) => Self::QueueFull(after),
+            AcquireError::TimedOut(after) => Self::QueueTimeout(after),
+            AcquireError::NoReplica(after) => Self::NoReadyReplica(after),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A TCP socket of which can be seen that the other side has closed, although it is not read to its end.
+//! A TCP socket that can report a close by the peer before all data is read.
 
 use std::future::pending;
 use std::io::{self, ErrorKind, IoSlice};
@@ -13,7 +13,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A socket. Shared, so that one can wait for its end while another reads.
+/// A socket. It is shared, so that one task can wait for its end while another one reads.
 #[derive(Clone)]
 pub(super) struct Tcp(Rc<TcpStream>);
 
@@ -22,17 +22,17 @@ impl Tcp {
         Self(Rc::new(tcp))
     }
 
-    /// Ends when the other side sends nothing more, or the connection broke; what it had sent may be unread.
-    pub(super) async fn closed(self) {
-        // An end is news for whoever waits for anything to read. Urgent bytes, unlike others, are not asked for.
+    /// Waits until the peer sends nothing more or the connection breaks. Data that was sent before may be unread.
+    pub(super) async fn wait_until_closed(self) {
+        // A close makes the socket ready for every interest. Urgent data, unlike other data, is not used.
         if self.0.ready(Interest::PRIORITY).await.is_ok_and(|ready| !ready.is_read_closed()) {
             pending().await
         }
     }
 
-    /// A piece was smaller than there was room for: that it would have to wait next need not be asked of the system. No
-    /// news is lost: the runtime, on this very thread, has taken none since the piece.
-    fn is_done(&self, interest: Interest) {
+    /// Clears the readiness after a read or write that was smaller than the room for it, which saves a system call that
+    /// would return `WouldBlock`. No event is lost: the runtime, on this very thread, has not polled since.
+    fn clear_readiness(&self, interest: Interest) {
         let _ = self.0.try_io(interest, || Err::<(), _>(ErrorKind::WouldBlock.into()));
     }
 
@@ -47,7 +47,7 @@ impl Tcp {
             match write() {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Ok(written) if 0 < written && written < length => {
-                    self.is_done(Interest::WRITABLE);
+                    self.clear_readiness(Interest::WRITABLE);
                     return Poll::Ready(Ok(written));
                 }
                 written => return Poll::Ready(written),
@@ -73,7 +73,7 @@ impl AsyncRead for Tcp {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Ok(read) => {
                     if 0 < read && read < room {
-                        self.is_done(Interest::READABLE);
+                        self.clear_readiness(Interest::READABLE);
                     }
                     return Poll::Ready(Ok(()));
                 }
@@ -120,43 +120,43 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    /// A socket, and the other side of it.
-    async fn pair() -> (Tcp, TcpStream) {
+    /// Returns a socket and its peer.
+    async fn connected_pair() -> (Tcp, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (other, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
         (Tcp::new(accepted.unwrap().0), other.unwrap())
     }
 
-    async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    async fn with_timeout<T>(what: &str, future: impl Future<Output = T>) -> T {
         tokio::time::timeout(Duration::from_secs(20), future).await.unwrap_or_else(|_| panic!("timed out: {what}"))
     }
 
     #[tokio::test]
     async fn an_end_is_seen_behind_bytes_that_are_not_read() {
         for breaks in [false, true] {
-            let (mut tcp, mut other) = pair().await;
-            let mut closed = std::pin::pin!(tcp.clone().closed());
+            let (mut tcp, mut other) = connected_pair().await;
+            let mut closed = std::pin::pin!(tcp.clone().wait_until_closed());
             for piece in [[1; 1_000], [2; 1_000]] {
                 other.write_all(&piece).await.unwrap();
-                soon("bytes", tcp.readable()).await.unwrap();
+                with_timeout("bytes", tcp.readable()).await.unwrap();
                 assert!(futures_util::poll!(closed.as_mut()).is_pending(), "bytes are no end");
             }
             if breaks {
                 SockRef::from(&other).set_linger(Some(Duration::ZERO)).unwrap();
             }
             drop(other);
-            soon("the end", closed).await;
-            soon("the end, later", tcp.clone().closed()).await;
+            with_timeout("the end", closed).await;
+            with_timeout("the end, later", tcp.clone().wait_until_closed()).await;
             let mut all = Vec::new();
-            let read = soon("all of it", tcp.read_to_end(&mut all)).await;
+            let read = with_timeout("all of it", tcp.read_to_end(&mut all)).await;
             assert!(if breaks { read.is_err() } else { all.len() == 2_000 }, "{read:?}");
         }
     }
 
     #[tokio::test]
     async fn who_waits_for_the_end_keeps_nothing_from_who_reads() {
-        let (mut tcp, mut other) = pair().await;
-        let mut closed = std::pin::pin!(tcp.clone().closed());
+        let (mut tcp, mut other) = connected_pair().await;
+        let mut closed = std::pin::pin!(tcp.clone().wait_until_closed());
         for length in [1, 7, 4_096, 100_000, 3_000_000, 1] {
             let sent = vec![7; length];
             let reading = async {
@@ -167,14 +167,18 @@ mod tests {
                     read += tcp.read(&mut room).await.unwrap();
                 }
             };
-            soon("all of it", async { tokio::join!(reading, async { other.write_all(&sent).await.unwrap() }) }).await;
+            with_timeout("all of it", async { tokio::join!(reading, async { other.write_all(&sent).await.unwrap() }) })
+                .await;
         }
         let mut back = Vec::new();
         let writing = async {
             tcp.write_all(&vec![1; 5_000_000]).await.unwrap();
             tcp.shutdown().await.unwrap();
         };
-        soon("and back", async { tokio::join!(writing, async { other.read_to_end(&mut back).await.unwrap() }) }).await;
+        with_timeout("and back", async {
+            tokio::join!(writing, async { other.read_to_end(&mut back).await.unwrap() })
+        })
+        .await;
         assert_eq!(back.len(), 5_000_000);
     }
 }

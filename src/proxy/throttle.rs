@@ -1,5 +1,5 @@
-//! A body of an endpoint whose bandwidth is limited: each piece waits for its time, and is held meanwhile; nothing more is
-//! read, so that whoever sends it is slowed down too.
+//! Throttles a body of an endpoint with a bandwidth limit. Each chunk is held until its release time. Nothing more is
+//! read meanwhile, so the sender is slowed down too.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,85 +12,92 @@ use http_body::Frame;
 use tokio::sync::futures::OwnedNotified;
 
 use super::timer::LazyTimer;
-use crate::policy::bandwidth::Place;
-use crate::state::bandwidth::Limit;
+use crate::policy::bandwidth::QueuePosition;
+use crate::state::bandwidth::BandwidthLimit;
 
-/// Holds one piece until its time.
+/// Holds one chunk until its release time.
 pub(super) struct Throttle {
-    limit: Arc<Limit>,
-    held: Option<Held>,
-    /// For how long the pieces before had to wait.
-    before: Duration,
+    limit: Arc<BandwidthLimit>,
+    held_frame: Option<HeldFrame>,
+    /// The delay of the chunks before.
+    previous_delay: Duration,
     timer: LazyTimer,
 }
 
-struct Held {
+struct HeldFrame {
     frame: Frame<Bytes>,
-    place: Place,
-    since: Instant,
-    /// Its time, if the limit stays.
-    until: Instant,
-    /// Tells when it does not; of a piece that has begun to wait.
-    changed: Option<Pin<Box<OwnedNotified>>>,
+    position: QueuePosition,
+    held_since: Instant,
+    /// The release time if the limit does not change.
+    release_at: Instant,
+    /// Completes when the limit changes; present while the chunk is held.
+    limit_change: Option<Pin<Box<OwnedNotified>>>,
 }
 
 impl Throttle {
-    pub(super) fn new(limit: Arc<Limit>) -> Self {
-        Self { limit, held: None, before: Duration::ZERO, timer: LazyTimer::default() }
+    pub(super) fn new(limit: Arc<BandwidthLimit>) -> Self {
+        Self { limit, held_frame: None, previous_delay: Duration::ZERO, timer: LazyTimer::default() }
     }
 
-    /// Takes a piece, which [`Throttle::poll`] gives when it is its time.
-    pub(super) fn hold(&mut self, frame: Frame<Bytes>) {
-        let place = self.limit.live(frame.data_ref().map_or(0, |data| data.len() as u64));
-        let since = Instant::now();
-        self.held = Some(Held { frame, place, since, until: since + self.limit.wait(place), changed: None });
+    /// Takes a chunk, which [`Throttle::poll`] returns at its release time.
+    pub(super) fn hold_frame(&mut self, frame: Frame<Bytes>) {
+        let position = self.limit.add_live_bytes(frame.data_ref().map_or(0, |data| data.len() as u64));
+        let held_since = Instant::now();
+        self.held_frame = Some(HeldFrame {
+            frame,
+            position,
+            held_since,
+            release_at: held_since + self.limit.remaining_wait(position),
+            limit_change: None,
+        });
     }
 
-    /// The piece that is held, when it is its time; `None`: there is none.
+    /// Returns the held chunk at its release time; `None` if there is none.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
-        if let Some(held) = &mut self.held
-            && held.until > held.since
+        if let Some(held) = &mut self.held_frame
+            && held.release_at > held.held_since
         {
-            held.follow(&self.limit, cx);
-            if held.until > Instant::now() {
-                ready!(self.timer.poll(cx, held.until));
+            held.poll_limit_change(&self.limit, cx);
+            if held.release_at > Instant::now() {
+                ready!(self.timer.poll(cx, held.release_at));
             }
         }
-        self.before = self.delayed();
-        Poll::Ready(self.held.take().map(|held| held.frame))
+        self.previous_delay = self.total_delay();
+        Poll::Ready(self.held_frame.take().map(|held| held.frame))
     }
 
-    /// For how long all has had to wait, and the piece that is held will have.
-    pub(super) fn delayed(&self) -> Duration {
-        self.before + self.held.as_ref().map_or(Duration::ZERO, |held| held.until.duration_since(held.since))
+    /// Returns the delay of all chunks, including what the held chunk will have.
+    pub(super) fn total_delay(&self) -> Duration {
+        self.previous_delay
+            + self.held_frame.as_ref().map_or(Duration::ZERO, |held| held.release_at.duration_since(held.held_since))
     }
 
-    /// For how long all has had to wait until now.
-    pub(super) fn waited(&self) -> Duration {
-        let rest = |held: &Held| held.until.saturating_duration_since(Instant::now());
-        self.delayed().saturating_sub(self.held.as_ref().map_or(Duration::ZERO, rest))
+    /// Returns the delay of all chunks until now.
+    pub(super) fn elapsed_delay(&self) -> Duration {
+        let rest = |held: &HeldFrame| held.release_at.saturating_duration_since(Instant::now());
+        self.total_delay().saturating_sub(self.held_frame.as_ref().map_or(Duration::ZERO, rest))
     }
 
-    /// Bytes that are held; `None`: there is no piece.
-    pub(super) fn held(&self) -> Option<u64> {
-        let held = self.held.as_ref()?;
+    /// Returns the number of held bytes; `None` if no chunk is held.
+    pub(super) fn held_bytes(&self) -> Option<u64> {
+        let held = self.held_frame.as_ref()?;
         Some(held.frame.data_ref().map_or(0, |data| data.len() as u64))
     }
 }
 
-impl Held {
-    /// Sees when its time is now; the task is woken when it changes again.
-    fn follow(&mut self, limit: &Limit, cx: &mut Context<'_>) {
+impl HeldFrame {
+    /// Updates the release time after a change of the limit. The task is woken at the next change.
+    fn poll_limit_change(&mut self, limit: &BandwidthLimit, cx: &mut Context<'_>) {
         loop {
-            let is_new = self.changed.is_none();
-            let changed = self.changed.get_or_insert_with(|| Box::pin(limit.changed()));
+            let is_new = self.limit_change.is_none();
+            let changed = self.limit_change.get_or_insert_with(|| Box::pin(limit.wait_for_change()));
             if changed.as_mut().poll(cx).is_pending() {
                 if is_new {
-                    self.until = Instant::now() + limit.wait(self.place);
+                    self.release_at = Instant::now() + limit.remaining_wait(self.position);
                 }
                 return;
             }
-            self.changed = None;
+            self.limit_change = None;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A deadline that moves with every request but rarely touches the runtime's timer.
+//! A timer for deadlines that move with every request, which rarely uses the timer of the runtime.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,34 +9,34 @@ use tokio::time::Sleep;
 
 /// A timer for a deadline that keeps moving later.
 ///
-/// Registering a timer costs more than much of what a request does, and nearly none of them fires. So the runtime's
-/// timer stays where it was when the deadline moves later; when it goes off too early it is set anew.
+/// Registering a timer costs more than much of what a request does, and hardly any timer fires. So the runtime's timer
+/// stays where it was when the deadline moves later, and is registered again only if it fires too early.
 #[derive(Debug, Default)]
 pub(super) struct LazyTimer {
     sleep: Option<Pin<Box<Sleep>>>,
     /// Whether `sleep` wakes the current task.
-    bound: bool,
+    is_waker_registered: bool,
 }
 
 impl LazyTimer {
-    /// The next poll may come from another task.
-    pub(super) fn unbind(&mut self) {
-        self.bound = false;
+    /// Forgets the registered waker, because the next poll may come from another task.
+    pub(super) fn reset_waker(&mut self) {
+        self.is_waker_registered = false;
     }
 
-    /// Ready when `deadline` has passed; otherwise the task is woken then, or earlier.
+    /// Returns ready when `deadline` has passed. Otherwise the task is woken then, or earlier.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
         if sleep.deadline().into_std() > deadline {
             sleep.as_mut().reset(deadline.into());
-            self.bound = false;
+            self.is_waker_registered = false;
         }
-        if self.bound && !sleep.is_elapsed() {
+        if self.is_waker_registered && !sleep.is_elapsed() {
             return Poll::Pending;
         }
         loop {
             if sleep.as_mut().poll(cx).is_pending() {
-                self.bound = true;
+                self.is_waker_registered = true;
                 return Poll::Pending;
             }
             if Instant::now() >= deadline {

@@ -1,4 +1,4 @@
-//! TLS under a connection: the handshake, and a socket that has it or not.
+//! TLS under a connection: the handshake, and a socket with or without TLS.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -20,95 +20,99 @@ use super::worker::Worker;
 use crate::model::refusal::Refusal;
 use crate::state::tls::{Acceptor, Connector};
 
-/// How long a closed connection is still read, so that the other side gets to see our last words before a reset.
-pub(super) const LINGER: Duration = Duration::from_secs(2);
-/// Of what is read only to be thrown away.
-const UNREAD_BUFFER: usize = 64 * 1024;
-/// What ALPN calls HTTP/2.
-const H2: &[u8] = b"h2";
+/// How long a closed connection is still read, so that the peer can receive the last data before a reset.
+pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Size of the buffer for data that is read to be discarded.
+const DISCARD_BUFFER_BYTES: usize = 64 * 1024;
+/// The ALPN name of HTTP/2.
+const ALPN_HTTP2: &[u8] = b"h2";
 
-/// A socket, with TLS on it or without.
+/// A socket with or without TLS.
 pub(super) enum Socket {
     Plain(Tcp),
-    Tls(Box<TlsStream<Wire>>),
+    Tls(Box<TlsStream<TlsTransport>>),
 }
 
 /// The socket under TLS.
-pub(super) struct Wire {
+pub(super) struct TlsTransport {
     tcp: Tcp,
-    /// Whether anything was written since [`Socket::forget_writes`]: TLS may fail after some of a piece has gone.
+    /// Whether anything was written since [`Socket::reset_has_written`]. TLS may fail after a part of a buffer has been
+    /// sent.
     has_written: bool,
 }
 
-impl Wire {
+impl TlsTransport {
     fn new(tcp: TcpStream) -> Self {
         Self { tcp: Tcp::new(tcp), has_written: false }
     }
 }
 
-/// What the protocols of a connection were settled as.
+/// The protocol of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Agreed {
-    /// The client's first bytes tell.
-    Nothing,
+pub(super) enum NegotiatedProtocol {
+    /// ALPN did not decide; the first bytes of the client will.
+    Unknown,
     Http1,
     Http2,
 }
 
-/// Does a client's handshake. `None`: it failed, took too long, or had not begun when the worker drained.
-pub(super) async fn accept(
+/// Performs the handshake with a client. Returns `None` if it failed, took too long, or had not begun when the worker
+/// drained.
+pub(super) async fn accept_tls(
     worker: &Worker,
     mut tcp: TcpStream,
     acceptor: &Acceptor,
     accepted: Instant,
 ) -> Option<Socket> {
-    let counted = &acceptor.handshakes;
+    let metrics = &acceptor.handshake_metrics;
     let deadline = accepted + acceptor.timeout;
-    let Ok(first) = tokio::time::timeout_at(deadline, first_byte(worker, &tcp)).await else {
-        counted.timed_out.inc();
+    let Ok(first) = tokio::time::timeout_at(deadline, peek_first_byte(worker, &tcp)).await else {
+        metrics.timed_out.inc();
         return None;
     };
-    // A method: TLS begins with a small number.
+    // This is a method of HTTP. A TLS record begins with a small number.
     if first?.is_ascii_uppercase() {
-        counted.plain_http.inc();
-        let words =
-            worker.unread(Refusal::BadRequest("this port speaks HTTPS, and the request is plain HTTP; use https://"));
-        let _ = tokio::time::timeout(LINGER, last_words(&mut tcp, &words)).await;
+        metrics.plain_http.inc();
+        let response = worker.reject_unparsed(Refusal::BadRequest(
+            "this port speaks HTTPS, and the request is plain HTTP; use https://",
+        ));
+        let _ = tokio::time::timeout(LINGER_TIMEOUT, write_and_close(&mut tcp, &response)).await;
         return None;
     }
-    let handshake = TlsAcceptor::from(acceptor.config()).accept(Wire::new(tcp)).into_fallible();
+    let handshake = TlsAcceptor::from(acceptor.config()).accept(TlsTransport::new(tcp)).into_fallible();
     match tokio::time::timeout_at(deadline, handshake).await {
         Ok(Ok(stream)) => {
-            let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
-            if resumed {
-                counted.resumed.inc()
+            let is_resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+            if is_resumed {
+                metrics.resumed.inc()
             } else {
-                counted.full.inc()
+                metrics.full.inc()
             }
             Some(Socket::Tls(Box::new(stream.into())))
         }
-        Ok(Err((error, mut wire))) => {
-            counted.failed.inc();
-            tracing::debug!(%error, "no TLS handshake");
-            // The alert that says why is written; a reset would take it away.
-            let _ = tokio::time::timeout(LINGER, last_words(&mut wire.tcp, &[])).await;
+        Ok(Err((error, mut transport))) => {
+            metrics.failed.inc();
+            tracing::debug!(%error, "TLS handshake failed");
+            // The alert that gives the reason has been written. A reset would discard it.
+            let _ = tokio::time::timeout(LINGER_TIMEOUT, write_and_close(&mut transport.tcp, &[])).await;
             None
         }
         Err(_) => {
-            counted.timed_out.inc();
+            metrics.timed_out.inc();
             None
         }
     }
 }
 
-/// Waits for the client to say something; `None`: it left, or had said nothing when the worker drained.
-async fn first_byte(worker: &Worker, tcp: &TcpStream) -> Option<u8> {
+/// Waits for the first byte of the client. Returns `None` if the client left, or had sent nothing when the worker
+/// drained.
+async fn peek_first_byte(worker: &Worker, tcp: &TcpStream) -> Option<u8> {
     let mut byte = [0];
     std::future::poll_fn(|cx| {
         let mut buf = ReadBuf::new(&mut byte);
         match tcp.poll_peek(cx, &mut buf) {
             Poll::Ready(peeked) => Poll::Ready(peeked.ok().filter(|length| *length > 0)),
-            Poll::Pending if worker.draining.get() && nothing_came(tcp) => Poll::Ready(None),
+            Poll::Pending if worker.is_draining.get() && has_no_data(tcp) => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
         }
     })
@@ -116,41 +120,43 @@ async fn first_byte(worker: &Worker, tcp: &TcpStream) -> Option<u8> {
     Some(byte[0])
 }
 
-/// Asks the system itself: the runtime does not know yet what came on a connection that is new to it.
-pub(super) fn nothing_came(tcp: &TcpStream) -> bool {
+/// Asks the kernel itself, because the runtime does not know yet what has arrived on a new connection.
+pub(super) fn has_no_data(tcp: &TcpStream) -> bool {
     SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]).is_err()
 }
 
-/// Says the last, and reads until the other side has closed too: a close with unread bytes resets the connection, and
-/// what was said is lost.
-async fn last_words(tcp: &mut (impl AsyncRead + AsyncWrite + Unpin), words: &[u8]) -> io::Result<()> {
-    tcp.write_all(words).await?;
+/// Writes the last data and reads until the peer has closed too. Closing a socket with unread data resets the
+/// connection, and the written data is lost.
+async fn write_and_close(tcp: &mut (impl AsyncRead + AsyncWrite + Unpin), response: &[u8]) -> io::Result<()> {
+    tcp.write_all(response).await?;
     tcp.shutdown().await?;
-    read_rest(tcp).await
+    discard_to_end(tcp).await
 }
 
-/// Reads what nobody wants, to its end.
-pub(super) async fn read_rest(tcp: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
-    let mut unread = BytesMut::with_capacity(UNREAD_BUFFER);
+/// Reads and discards everything up to the end.
+pub(super) async fn discard_to_end(tcp: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
+    let mut unread = BytesMut::with_capacity(DISCARD_BUFFER_BYTES);
     while tcp.read_buf(&mut unread).await? > 0 {
         unread.clear();
     }
     Ok(())
 }
 
-/// Does the handshake with the replica at `address`.
+/// Performs the handshake with the replica at `address`.
 ///
 /// # Errors
-/// When it fails: the replica is not what it should be, or does not speak TLS.
-pub(super) async fn connect(connector: &Connector, address: &str, tcp: TcpStream) -> io::Result<Socket> {
-    let unfit = || io::Error::other("its host is no name that can be in a certificate; set upstreamTls.serverName");
-    let name = connector.name_for(address).ok_or_else(unfit)?;
-    let stream = TlsConnector::from(connector.config.clone()).connect(name, Wire::new(tcp)).await?;
+///
+/// When the handshake fails: the replica's certificate is not valid, or the replica does not speak TLS.
+pub(super) async fn connect_tls(connector: &Connector, address: &str, tcp: TcpStream) -> io::Result<Socket> {
+    let invalid_name =
+        || io::Error::other("its host is no name that can be in a certificate; set upstreamTls.serverName");
+    let name = connector.server_name_for(address).ok_or_else(invalid_name)?;
+    let stream = TlsConnector::from(connector.config.clone()).connect(name, TlsTransport::new(tcp)).await?;
     Ok(Socket::Tls(Box::new(stream.into())))
 }
 
-/// Whether the other side has ended TLS because of our certificate, or for want of one.
-pub(super) fn is_denial(error: &io::Error) -> bool {
+/// Returns whether the peer has ended TLS because of the router's certificate, or because there is none.
+pub(super) fn is_certificate_rejection(error: &io::Error) -> bool {
     use rustls::AlertDescription as Alert;
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     let Some(rustls::Error::AlertReceived(alert)) = cause else { return false };
@@ -169,7 +175,7 @@ pub(super) fn is_denial(error: &io::Error) -> bool {
 }
 
 impl Socket {
-    /// The socket itself.
+    /// Returns the TCP socket.
     pub(super) fn tcp(&self) -> &Tcp {
         match self {
             Self::Plain(tcp) => tcp,
@@ -177,7 +183,7 @@ impl Socket {
         }
     }
 
-    /// The socket itself; what TLS had still to say is not said.
+    /// Returns the TCP socket. Data that TLS has not written yet is lost.
     pub(super) fn tcp_mut(&mut self) -> &mut Tcp {
         match self {
             Self::Plain(tcp) => tcp,
@@ -189,17 +195,17 @@ impl Socket {
         matches!(self, Self::Tls(_))
     }
 
-    /// Which protocol the handshake settled.
-    pub(super) fn agreed(&self) -> Agreed {
-        let Self::Tls(tls) = self else { return Agreed::Nothing };
+    /// Returns the protocol that the handshake negotiated.
+    pub(super) fn negotiated_protocol(&self) -> NegotiatedProtocol {
+        let Self::Tls(tls) = self else { return NegotiatedProtocol::Unknown };
         match tls.get_ref().1.alpn_protocol() {
-            None => Agreed::Nothing,
-            Some(H2) => Agreed::Http2,
-            Some(_) => Agreed::Http1,
+            None => NegotiatedProtocol::Unknown,
+            Some(ALPN_HTTP2) => NegotiatedProtocol::Http2,
+            Some(_) => NegotiatedProtocol::Http1,
         }
     }
 
-    /// Ready when there is something to read, or an end; takes no memory for that.
+    /// Returns ready when there is data or the end to read. This needs no buffer.
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(tcp) => tcp.poll_read_ready(cx),
@@ -207,24 +213,24 @@ impl Socket {
         }
     }
 
-    /// Sends nothing more, but can still be read.
-    pub(super) fn end_writing(&mut self) {
+    /// Closes the sending side. Data can still be read.
+    pub(super) fn shutdown_write(&mut self) {
         if let Self::Tls(tls) = self {
-            // Says first that this is the end; what there is no room for now will never be read.
+            // Writes the TLS close notification. If there is no room for it now, it is never sent.
             let _ = Pin::new(tls).poll_shutdown(&mut Context::from_waker(Waker::noop()));
         }
         // Fails only when the connection is gone already.
         let _ = SockRef::from(&**self.tcp()).shutdown(Shutdown::Write);
     }
 
-    /// From here on [`Socket::has_written`] counts.
-    pub(super) fn forget_writes(&mut self) {
+    /// Resets what [`Socket::has_written`] returns.
+    pub(super) fn reset_has_written(&mut self) {
         if let Self::Tls(tls) = self {
             tls.get_mut().0.has_written = false;
         }
     }
 
-    /// Whether anything can have gone out although a write failed.
+    /// Returns whether anything may have been sent although a write failed.
     pub(super) fn has_written(&self) -> bool {
         match self {
             Self::Plain(_) => false,
@@ -280,13 +286,13 @@ impl AsyncWrite for Socket {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for TlsTransport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().tcp).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for TlsTransport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }

@@ -1,4 +1,4 @@
-//! A request body on its way to a model: counted, limited, watched for silence.
+//! A request body on its way to a model: counted, limited, and watched for silence.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -11,70 +11,72 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::codec::Sending;
+use super::codec::BodyFraming;
 use super::mirror::Tee;
 use super::throttle::Throttle;
 use super::timer::LazyTimer;
-use super::wakes;
-use crate::model::limits::Limits;
+use super::wake_suppression;
 use crate::model::refusal::Refusal;
-use crate::state::bandwidth::Limit;
+use crate::model::router_settings::Limits;
+use crate::state::bandwidth::BandwidthLimit;
 
-/// Bodies up to this size come with their head, mostly: their first part is awaited before a slot is taken.
-const SMALL: u64 = 64 * 1024;
+/// Bodies of up to this size mostly arrive together with their head, so their first chunk is awaited before a slot is
+/// acquired.
+const SMALL_BODY_BYTES: u64 = 64 * 1024;
 
-/// A request body. It never fails towards the model: when something is wrong with it, it stops and says so in its
-/// [`Progress`], and whoever drives the exchange decides what becomes of the model's connection.
+/// A request body. It never returns an error to the model's side: when something is wrong with the body, it stops and
+/// records that in its [`UploadProgress`], and the code that drives the exchange decides what happens to the upstream
+/// connection.
 pub(super) struct Upload {
-    /// `None` once something is wrong: the client's connection must not wait for what nobody reads.
-    source: Option<Source>,
-    /// Has each piece wait for its time.
+    /// The source; `None` after a fault, because the client's connection must not wait for a body that nobody reads.
+    source: Option<UploadSource>,
+    /// Delays each chunk to keep the bandwidth limit.
     throttle: Option<Box<Throttle>>,
-    /// Gets a copy of each piece.
+    /// Gets a copy of each chunk.
     tee: Option<Rc<Tee>>,
-    /// Read before the rest was asked for.
-    first: Option<Bytes>,
-    progress: Rc<Progress>,
-    limit: u64,
+    /// The first chunk, if it was read ahead.
+    first_chunk: Option<Bytes>,
+    progress: Rc<UploadProgress>,
+    max_bytes: u64,
     idle_timeout: Duration,
     timer: LazyTimer,
-    /// When the client fell silent, if it is.
+    /// When the client stopped sending, if it has.
     silent_since: Option<Instant>,
 }
 
-/// Where a body comes from.
-enum Source {
+/// The source of a body.
+enum UploadSource {
     Client(Incoming),
-    /// A live request's body as it passes, and how long it is, if that is known.
-    Live(Rc<Tee>, Option<u64>),
+    /// The body of a live request as it passes, with its length if that is known.
+    Tee(Rc<Tee>, Option<u64>),
 }
 
-/// How far a request body has come; seen by those who do not own it.
+/// The progress of a request body, visible to code that does not own the body.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
-    received: Cell<u64>,
-    ended: Cell<Option<Instant>>,
+pub(super) struct UploadProgress {
+    received_bytes: Cell<u64>,
+    ended_at: Cell<Option<Instant>>,
     fault: Cell<Option<Refusal>>,
-    delayed: Cell<Duration>,
+    total_delay: Cell<Duration>,
 }
 
-impl Progress {
-    /// Bytes so far.
-    pub(super) fn received(&self) -> u64 {
-        self.received.get()
+impl UploadProgress {
+    /// Returns the number of bytes received.
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.received_bytes.get()
     }
 
-    /// When the last byte came, if it has.
-    pub(super) fn ended(&self) -> Option<Instant> {
-        self.ended.get()
+    /// Returns when the last byte arrived, if it has.
+    pub(super) fn ended_at(&self) -> Option<Instant> {
+        self.ended_at.get()
     }
 
-    /// For how long it has been held back, for the sake of bandwidth.
-    pub(super) fn delayed(&self) -> Duration {
-        self.delayed.get()
+    /// Returns the time by which the bandwidth limit has delayed the body.
+    pub(super) fn total_delay(&self) -> Duration {
+        self.total_delay.get()
     }
 
-    /// What is wrong with the body, if something is.
+    /// Returns the fault of the body, if there is one.
     pub(super) fn fault(&self) -> Option<Refusal> {
         self.fault.get()
     }
@@ -82,87 +84,88 @@ impl Progress {
 
 impl Upload {
     pub(super) fn new(incoming: Incoming, limits: &Limits) -> Self {
-        let progress = Rc::new(Progress::default());
+        let progress = Rc::new(UploadProgress::default());
         if incoming.is_end_stream() {
-            progress.ended.set(Some(Instant::now()));
+            progress.ended_at.set(Some(Instant::now()));
         }
         Self {
-            source: Some(Source::Client(incoming)),
+            source: Some(UploadSource::Client(incoming)),
             throttle: None,
             tee: None,
-            first: None,
+            first_chunk: None,
             progress,
-            limit: limits.max_payload_bytes,
+            max_bytes: limits.max_payload_bytes,
             idle_timeout: limits.body_idle_timeout,
             timer: LazyTimer::default(),
             silent_since: None,
         }
     }
 
-    /// The body of a copy: what `tee` gets, of the same length as the live one.
-    pub(super) fn copy(tee: Rc<Tee>, length: Option<u64>, limits: &Limits) -> Self {
-        let progress = Rc::new(Progress::default());
-        // What is there goes out together with the head.
-        let first = tee.pop_data();
-        let begun = first.as_ref().map_or(0, |first| first.len() as u64);
-        progress.received.set(begun);
+    /// Creates the body of a copy: what `tee` gets, with the length of the live body.
+    pub(super) fn from_tee(tee: Rc<Tee>, length: Option<u64>, limits: &Limits) -> Self {
+        let progress = Rc::new(UploadProgress::default());
+        // Data that has arrived is sent together with the head.
+        let first_chunk = tee.pop_data();
+        let first_length = first_chunk.as_ref().map_or(0, |first| first.len() as u64);
+        progress.received_bytes.set(first_length);
         if tee.is_over() {
-            progress.ended.set(Some(Instant::now()));
+            progress.ended_at.set(Some(Instant::now()));
         }
         Self {
-            source: Some(Source::Live(tee, length.map(|length| length.saturating_sub(begun)))),
+            source: Some(UploadSource::Tee(tee, length.map(|length| length.saturating_sub(first_length)))),
             throttle: None,
             tee: None,
-            first,
+            first_chunk,
             progress,
-            limit: limits.max_payload_bytes,
+            max_bytes: limits.max_payload_bytes,
             idle_timeout: limits.body_idle_timeout,
             timer: LazyTimer::default(),
             silent_since: None,
         }
     }
 
-    /// Has `tee` get all of the body, from its first byte on.
-    pub(super) fn copy_to(&mut self, tee: Rc<Tee>) {
-        if let Some(first) = &self.first {
+    /// Gives `tee` a copy of the whole body, from its first byte on.
+    pub(super) fn attach_tee(&mut self, tee: Rc<Tee>) {
+        if let Some(first) = &self.first_chunk {
             tee.push(first);
         }
-        if self.progress.ended().is_some() {
+        if self.progress.ended_at().is_some() {
             tee.end(None);
         }
         self.tee = Some(tee);
     }
 
-    /// Has it keep to a limit, from its first byte on.
-    pub(super) fn keep_to(&mut self, limit: Arc<Limit>) {
+    /// Applies a bandwidth limit to the whole body, from its first byte on.
+    pub(super) fn set_bandwidth_limit(&mut self, limit: Arc<BandwidthLimit>) {
         self.throttle = Some(Box::new(Throttle::new(limit)));
     }
 
-    /// How long all of it is, if that is known.
+    /// Returns the length of the whole body, if it is known.
     pub(super) fn length(&self) -> Option<u64> {
-        match self.sending() {
-            Sending::Length(length) => Some(length),
-            Sending::Chunked => None,
+        match self.framing() {
+            BodyFraming::Length(length) => Some(length),
+            BodyFraming::Chunked => None,
         }
     }
 
-    pub(super) fn progress(&self) -> Rc<Progress> {
+    pub(super) fn progress(&self) -> Rc<UploadProgress> {
         self.progress.clone()
     }
 
-    /// Waits for the first part of a small body, so that it goes out together with the head, and so that no slot is
+    /// Waits for the first chunk of a small body, so that it is sent together with the head, and so that no slot is
     /// held for a client that is slow to start.
     ///
     /// # Errors
-    /// What is wrong with the body.
-    pub(super) async fn first_part(&mut self) -> Result<(), Refusal> {
+    ///
+    /// The fault of the body.
+    pub(super) async fn prefetch_first_chunk(&mut self) -> Result<(), Refusal> {
         let length = self.source.as_ref().and_then(|source| source.size_hint().exact());
-        if !length.is_some_and(|length| (1..=SMALL).contains(&length)) {
+        if !length.is_some_and(|length| (1..=SMALL_BODY_BYTES).contains(&length)) {
             return Ok(());
         }
         std::future::poll_fn(|cx| match self.poll_next(cx) {
             Poll::Ready(Some(frame)) => {
-                self.first = frame.into_data().ok();
+                self.first_chunk = frame.into_data().ok();
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(None) => Poll::Ready(Ok(())),
@@ -171,67 +174,67 @@ impl Upload {
         .await
     }
 
-    /// Reads what has come already of the small body of a request that is refused: with all of it read, the connection can
-    /// be used again.
-    pub(super) async fn skim(&mut self) {
-        if self.announced() > SMALL {
+    /// Reads what has arrived of the small body of a refused request. Once all of it is read, the connection can be
+    /// used again.
+    pub(super) async fn drain_if_small(&mut self) {
+        if self.announced_bytes() > SMALL_BODY_BYTES {
             return;
         }
-        let mut asked = false;
+        let mut has_polled = false;
         std::future::poll_fn(|cx| {
             while let Poll::Ready(Some(_)) = self.poll_next(cx) {
-                if self.progress.received() > SMALL {
+                if self.progress.received_bytes() > SMALL_BODY_BYTES {
                     return Poll::Ready(());
                 }
             }
-            if asked || self.is_over() || self.progress.fault().is_some() {
+            if has_polled || self.is_over() || self.progress.fault().is_some() {
                 return Poll::Ready(());
             }
-            // The connection hands on what it has only when it is asked, and then it is its turn.
-            asked = true;
+            // The connection delivers its data only when it is polled, after this task yields.
+            has_polled = true;
             cx.waker().wake_by_ref();
             Poll::Pending
         })
         .await;
     }
 
-    /// At least so many bytes are to come.
-    pub(super) fn announced(&self) -> u64 {
+    /// Returns the number of bytes that are at least to come.
+    pub(super) fn announced_bytes(&self) -> u64 {
         self.source.as_ref().map_or(0, |source| source.size_hint().lower())
     }
 
-    /// The next frame after the first part. Pending, for good, when something is wrong.
+    /// Returns the next frame after the first chunk. After a fault it is pending forever.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
         let Some(source) = &mut self.source else { return Poll::Pending };
         if let Some(throttle) = &mut self.throttle {
             let held = throttle.poll(cx);
-            let delayed = throttle.delayed();
-            self.progress.delayed.set(delayed);
-            self.tee.iter().for_each(|tee| tee.delay(delayed));
+            let delayed = throttle.total_delay();
+            self.progress.total_delay.set(delayed);
+            self.tee.iter().for_each(|tee| tee.set_total_delay(delayed));
             if let Some(frame) = ready!(held) {
-                return Poll::Ready(Some(self.pass(frame)));
+                return Poll::Ready(Some(self.forward_frame(frame)));
             }
         }
-        if let Source::Live(tee, _) = source {
-            self.progress.delayed.set(tee.delayed());
+        if let UploadSource::Tee(tee, _) = source {
+            self.progress.total_delay.set(tee.total_delay());
         }
         match source.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.silent_since = None;
-                let received = self.progress.received() + frame.data_ref().map_or(0, |data| data.len() as u64);
-                self.progress.received.set(received);
-                if received > self.limit {
-                    return self.fail(Refusal::PayloadTooLarge(self.limit));
+                let received = self.progress.received_bytes() + frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.progress.received_bytes.set(received);
+                if received > self.max_bytes {
+                    return self.fail(Refusal::PayloadTooLarge(self.max_bytes));
                 }
                 let Some(throttle) = self.throttle.as_mut().filter(|_| frame.is_data()) else {
-                    return Poll::Ready(Some(self.pass(frame)));
+                    return Poll::Ready(Some(self.forward_frame(frame)));
                 };
-                throttle.hold(frame);
+                throttle.hold_frame(frame);
                 self.poll_next(cx)
             }
             Poll::Ready(Some(Err(_))) => self.fail(Refusal::BodyCutShort),
             Poll::Ready(None) => {
-                self.progress.ended.set(Some(Instant::now()));
+                self.progress.ended_at.set(Some(Instant::now()));
                 self.tee.iter().for_each(|tee| tee.end(None));
                 Poll::Ready(None)
             }
@@ -245,11 +248,11 @@ impl Upload {
         }
     }
 
-    /// A frame goes on to the model, and to its copy.
-    fn pass(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
-        let is_last = frame.is_trailers() || self.source.as_ref().is_some_and(Source::is_end_stream);
+    /// Passes a frame on to the model and to the copy.
+    fn forward_frame(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let is_last = frame.is_trailers() || self.source.as_ref().is_some_and(UploadSource::is_end_stream);
         if is_last {
-            self.progress.ended.set(Some(Instant::now()));
+            self.progress.ended_at.set(Some(Instant::now()));
         }
         if let Some(tee) = &self.tee {
             frame.data_ref().into_iter().for_each(|data| tee.push(data));
@@ -260,69 +263,71 @@ impl Upload {
         frame
     }
 
-    /// What was still to wait does not count.
-    fn end_wait(&mut self) {
+    /// Ends throttling. A delay that was not completed is not counted.
+    fn end_throttling(&mut self) {
         if let Some(throttle) = self.throttle.take() {
-            self.progress.delayed.set(throttle.waited());
+            self.progress.total_delay.set(throttle.elapsed_delay());
         }
     }
 
-    /// Reads nothing more.
-    pub(super) fn give_up(&mut self) {
+    /// Stops reading the body.
+    pub(super) fn stop_reading(&mut self) {
         self.source = None;
-        self.end_wait();
+        self.end_throttling();
         self.tee.take().iter().for_each(|tee| tee.stop());
     }
 
     fn fail(&mut self, fault: Refusal) -> Poll<Option<Frame<Bytes>>> {
         self.progress.fault.set(Some(fault));
-        self.give_up();
+        self.stop_reading();
         Poll::Pending
     }
 
-    /// The first part, if it has been read.
-    pub(super) fn take_first(&mut self) -> Option<Bytes> {
-        self.first.take()
+    /// Takes the first chunk, if it was read ahead.
+    pub(super) fn take_first_chunk(&mut self) -> Option<Bytes> {
+        self.first_chunk.take()
     }
 
-    /// Puts the first part back, which could not be sent.
-    pub(super) fn put_first_back(&mut self, first: Option<Bytes>) {
-        self.first = first;
+    /// Puts the first chunk back after it could not be sent.
+    pub(super) fn restore_first_chunk(&mut self, first: Option<Bytes>) {
+        self.first_chunk = first;
     }
 
-    /// How the body is to be sent.
-    pub(super) fn sending(&self) -> Sending {
-        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
-        let rest = self.source.as_ref().map(Source::size_hint).unwrap_or_default();
-        rest.exact().map_or(Sending::Chunked, |rest| Sending::Length(first + rest))
+    /// Returns how the body is framed towards the model.
+    pub(super) fn framing(&self) -> BodyFraming {
+        let first_length = self.first_chunk.as_ref().map_or(0, |first| first.len() as u64);
+        let rest = self.source.as_ref().map(UploadSource::size_hint).unwrap_or_default();
+        rest.exact().map_or(BodyFraming::Chunked, |rest| BodyFraming::Length(first_length + rest))
     }
 
-    /// Whether all of it has been read.
+    /// Returns whether all of the body has been read.
     pub(super) fn is_over(&self) -> bool {
-        self.first.is_none() && self.progress.ended().is_some()
+        self.first_chunk.is_none() && self.progress.ended_at().is_some()
     }
 }
 
-/// Nothing more is read of it.
+/// Stops reading the body.
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.end_wait();
+        self.end_throttling();
         self.tee.iter().for_each(|tee| tee.stop());
     }
 }
 
-impl Source {
+impl UploadSource {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self {
             Self::Client(incoming) => {
-                let (polled, woken) = wakes::hold(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx));
-                // Taking a piece wakes the client's connection to read the next one. After the last there is none.
-                if woken && !incoming.is_end_stream() {
+                let (polled, was_woken) =
+                    wake_suppression::poll_suppressed(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx));
+                // Taking a chunk wakes the client's connection to read the next one. After the last chunk there is
+                // none.
+                if was_woken && !incoming.is_end_stream() {
                     cx.waker().wake_by_ref();
                 }
                 polled
             }
-            Self::Live(tee, rest) => tee.poll_frame(cx).map(|frame| {
+            Self::Tee(tee, rest) => tee.poll_frame(cx).map(|frame| {
                 let length = frame.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
                 *rest = rest.map(|rest| rest.saturating_sub(length));
                 frame.map(Ok)
@@ -333,15 +338,15 @@ impl Source {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Client(incoming) => incoming.is_end_stream(),
-            Self::Live(tee, _) => tee.is_over(),
+            Self::Tee(tee, _) => tee.is_over(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Client(incoming) => incoming.size_hint(),
-            Self::Live(_, Some(rest)) => SizeHint::with_exact(*rest),
-            Self::Live(_, None) => SizeHint::default(),
+            Self::Tee(_, Some(rest)) => SizeHint::with_exact(*rest),
+            Self::Tee(_, None) => SizeHint::default(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A connection to a replica: the socket, what has come and is not understood yet, what is to go.
+//! A connection to a replica: the socket, received data that is not parsed yet, and data to send.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -11,67 +11,70 @@ use http::{HeaderMap, Request};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::codec::{self, Sending};
+use super::codec::{self, BodyFraming};
 use super::tcp::Tcp;
 use super::timer::LazyTimer;
 use super::tls::{self, Socket};
 use crate::state::tls::Connector;
 
-/// Longest time to make a connection.
+/// The longest time to open a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Least room for one read.
-const SMALL_READ: usize = 8 * 1024;
-/// Most room for one read.
-const LARGE_READ: usize = 64 * 1024;
-/// Up to this many bytes are written as one piece.
-const SMALL_WRITE: usize = 2048;
+/// The smallest buffer for one read.
+const MIN_READ_BYTES: usize = 8 * 1024;
+/// The largest buffer for one read.
+const MAX_READ_BYTES: usize = 64 * 1024;
+/// Up to this many bytes are copied into one buffer before a write.
+const MAX_COALESCED_WRITE_BYTES: usize = 2048;
 
-/// A connection to a replica, ready for a request or busy with one. Large, and handed around: always in a box.
-pub(super) struct Connection {
+/// A connection to a replica, ready for a request or busy with one. It is large and is passed around, so it is always
+/// boxed.
+pub(super) struct UpstreamConnection {
     stream: Socket,
-    /// What TLS on it was made from.
-    tls: Option<[u8; 32]>,
-    /// What has come, and is not understood yet.
+    /// Digest of the TLS configuration that the connection was opened with.
+    tls_config_digest: Option<[u8; 32]>,
+    /// Received data that is not parsed yet.
     pub(super) input: BytesMut,
-    output: Output,
-    /// Room for the next read: more for a replica that fills it.
-    room: usize,
-    /// Whether the replica can have seen anything of the request.
+    output: OutputBuffer,
+    /// The buffer size for the next read, which grows for a replica that fills it.
+    read_size: usize,
+    /// Whether the replica may have seen anything of the request.
     has_sent: bool,
-    /// The replica takes nothing more: what is to go vanishes, so that an answer it gave before is still read.
-    deaf: bool,
+    /// The replica accepts no more data. Further data is discarded, so that an answer which was sent before is still
+    /// read.
+    is_write_closed: bool,
     /// The replica sends nothing more.
-    ended: bool,
-    /// It has not ended what it sent: the connection broke, or TLS did not see its end.
-    broken: bool,
-    /// It has broken it off because of who we are.
-    denied: bool,
-    /// TLS holds some of what is to go.
-    is_held: bool,
+    is_read_closed: bool,
+    /// The stream ended without a proper end: the connection broke, or TLS was not closed.
+    is_broken: bool,
+    /// The replica closed the connection because of the router's certificate.
+    is_certificate_rejected: bool,
+    /// TLS still holds data to send.
+    is_flush_pending: bool,
     pub(super) timer: LazyTimer,
-    /// When it was put to rest.
-    used: Instant,
+    /// When the connection became idle.
+    idle_since: Instant,
 }
 
-/// What is to go, in this order.
+/// Data to send, in the order of the fields.
 #[derive(Default)]
-struct Output {
-    /// Heads, sizes of chunks.
+struct OutputBuffer {
+    /// Heads and chunk sizes.
     framing: BytesMut,
-    /// A piece of a body, as it came.
+    /// A chunk of a body, as it arrived.
     data: Bytes,
-    /// What ends the piece.
-    end: &'static [u8],
+    /// The end of the chunk.
+    chunk_end: &'static [u8],
 }
 
-impl Connection {
+impl UpstreamConnection {
     /// Connects to a replica, with TLS if there is a `connector`.
     ///
     /// # Errors
-    /// When that, or the handshake, fails or takes longer than [`CONNECT_TIMEOUT`].
-    pub(super) async fn open(address: &str, connector: Option<&Connector>) -> io::Result<Box<Self>> {
+    ///
+    /// When the connection or the handshake fails or takes longer than [`CONNECT_TIMEOUT`].
+    pub(super) async fn connect(address: &str, connector: Option<&Connector>) -> io::Result<Box<Self>> {
         let connecting = async {
-            // Names are resolved anew for each connection; addresses, the common case, need no resolver.
+            // Host names are resolved for each connection. Addresses, the common case, need no resolver.
             match address.parse::<SocketAddr>() {
                 Ok(address) => TcpStream::connect(address).await,
                 Err(_) => TcpStream::connect(address).await,
@@ -82,38 +85,39 @@ impl Connection {
         let stream = match connector {
             None => Socket::Plain(Tcp::new(stream)),
             Some(connector) => {
-                // Rare beside the other case, and large.
-                let handshake = Box::pin(tls::connect(connector, address, stream));
+                // This case is rare and its future is large.
+                let handshake = Box::pin(tls::connect_tls(connector, address, stream));
                 tokio::time::timeout(CONNECT_TIMEOUT, handshake).await??
             }
         };
         Ok(Box::new(Self {
             stream,
-            tls: connector.map(|connector| connector.digest),
+            tls_config_digest: connector.map(|connector| connector.config_digest),
             input: BytesMut::new(),
-            output: Output::default(),
-            room: SMALL_READ,
+            output: OutputBuffer::default(),
+            read_size: MIN_READ_BYTES,
             has_sent: false,
-            deaf: false,
-            ended: false,
-            broken: false,
-            denied: false,
-            is_held: false,
+            is_write_closed: false,
+            is_read_closed: false,
+            is_broken: false,
+            is_certificate_rejected: false,
+            is_flush_pending: false,
             timer: LazyTimer::default(),
-            used: Instant::now(),
+            idle_since: Instant::now(),
         }))
     }
 
-    /// Whether TLS on it is as a `connector` would make it now.
-    pub(super) fn has_tls(&self, connector: Option<&Connector>) -> bool {
-        match (&self.tls, connector) {
+    /// Returns whether the TLS configuration is the one that `connector` would use now.
+    pub(super) fn has_tls_config(&self, connector: Option<&Connector>) -> bool {
+        match (&self.tls_config_digest, connector) {
             (None, None) => true,
-            (Some(made_from), Some(connector)) => *made_from == connector.digest,
+            (Some(made_from), Some(connector)) => *made_from == connector.config_digest,
             _ => false,
         }
     }
 
-    /// Ready when the connection is of no use for a request: the replica has closed it, or said something unasked.
+    /// Returns ready when the connection cannot be used for a request: the replica has closed it, or has sent
+    /// unexpected data.
     pub(super) fn poll_unusable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.input.is_empty() {
             return Poll::Ready(());
@@ -121,75 +125,77 @@ impl Connection {
         self.poll_read(cx).map(drop)
     }
 
-    /// Reads more. Ready with nothing new when nothing comes any more.
+    /// Reads more data. Returns ready without new data when nothing more will arrive.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.ended {
+        if self.is_read_closed {
             return Poll::Ready(());
         }
-        if self.input.capacity() - self.input.len() < self.room / 2 {
-            self.input.reserve(self.room);
+        if self.input.capacity() - self.input.len() < self.read_size / 2 {
+            self.input.reserve(self.read_size);
         }
         let room = self.input.capacity() - self.input.len();
         let read = ready!(pin!(self.stream.read_buf(&mut self.input)).poll(cx));
         let length = read.unwrap_or_else(|error| {
-            self.broken = true;
-            self.denied = tls::is_denial(&error);
+            self.is_broken = true;
+            self.is_certificate_rejected = tls::is_certificate_rejection(&error);
             0
         });
-        self.room = if length == room { LARGE_READ.min(2 * self.room) } else { SMALL_READ };
-        self.ended = length == 0;
+        self.read_size = if length == room { MAX_READ_BYTES.min(2 * self.read_size) } else { MIN_READ_BYTES };
+        self.is_read_closed = length == 0;
         Poll::Ready(())
     }
 
-    /// Whether the replica sends nothing more.
-    pub(super) fn ended(&self) -> bool {
-        self.ended
+    /// Returns whether the replica sends nothing more.
+    pub(super) fn is_read_closed(&self) -> bool {
+        self.is_read_closed
     }
 
-    /// Whether the end was no end, but a break.
+    /// Returns whether the stream ended without a proper end.
     pub(super) fn is_broken(&self) -> bool {
-        self.broken
+        self.is_broken
     }
 
-    /// Whether the replica does not take our certificate, or wants one: in TLS 1.3 it says so after the handshake.
-    pub(super) fn is_denied(&self) -> bool {
-        self.denied
+    /// Returns whether the replica rejects the router's certificate, or requires one. In TLS 1.3 it says so after the
+    /// handshake.
+    pub(super) fn is_certificate_rejected(&self) -> bool {
+        self.is_certificate_rejected
     }
 
-    /// Whether the replica is slow to take what is to go.
+    /// Returns whether the replica has not accepted all data yet.
     pub(super) fn is_behind(&self) -> bool {
-        !self.output.is_empty() || self.is_held
+        !self.output.is_empty() || self.is_flush_pending
     }
 
-    /// Buffers the head of a request, and the first of its body if that is there already: they go out together.
-    pub(super) fn send_head<B>(&mut self, request: &Request<B>, body: Sending, first: Option<Bytes>) {
+    /// Buffers the head of a request, and the first chunk of its body if it is there already, so that they are sent
+    /// together.
+    pub(super) fn send_head<B>(&mut self, request: &Request<B>, body: BodyFraming, first_chunk: Option<Bytes>) {
         self.has_sent = false;
-        self.stream.forget_writes();
+        self.stream.reset_has_written();
         codec::write_head(&mut self.output.framing, request, body);
-        if let Some(first) = first {
+        if let Some(first) = first_chunk {
             self.send(first, body);
         }
     }
 
-    /// Buffers a piece of a body; what was buffered before has been flushed, but for a head.
-    pub(super) fn send(&mut self, piece: Bytes, body: Sending) {
-        if body == Sending::Chunked {
+    /// Buffers a chunk of a body. What was buffered before has been flushed, except for a head.
+    pub(super) fn send(&mut self, piece: Bytes, body: BodyFraming) {
+        if body == BodyFraming::Chunked {
             codec::write_chunk_size(&mut self.output.framing, piece.len());
-            self.output.end = codec::CRLF;
+            self.output.chunk_end = codec::CRLF;
         }
         self.output.data = piece;
     }
 
-    /// Buffers the end of a body in chunks.
+    /// Buffers the end of a chunked body.
     pub(super) fn send_end(&mut self, trailers: Option<&HeaderMap>) {
         codec::write_last_chunk(&mut self.output.framing, trailers);
     }
 
-    /// Writes what is buffered, until it is all gone.
+    /// Writes the buffered data until all of it is sent.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.output.is_empty() {
-            if self.deaf {
-                self.output = Output::default();
+            if self.is_write_closed {
+                self.output = OutputBuffer::default();
                 break;
             }
             match ready!(self.output.poll_write(&mut self.stream, cx)) {
@@ -199,65 +205,66 @@ impl Connection {
                 }
                 Err(_) => {
                     self.has_sent |= self.stream.has_written();
-                    self.deaf = true;
+                    self.is_write_closed = true;
                 }
             }
         }
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.is_held = flushed.is_pending();
+        self.is_flush_pending = flushed.is_pending();
         if ready!(flushed).is_err() {
-            self.deaf = true;
+            self.is_write_closed = true;
         }
         Poll::Ready(())
     }
 
-    /// Whether nothing of the request can have reached the replica.
+    /// Returns whether nothing of the request can have reached the replica.
     pub(super) fn has_sent_nothing(&self) -> bool {
         !self.has_sent
     }
 
-    /// Whether the replica takes nothing more.
-    pub(super) fn is_deaf(&self) -> bool {
-        self.deaf
+    /// Returns whether the replica accepts no more data.
+    pub(super) fn is_write_closed(&self) -> bool {
+        self.is_write_closed
     }
 
-    /// Sends nothing more, but goes on reading: the replica learns that nobody waits, and we when it is done.
+    /// Closes the sending side and continues to read. The replica learns that nobody waits, and the router learns when
+    /// the replica is done.
     pub(super) fn half_close(&mut self) {
-        self.deaf = true;
-        self.output = Output::default();
-        self.stream.end_writing();
+        self.is_write_closed = true;
+        self.output = OutputBuffer::default();
+        self.stream.shutdown_write();
     }
 
-    /// Keeps the connection for a later request, perhaps of another task.
-    pub(super) fn rest(&mut self, now: Instant) {
-        self.used = now;
-        self.timer.unbind();
-        if self.input.capacity() > SMALL_READ {
+    /// Marks the connection as idle. A later request may use it from another task.
+    pub(super) fn mark_idle(&mut self, now: Instant) {
+        self.idle_since = now;
+        self.timer.reset_waker();
+        if self.input.capacity() > MIN_READ_BYTES {
             self.input = BytesMut::new();
         }
     }
 
-    /// How long it has rested.
-    pub(super) fn rested(&self, now: Instant) -> Duration {
-        now.duration_since(self.used)
+    /// Returns how long the connection has been idle.
+    pub(super) fn idle_time(&self, now: Instant) -> Duration {
+        now.duration_since(self.idle_since)
     }
 
-    /// Whether all is said, on both sides.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.input.is_empty() && self.output.is_empty() && !self.deaf && !self.ended
+    /// Returns whether both sides have finished, so that the connection can be used again.
+    pub(super) fn is_reusable(&self) -> bool {
+        self.input.is_empty() && self.output.is_empty() && !self.is_write_closed && !self.is_read_closed
     }
 }
 
-impl Output {
+impl OutputBuffer {
     fn poll_write(&self, stream: &mut Socket, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.framing.is_empty() && self.end.is_empty() {
+        if self.framing.is_empty() && self.chunk_end.is_empty() {
             return Pin::new(stream).poll_write(cx, &self.data);
         }
-        write_together(stream, cx, &[&self.framing[..], &self.data[..], self.end].map(IoSlice::new))
+        write_coalesced(stream, cx, &[&self.framing[..], &self.data[..], self.chunk_end].map(IoSlice::new))
     }
 
     fn is_empty(&self) -> bool {
-        self.framing.is_empty() && self.data.is_empty() && self.end.is_empty()
+        self.framing.is_empty() && self.data.is_empty() && self.chunk_end.is_empty()
     }
 
     fn advance(&mut self, mut written: usize) {
@@ -266,33 +273,33 @@ impl Output {
             written -= taken;
             taken
         };
-        let (framing, data, end) = (take(self.framing.len()), take(self.data.len()), take(self.end.len()));
+        let (framing, data, end) = (take(self.framing.len()), take(self.data.len()), take(self.chunk_end.len()));
         self.framing.advance(framing);
         self.data.advance(data);
-        self.end = &self.end[end..];
+        self.chunk_end = &self.chunk_end[end..];
     }
 }
 
-/// Writes several pieces at once. Small ones are put together first: one short copy costs less than what the kernel
-/// does to gather them.
-pub(super) fn write_together(
+/// Writes several buffers at once. Small ones are copied into one buffer first, because that costs less than gathering
+/// in the kernel.
+pub(super) fn write_coalesced(
     stream: &mut Socket,
     cx: &mut Context<'_>,
     bufs: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>> {
     let stream = match stream {
         Socket::Plain(tcp) => tcp,
-        // Puts them together anyhow.
+        // TLS copies the buffers anyway.
         Socket::Tls(tls) => return Pin::new(tls).poll_write_vectored(cx, bufs),
     };
-    let mut together = [0; SMALL_WRITE];
+    let mut coalesced = [0; MAX_COALESCED_WRITE_BYTES];
     let mut length = 0;
     for buf in bufs {
-        let Some(place) = together.get_mut(length..length + buf.len()) else {
+        let Some(slice) = coalesced.get_mut(length..length + buf.len()) else {
             return Pin::new(stream).poll_write_vectored(cx, bufs);
         };
-        place.copy_from_slice(buf);
+        slice.copy_from_slice(buf);
         length += buf.len();
     }
-    Pin::new(stream).poll_write(cx, &together[..length])
+    Pin::new(stream).poll_write(cx, &coalesced[..length])
 }

@@ -1,4 +1,4 @@
-//! What one data-plane thread owns, and what all of them share.
+//! State of one data-plane thread, and state that all of them share.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -13,139 +13,139 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::mpsc;
 
-use super::pool::Pool;
-use super::{request_id, respond};
-use crate::model::limits::{Limits, StatusCodes};
+use super::connection_pool::ConnectionPool;
+use super::{error_response, request_id};
 use crate::model::refusal::Refusal;
+use crate::model::router_settings::{Limits, StatusCodes};
 use crate::state::access_log::AccessLog;
-use crate::state::comparisons::Comparisons;
+use crate::state::comparison_queue::ComparisonQueue;
 use crate::state::lifecycle::Lifecycle;
 use crate::state::metrics::{EndpointMetrics, Metrics};
 use crate::state::mirror::Budget;
-use crate::state::table::{Published, Table};
-use crate::state::tokens::Tokens;
+use crate::state::routing_table::{PublishedTable, RoutingTable};
+use crate::state::tokens::TokenState;
 
-/// What all workers share.
+/// State that all workers share.
 #[derive(Debug)]
-pub struct Shared {
-    /// The routing table of now.
-    pub table: Published,
-    /// Counters.
+pub struct DataPlaneState {
+    /// The current routing table.
+    pub table: PublishedTable,
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// What clients may send.
+    /// Limits for requests of clients.
     pub limits: Limits,
-    /// Which status codes errors have.
+    /// The status codes of errors.
     pub status_codes: StatusCodes,
-    /// Where requests are logged, if they are.
+    /// The access log; `None` if requests are not logged.
     pub access_log: Option<AccessLog>,
-    /// The life of the process.
+    /// The lifecycle of the process.
     pub lifecycle: Lifecycle,
-    /// What is known about tokens.
-    pub tokens: Arc<Tokens>,
-    /// Memory for copies of live requests.
+    /// State of token authentication.
+    pub tokens: Arc<TokenState>,
+    /// Memory budget for mirrored requests.
     pub mirror_budget: Arc<Budget>,
-    /// Where answers to copied requests go.
-    pub comparisons: Comparisons,
+    /// The queue of answers to compare.
+    pub comparisons: ComparisonQueue,
 }
 
-/// One data-plane thread's own state; nothing here is ever seen by another thread.
+/// State of one data-plane thread. No other thread ever accesses it.
 pub(super) struct Worker {
-    pub(super) shared: Arc<Shared>,
-    /// Counters of requests that name no endpoint.
-    pub(super) nowhere: EndpointMetrics,
-    pub(super) pool: Pool,
-    /// Connections finish what they do and close.
-    pub(super) draining: Cell<bool>,
-    /// When something was last logged that could be said of every request.
-    complained: Cell<Option<Instant>>,
-    table: RefCell<Cache<Published, Arc<Table>>>,
+    pub(super) shared: Arc<DataPlaneState>,
+    /// Metrics of requests that name no endpoint.
+    pub(super) unrouted_metrics: EndpointMetrics,
+    pub(super) pool: ConnectionPool,
+    /// Whether connections finish their requests and close.
+    pub(super) is_draining: Cell<bool>,
+    /// When the last warning was logged that could apply to every request.
+    last_warning_at: Cell<Option<Instant>>,
+    table: RefCell<Cache<PublishedTable, Arc<RoutingTable>>>,
     rng: RefCell<SmallRng>,
-    connections: RefCell<HashMap<u64, Waker>>,
-    next_connection: Cell<u64>,
+    connection_wakers: RefCell<HashMap<u64, Waker>>,
+    next_connection_id: Cell<u64>,
     /// Kept until draining starts.
-    alive: Cell<Option<mpsc::Sender<()>>>,
-    /// Tokens of life are made from this, also while draining.
-    life: mpsc::WeakSender<()>,
+    own_shutdown_guard: Cell<Option<mpsc::Sender<()>>>,
+    /// Guards are created from this, also while draining.
+    weak_shutdown_guard: mpsc::WeakSender<()>,
 }
 
 impl Worker {
-    /// A worker, and a receiver that closes when nothing is left to wait for after [`Worker::drain`].
-    pub(super) fn new(shared: Arc<Shared>) -> (Rc<Self>, mpsc::Receiver<()>) {
-        let (alive, ended) = mpsc::channel(1);
+    /// Creates a worker, and a receiver that closes when nothing is left to wait for after [`Worker::drain`].
+    pub(super) fn new(shared: Arc<DataPlaneState>) -> (Rc<Self>, mpsc::Receiver<()>) {
+        let (shutdown_guard, ended) = mpsc::channel(1);
         let worker = Self {
-            nowhere: shared.metrics.no_endpoint(),
-            pool: Pool::default(),
-            draining: Cell::new(false),
-            complained: Cell::default(),
+            unrouted_metrics: shared.metrics.unrouted_metrics(),
+            pool: ConnectionPool::default(),
+            is_draining: Cell::new(false),
+            last_warning_at: Cell::default(),
             table: RefCell::new(Cache::new(shared.table.clone())),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
-            connections: RefCell::default(),
-            next_connection: Cell::new(0),
-            life: alive.downgrade(),
-            alive: Cell::new(Some(alive)),
+            connection_wakers: RefCell::default(),
+            next_connection_id: Cell::new(0),
+            weak_shutdown_guard: shutdown_guard.downgrade(),
+            own_shutdown_guard: Cell::new(Some(shutdown_guard)),
             shared,
         };
         (Rc::new(worker), ended)
     }
 
-    /// Reads the routing table of now.
-    pub(super) fn with_table<T>(&self, read: impl FnOnce(&Table) -> T) -> T {
+    /// Reads the current routing table.
+    pub(super) fn with_table<T>(&self, read: impl FnOnce(&RoutingTable) -> T) -> T {
         read(self.table.borrow_mut().load())
     }
 
-    /// Draws with this worker's own generator.
+    /// Draws a random number from the generator of this worker.
     pub(super) fn with_rng<T>(&self, draw: impl FnOnce(&mut SmallRng) -> T) -> T {
         draw(&mut self.rng.borrow_mut())
     }
 
-    /// Counts a refusal of what could not even be read, and returns its HTTP/1 answer.
-    pub(super) fn unread(&self, refusal: Refusal) -> Bytes {
-        self.nowhere.rejected(respond::code(refusal));
-        self.nowhere.answered(respond::status(refusal, self.shared.status_codes).as_u16());
-        respond::raw(refusal, &self.with_rng(request_id::fresh))
+    /// Counts the refusal of a request that could not be parsed, and returns the HTTP/1 response.
+    pub(super) fn reject_unparsed(&self, refusal: Refusal) -> Bytes {
+        self.unrouted_metrics.record_rejection(error_response::error_code(refusal));
+        self.unrouted_metrics.record_response(error_response::status_code(refusal, self.shared.status_codes).as_u16());
+        error_response::raw_http1_response(refusal, &self.with_rng(request_id::generate))
     }
 
-    /// Whether to log what could be said of every request: at most once a second.
-    pub(super) fn may_complain(&self) -> bool {
+    /// Returns whether to log a warning that could apply to every request: at most once per second.
+    pub(super) fn should_warn(&self) -> bool {
         let now = Instant::now();
-        let may = self.complained.get().is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1));
-        if may {
-            self.complained.set(Some(now));
+        let is_due = self.last_warning_at.get().is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1));
+        if is_due {
+            self.last_warning_at.set(Some(now));
         }
-        may
+        is_due
     }
 
-    /// A token whose life delays the end of the worker. `None` when that has come.
-    pub(super) fn alive(&self) -> Option<mpsc::Sender<()>> {
-        self.life.upgrade()
+    /// Returns a guard whose life delays the end of the worker; `None` when the worker is ending.
+    pub(super) fn shutdown_guard(&self) -> Option<mpsc::Sender<()>> {
+        self.weak_shutdown_guard.upgrade()
     }
 
-    /// Wakes a connection when draining starts, while the result lives.
-    pub(super) fn register(self: &Rc<Self>, waker: Waker) -> Registered {
-        let id = self.next_connection.get();
-        self.next_connection.set(id + 1);
-        self.connections.borrow_mut().insert(id, waker);
-        Registered { worker: self.clone(), id }
+    /// Registers a connection, which is woken when draining starts, as long as the result lives.
+    pub(super) fn register_connection(self: &Rc<Self>, waker: Waker) -> RegisteredConnection {
+        let id = self.next_connection_id.get();
+        self.next_connection_id.set(id + 1);
+        self.connection_wakers.borrow_mut().insert(id, waker);
+        RegisteredConnection { worker: self.clone(), id }
     }
 
-    /// Every connection finishes what it does and closes.
+    /// Makes every connection finish its requests and close.
     pub(super) fn drain(&self) {
-        self.draining.set(true);
-        self.alive.take();
-        for waker in self.connections.borrow().values() {
+        self.is_draining.set(true);
+        self.own_shutdown_guard.take();
+        for waker in self.connection_wakers.borrow().values() {
             waker.wake_by_ref();
         }
     }
 }
 
 /// A connection that is woken when draining starts.
-pub(super) struct Registered {
+pub(super) struct RegisteredConnection {
     worker: Rc<Worker>,
     id: u64,
 }
 
-impl Drop for Registered {
+impl Drop for RegisteredConnection {
     fn drop(&mut self) {
-        self.worker.connections.borrow_mut().remove(&self.id);
+        self.worker.connection_wakers.borrow_mut().remove(&self.id);
     }
 }

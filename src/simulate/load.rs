@@ -1,4 +1,4 @@
-//! Requests that are made up: when they come, and how long each takes.
+//! Generated load: when requests arrive, and how long each takes.
 
 use std::f64::consts::TAU;
 use std::time::Duration;
@@ -8,43 +8,43 @@ use rand::{RngExt, SeedableRng};
 
 /// A request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Arrival {
-    /// When it comes, from the beginning.
+pub struct SimulatedArrival {
+    /// When the request arrives, from the beginning of the simulation.
     pub at: Duration,
-    /// How long a replica works on it.
+    /// How long a replica works on the request.
     pub service: Duration,
 }
 
-/// How many requests come each second, over time.
+/// The rate of requests per second over time.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rate {
-    /// Least, or the only one.
+pub struct ArrivalRate {
+    /// The lowest rate, or the only one.
     pub low: f64,
-    /// Most.
+    /// The highest rate.
     pub high: f64,
-    /// From one to the other.
+    /// How the rate changes from one to the other.
     pub shape: Shape,
 }
 
 /// How a rate changes over a simulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// The higher one, all the time.
+    /// The higher rate, all the time.
     Steady,
-    /// From the lower to the higher, at a third of the time, and back at two thirds.
+    /// From the lower to the higher rate at a third of the time, and back at two thirds.
     Step,
-    /// From the lower to the higher, evenly.
+    /// From the lower to the higher rate, linearly.
     Ramp,
-    /// The lower one, but for a twentieth of the time in the middle.
+    /// The lower rate, except for a twentieth of the time in the middle.
     Spike,
     /// Up and down, three times.
     Sine,
-    /// Half a minute the higher, half a minute the lower.
+    /// Half a minute the higher rate, half a minute the lower one.
     OnOff,
 }
 
-impl Rate {
-    /// Requests each second, at this share of the time, of which `elapsed` is over.
+impl ArrivalRate {
+    /// Returns the rate per second at this share of the time, of which `elapsed` is over.
     fn at(&self, share: f64, elapsed: Duration) -> f64 {
         let up = match self.shape {
             Shape::Steady => 1.0,
@@ -58,30 +58,30 @@ impl Rate {
     }
 }
 
-/// When requests come.
+/// The distribution of arrivals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pattern {
-    /// Each without regard to the others (Poisson).
+    /// Independent arrivals (a Poisson process).
     Random,
-    /// Evenly.
+    /// Evenly spaced arrivals.
     Even,
 }
 
-/// How long requests take.
+/// The distribution of service times.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Service {
-    /// All as long, or between the two, all equally likely.
+    /// Uniformly distributed between the two, or constant.
     Uniform(Duration, Duration),
-    /// Most short, some long, with this mean (exponential).
+    /// Exponentially distributed with this mean: most are short, some long.
     Exponential(Duration),
-    /// Most short, few very long, with this mean (Pareto, of shape 2.2).
+    /// Pareto distributed with this mean and shape 2.2: most are short, few very long.
     LongTail(Duration),
 }
 
 impl Service {
     fn draw(&self, rng: &mut SmallRng) -> Duration {
         const TAIL: f64 = 2.2;
-        // Never zero, so that its logarithm and its inverse are numbers.
+        // Never zero, so that its logarithm and its inverse are finite.
         let uniform = 1.0 - rng.random::<f64>();
         match self {
             Self::Uniform(least, most) if least == most => *least,
@@ -92,10 +92,10 @@ impl Service {
     }
 }
 
-/// Requests of a rate, over `time`.
+/// The requests of a load, over a time.
 #[derive(Debug, Clone)]
-pub struct Load {
-    rate: Rate,
+pub struct OfferedLoad {
+    rate: ArrivalRate,
     pattern: Pattern,
     service: Service,
     time: Duration,
@@ -103,22 +103,22 @@ pub struct Load {
     now: f64,
 }
 
-impl Load {
-    /// The same `seed` makes the same requests.
-    pub fn new(rate: Rate, pattern: Pattern, service: Service, time: Duration, seed: u64) -> Self {
+impl OfferedLoad {
+    /// Creates a load. The same `seed` creates the same requests.
+    pub fn new(rate: ArrivalRate, pattern: Pattern, service: Service, time: Duration, seed: u64) -> Self {
         Self { rate, pattern, service, time, rng: SmallRng::seed_from_u64(seed), now: 0.0 }
     }
 }
 
-impl Iterator for Load {
-    type Item = Arrival;
+impl Iterator for OfferedLoad {
+    type Item = SimulatedArrival;
 
-    fn next(&mut self) -> Option<Arrival> {
+    fn next(&mut self) -> Option<SimulatedArrival> {
         let most = self.rate.low.max(self.rate.high);
         if most <= 0.0 {
             return None;
         }
-        // Drawn at the highest rate, and thinned out to the one of the moment.
+        // Drawn at the highest rate and thinned out to the current one.
         loop {
             self.now += match self.pattern {
                 Pattern::Random => -(1.0 - self.rng.random::<f64>()).ln() / most,
@@ -127,7 +127,7 @@ impl Iterator for Load {
             let at = Duration::try_from_secs_f64(self.now).ok().filter(|at| *at < self.time)?;
             let rate = self.rate.at(at.as_secs_f64() / self.time.as_secs_f64(), at);
             if rate >= most || self.rng.random::<f64>() * most < rate {
-                return Some(Arrival { at, service: self.service.draw(&mut self.rng) });
+                return Some(SimulatedArrival { at, service: self.service.draw(&mut self.rng) });
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Floor 2: a deployment in virtual time. Requests that are known beforehand go through the very code that admits,
-//! picks and scales in the router; only time, replicas and requests are made up. Same input and seed, same outcome.
+//! Layer 2: a deployment in virtual time. Known requests go through the code that admits, picks and scales in the
+//! router; only time, replicas and requests are simulated. The same input and seed give the same outcome.
 
 pub mod load;
 pub mod outcome;
@@ -9,28 +9,28 @@ mod world;
 use std::time::{Duration, Instant};
 
 use crate::model::endpoint::{RequestSettings, ScaleSettings};
-use load::Arrival;
-use outcome::Outcome;
+use load::SimulatedArrival;
+use outcome::SimulationOutcome;
 
 /// What is simulated.
 #[derive(Debug, Clone)]
 pub struct Scenario {
-    /// The deployment's limits of a request.
+    /// Limits of requests to the deployment.
     pub requests: RequestSettings,
-    /// How many replicas it has.
+    /// How the number of replicas is decided.
     pub scale: ScaleSettings,
-    /// From asking for a replica until it takes requests.
+    /// The time from asking for a replica until it takes requests.
     pub start: Duration,
-    /// How long to simulate.
+    /// The simulated time.
     pub time: Duration,
-    /// Virtual time begins here; any moment will do.
+    /// The beginning of virtual time; any moment.
     pub epoch: Instant,
 }
 
 impl Scenario {
-    /// Has the deployment serve these requests, which come in the order of their times. Those that come after the end
-    /// are left out.
-    pub fn run(&self, arrivals: impl IntoIterator<Item = Arrival>) -> Outcome {
+    /// Simulates the deployment with these requests, which are in the order of their arrival. Requests that arrive
+    /// after the end are left out.
+    pub fn run(&self, arrivals: impl IntoIterator<Item = SimulatedArrival>) -> SimulationOutcome {
         world::World::new(self).run(arrivals.into_iter())
     }
 }

@@ -1,30 +1,30 @@
-//! What came of a simulation.
+//! The outcome of a simulation.
 
 use std::time::{Duration, Instant};
 
 use super::Scenario;
 use crate::policy::scale::Signals;
 
-/// What happened, summed up.
+/// The sums of a simulation.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Outcome {
-    /// Requests that came.
+pub struct SimulationOutcome {
+    /// The number of arrivals.
     pub requests: u64,
-    /// Those that were answered.
+    /// The number of requests that were answered.
     pub served: u64,
-    /// Those turned away: the queue was full, or the wait too long.
+    /// The number of rejected requests: the queue was full, or the queue wait was exceeded.
     pub rejected: u64,
-    /// Those that took longer than `requestTimeoutMs`.
+    /// The number of requests that took longer than `requestTimeoutMs`.
     pub timed_out: u64,
-    /// Those that were waiting or worked on at the end.
+    /// The number of requests that were queued or in flight at the end.
     pub unfinished: u64,
-    /// How long those waited that got a replica, ascending, in microseconds.
+    /// Queue waits of the requests that got a replica, ascending, in microseconds.
     waits: Vec<u32>,
-    /// Time that replicas worked, of the time they could have: each slot counts.
+    /// The time that slots were busy, divided by the time that there were slots.
     pub utilization: f64,
-    /// Replicas that were there, over time; starting and draining ones too.
+    /// Replica-hours, including those of starting and draining replicas.
     pub replica_hours: f64,
-    /// Most replicas at a time.
+    /// The largest number of replicas at a time.
     pub most: u32,
     /// How often the number of replicas was changed.
     pub changes: u32,
@@ -35,43 +35,43 @@ pub struct Outcome {
 /// One interval between two decisions.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Interval {
-    /// Its end, from the beginning.
+    /// The end of the interval, from the beginning of the simulation.
     pub at: Duration,
-    /// Replicas asked for, after the decision.
+    /// The desired number of replicas after the decision.
     pub desired: u32,
-    /// Replicas that took requests.
+    /// The number of ready replicas.
     pub ready: u32,
-    /// Requests in flight and waiting, their mean.
+    /// The mean number of outstanding requests.
     pub demand: f64,
-    /// Requests that came.
+    /// The number of arrivals.
     pub requests: u64,
-    /// Requests turned away.
+    /// The number of rejected requests.
     pub rejected: u64,
 }
 
-impl Outcome {
-    /// How long those waited at most that got a replica, in so many of a hundred cases.
+impl SimulationOutcome {
+    /// Returns the queue wait at this percentile of the requests that got a replica.
     pub fn wait(&self, percent: usize) -> Duration {
         let place = (self.waits.len() * percent / 100).min(self.waits.len().saturating_sub(1));
         Duration::from_micros(self.waits.get(place).copied().unwrap_or_default().into())
     }
 
-    /// The longest wait of those that got a replica.
+    /// Returns the longest queue wait of a request that got a replica.
     pub fn longest_wait(&self) -> Duration {
         Duration::from_micros(self.waits.last().copied().unwrap_or_default().into())
     }
 
-    /// Of all requests, the share turned away.
+    /// Returns the share of requests that were rejected.
     pub fn rejected_share(&self) -> f64 {
         if self.requests == 0 { 0.0 } else { self.rejected as f64 / self.requests as f64 }
     }
 }
 
-/// Sums up while things happen.
+/// Collects the sums while the simulation runs.
 pub(super) struct Recorder {
-    outcome: Outcome,
+    outcome: SimulationOutcome,
     epoch: Instant,
-    /// Replicas there are, and up to when they are counted.
+    /// The number of existing replicas, and the time up to which they are counted.
     alive: i64,
     counted: Instant,
     replica_seconds: f64,
@@ -85,7 +85,7 @@ pub(super) struct Recorder {
 impl Recorder {
     pub(super) fn new(scenario: &Scenario, interval: Duration, desired: u32) -> Self {
         Self {
-            outcome: Outcome::default(),
+            outcome: SimulationOutcome::default(),
             epoch: scenario.epoch,
             alive: 0,
             counted: scenario.epoch,
@@ -108,12 +108,12 @@ impl Recorder {
         self.now.rejected += 1;
     }
 
-    /// A request got a replica.
+    /// Records that a request got a replica.
     pub(super) fn granted(&mut self, waited: Duration) {
         self.outcome.waits.push(u32::try_from(waited.as_micros()).unwrap_or(u32::MAX));
     }
 
-    /// A replica has worked so long on a request.
+    /// Records that a replica has worked on a request for this time.
     pub(super) fn worked(&mut self, time: Duration, timed_out: bool) {
         self.worked += time.as_secs_f64();
         if timed_out {
@@ -123,13 +123,13 @@ impl Recorder {
         }
     }
 
-    /// So many more replicas, or fewer, from the beginning on.
+    /// Changes the number of replicas from the beginning on.
     pub(super) fn alive(&mut self, more: i64) {
         self.alive += more;
         self.outcome.most = self.outcome.most.max(u32::try_from(self.alive).unwrap_or_default());
     }
 
-    /// The same, from now on.
+    /// Changes the number of replicas from `now` on.
     pub(super) fn alive_at(&mut self, now: Instant, more: i64) {
         self.replica_seconds += (now - self.counted).as_secs_f64() * self.alive as f64;
         self.counted = now;
@@ -150,7 +150,7 @@ impl Recorder {
         });
     }
 
-    pub(super) fn finish(mut self, end: Instant, unfinished: u64) -> Outcome {
+    pub(super) fn finish(mut self, end: Instant, unfinished: u64) -> SimulationOutcome {
         self.alive_at(end, 0);
         self.outcome.unfinished = unfinished;
         self.outcome.replica_hours = self.replica_seconds / 3600.0;

@@ -3,20 +3,20 @@ use std::num::NonZeroU32;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use super::load::{Load, Pattern, Rate, Service, Shape};
+use super::load::{ArrivalRate, OfferedLoad, Pattern, Service, Shape};
 use super::outcome::Interval;
 use super::*;
-use crate::model::endpoint::Utilization;
+use crate::model::endpoint::TargetUtilization;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// From 1 to 200 replicas that take one request each, at 70 %, decided every second; they start in 30 s.
-fn scenario(change: impl FnOnce(&mut Utilization, &mut RequestSettings)) -> Scenario {
-    let mut settings = Utilization {
-        min: 1,
-        max: 200,
+fn scenario(change: impl FnOnce(&mut TargetUtilization, &mut RequestSettings)) -> Scenario {
+    let mut settings = TargetUtilization {
+        min_replicas: 1,
+        max_replicas: 200,
         target_percent: 70,
-        interval: Duration::from_secs(1),
+        polling_interval: Duration::from_secs(1),
         idle_before_zero: 10 * MINUTE,
         cold_start_timeout: MINUTE,
     };
@@ -28,28 +28,28 @@ fn scenario(change: impl FnOnce(&mut Utilization, &mut RequestSettings)) -> Scen
         max_queue_length: 10_000,
     };
     change(&mut settings, &mut requests);
-    let scale = ScaleSettings::Utilization(settings);
+    let scale = ScaleSettings::TargetUtilization(settings);
     Scenario { requests, scale, start: MINUTE / 2, time: 60 * MINUTE, epoch: Instant::now() }
 }
 
-fn as_it_is(_: &mut Utilization, _: &mut RequestSettings) {}
+fn as_it_is(_: &mut TargetUtilization, _: &mut RequestSettings) {}
 
 fn all_take(millis: u64) -> Service {
     Service::Uniform(Duration::from_millis(millis), Duration::from_millis(millis))
 }
 
-fn steady(rps: f64) -> Rate {
-    Rate { low: rps, high: rps, shape: Shape::Steady }
+fn steady(rps: f64) -> ArrivalRate {
+    ArrivalRate { low: rps, high: rps, shape: Shape::Steady }
 }
 
 /// An hour of random requests that take 250 ms.
-fn hour(low: f64, high: f64, shape: Shape) -> Outcome {
+fn hour(low: f64, high: f64, shape: Shape) -> SimulationOutcome {
     let scenario = scenario(as_it_is);
-    scenario.run(Load::new(Rate { low, high, shape }, Pattern::Random, all_take(250), scenario.time, 1))
+    scenario.run(OfferedLoad::new(ArrivalRate { low, high, shape }, Pattern::Random, all_take(250), scenario.time, 1))
 }
 
 /// Replicas asked for at the end of each interval within these minutes.
-fn desired(outcome: &Outcome, minutes: std::ops::Range<u32>) -> Vec<u32> {
+fn desired(outcome: &SimulationOutcome, minutes: std::ops::Range<u32>) -> Vec<u32> {
     let within = |at: Duration| at >= MINUTE * minutes.start && at < MINUTE * minutes.end;
     outcome.intervals.iter().filter(|interval| within(interval.at)).map(|interval| interval.desired).collect()
 }
@@ -93,7 +93,7 @@ fn cases(seed: u64) -> impl Iterator<Item = Case> {
 fn a_steady_load_settles_on_exactly_what_the_sizing_rule_says_and_stays_there() {
     for Case { mut scenario, rps, millis, needed } in cases(1).take(40) {
         scenario.time = 20 * MINUTE;
-        let load = Load::new(steady(rps), Pattern::Even, all_take(millis), scenario.time, 1);
+        let load = OfferedLoad::new(steady(rps), Pattern::Even, all_take(millis), scenario.time, 1);
         let desired = desired(&scenario.run(load), 12..20);
         let settled = desired.iter().all(|count| *count == needed);
         assert!(settled, "{rps} rps of {millis} ms need {needed} of {scenario:?}: {desired:?}");
@@ -111,7 +111,7 @@ fn chance_is_not_followed() {
             1 => Service::Uniform(mean / 2, mean * 3 / 2),
             _ => Service::Exponential(mean),
         };
-        let load = Load::new(steady(rps), Pattern::Random, service, scenario.time, 3);
+        let load = OfferedLoad::new(steady(rps), Pattern::Random, service, scenario.time, 3);
         let desired = desired(&scenario.run(load), 15..45);
         let what = format!("{rps} rps of {service:?} need {needed} of {scenario:?}: {desired:?}");
         assert!(changes(&desired) <= 12, "{} changes; {what}", changes(&desired));
@@ -178,7 +178,7 @@ fn on_and_off_every_half_minute_keeps_the_replicas() {
 fn few_requests_that_take_very_long_are_no_reason_for_many_replicas() {
     let scenario = scenario(as_it_is);
     let service = Service::LongTail(Duration::from_millis(250));
-    let outcome = scenario.run(Load::new(steady(20.0), Pattern::Random, service, scenario.time, 1));
+    let outcome = scenario.run(OfferedLoad::new(steady(20.0), Pattern::Random, service, scenario.time, 1));
     let settled = desired(&outcome, 15..60);
     let most = settled.iter().filter(|count| (7..=10).contains(*count)).count() as f64 / settled.len() as f64;
     assert!(most > 0.9 && changes(&settled) < 20, "{most} {settled:?}");
@@ -186,8 +186,8 @@ fn few_requests_that_take_very_long_are_no_reason_for_many_replicas() {
 
 #[test]
 fn who_finds_no_replica_waits_for_the_first_and_the_last_goes_when_nobody_asks() {
-    let scenario = scenario(|scale, _| scale.min = 0);
-    let one = |minutes| Arrival { at: MINUTE * minutes, service: Duration::from_millis(100) };
+    let scenario = scenario(|scale, _| scale.min_replicas = 0);
+    let one = |minutes| SimulatedArrival { at: MINUTE * minutes, service: Duration::from_millis(100) };
     let outcome = scenario.run([one(5), one(14), one(40)]);
     assert_eq!((outcome.served, outcome.rejected), (3, 0));
     assert_eq!((outcome.wait(0), outcome.longest_wait()), (Duration::ZERO, scenario.start), "the second found one");
@@ -199,18 +199,18 @@ fn who_finds_no_replica_waits_for_the_first_and_the_last_goes_when_nobody_asks()
 
 #[test]
 fn a_cold_start_that_takes_too_long_turns_away() {
-    let mut scenario = scenario(|scale, _| scale.min = 0);
+    let mut scenario = scenario(|scale, _| scale.min_replicas = 0);
     scenario.start = 2 * MINUTE;
-    let outcome = scenario.run([Arrival { at: MINUTE, service: MINUTE / 60 }]);
+    let outcome = scenario.run([SimulatedArrival { at: MINUTE, service: MINUTE / 60 }]);
     assert_eq!((outcome.served, outcome.rejected), (0, 1));
 }
 
 /// Who is turned away while it starts comes back when it should be there, and finds it.
 #[test]
 fn a_start_longer_than_the_idle_time_is_seen_through() {
-    let mut scenario = scenario(|scale, _| (scale.min, scale.idle_before_zero) = (0, MINUTE / 4));
+    let mut scenario = scenario(|scale, _| (scale.min_replicas, scale.idle_before_zero) = (0, MINUTE / 4));
     scenario.start = 3 * MINUTE;
-    let one = |minutes| Arrival { at: MINUTE * minutes + MINUTE / 10, service: MINUTE / 60 };
+    let one = |minutes| SimulatedArrival { at: MINUTE * minutes + MINUTE / 10, service: MINUTE / 60 };
     let outcome = scenario.run([one(1), one(4), one(10)]);
     assert_eq!((outcome.served, outcome.rejected), (1, 2), "{outcome:?}");
 }
@@ -220,7 +220,7 @@ fn the_same_seed_is_the_same_outcome() {
     let scenario = scenario(as_it_is);
     let run = |seed| {
         let service = Service::Exponential(Duration::from_millis(200));
-        scenario.run(Load::new(steady(10.0), Pattern::Random, service, 10 * MINUTE, seed))
+        scenario.run(OfferedLoad::new(steady(10.0), Pattern::Random, service, 10 * MINUTE, seed))
     };
     assert_eq!(run(1), run(1));
     assert_ne!(run(1), run(2));
@@ -231,7 +231,7 @@ fn a_fixed_number_stays_and_every_request_is_accounted_for() {
     let mut scenario = scenario(as_it_is);
     scenario.scale = ScaleSettings::Fixed { instances: 2 };
     scenario.time = 10 * MINUTE;
-    let load = Load::new(steady(20.0), Pattern::Random, all_take(200), scenario.time - MINUTE, 1);
+    let load = OfferedLoad::new(steady(20.0), Pattern::Random, all_take(200), scenario.time - MINUTE, 1);
     let outcome = scenario.run(load);
     assert_eq!((outcome.requests, outcome.unfinished), (outcome.served + outcome.rejected, 0));
     assert!((0.4..0.6).contains(&outcome.rejected_share()), "two replicas serve ten a second");

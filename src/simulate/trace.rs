@@ -1,29 +1,29 @@
-//! Requests that have been: of an access log of the router, or of a table.
+//! Recorded requests, from an access log of the router or from a table.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 
-use super::load::Arrival;
+use super::load::SimulatedArrival;
 
 /// The first line of a table.
 const HEADER: &str = "at_ms,service_ms";
-/// The longest time that is simulated: a week.
+/// The longest simulated time: a week.
 pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// A request that has been.
+/// A recorded request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Traced {
-    /// When it came, and how long a replica worked on it.
-    pub arrival: Arrival,
-    /// Which deployment got it; empty where that is not said.
+    /// When the request arrived, and how long a replica worked on it.
+    pub arrival: SimulatedArrival,
+    /// The deployment that served the request; empty where that is unknown.
     pub deployment: String,
 }
 
-/// What of a line of the access log is needed.
+/// The fields of an access log line that are used.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Line {
+struct TraceLine {
     time_generated: String,
     #[serde(default)]
     endpoint_name: String,
@@ -35,14 +35,15 @@ struct Line {
     queue_duration_ms: f64,
 }
 
-/// The requests of a text, in the order they came, the first at 0: lines of the access log, of which those of `endpoint`
-/// count, or a table `at_ms,service_ms` with a line for each request, whatever its times count from. Requests that no
-/// replica answered take as long as the others do in the mean.
+/// Returns the requests of a text in the order of their arrival, the first one at 0. The text has lines of the access
+/// log, of which those of `endpoint` are used, or is a table `at_ms,service_ms` with a line for each request, whose
+/// times may begin anywhere. Requests that no replica answered get the mean service time of the others.
 ///
 /// # Errors
-/// What cannot be read, and how it should look; or that it is longer than [`LONGEST`].
+///
+/// What cannot be read, and how it should look; or that the trace is longer than [`LONGEST`].
 pub fn parse(text: &str, endpoint: &str) -> Result<Vec<Traced>, String> {
-    // Spreadsheets begin what they write with a mark of its encoding.
+    // Spreadsheets begin their output with a byte order mark.
     let text = text.trim_start_matches('\u{feff}');
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let columns = first.replace([' ', '\t', '\r'], "");
@@ -75,20 +76,20 @@ fn table(text: &str) -> Result<Vec<Traced>, String> {
             Duration::try_from_secs_f64(value / 1000.0).ok()
         };
         let (at, service) = millis(at).zip(millis(service)).ok_or_else(wrong)?;
-        Ok(Traced { arrival: Arrival { at, service }, deployment: String::new() })
+        Ok(Traced { arrival: SimulatedArrival { at, service }, deployment: String::new() })
     };
     let rows: Vec<Traced> = lines.map(row).collect::<Result<_, String>>()?;
     if rows.is_empty() { Err("has no request below its first line".to_owned()) } else { Ok(rows) }
 }
 
 fn log(text: &str, endpoint: &str) -> Result<Vec<Traced>, String> {
-    // The access log shares its stream with the router's own.
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    let lines: Vec<(SystemTime, Line)> = lines
+    // The access log shares its stream with the router's own log.
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<TraceLine>(line).ok());
+    let lines: Vec<(SystemTime, TraceLine)> = lines
         .filter(|line| line.endpoint_name.eq_ignore_ascii_case(endpoint))
         .filter_map(|line| {
             let total = Duration::try_from_secs_f64(line.total_duration_ms / 1000.0).ok()?;
-            // Lines are written when a request has ended.
+            // A line is written when its request has ended.
             Some((humantime::parse_rfc3339(&line.time_generated).ok()?.checked_sub(total)?, line))
         })
         .collect();
@@ -97,14 +98,17 @@ fn log(text: &str, endpoint: &str) -> Result<Vec<Traced>, String> {
             "has no request of the endpoint {endpoint}; it must be the router's access log, or begin with `{HEADER}`"
         ));
     }
-    let held = |line: &Line| (line.total_duration_ms - line.queue_duration_ms).max(0.0) / 1000.0;
+    let held = |line: &TraceLine| (line.total_duration_ms - line.queue_duration_ms).max(0.0) / 1000.0;
     let answered: Vec<f64> =
         lines.iter().filter(|(_, line)| line.model_status_code.is_some()).map(|(_, line)| held(line)).collect();
     let mean = answered.iter().sum::<f64>() / answered.len().max(1) as f64;
     let traced = lines.into_iter().map(|(at, line)| {
         let seconds = if line.model_status_code.is_some() { held(&line) } else { mean };
         let at = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Traced { arrival: Arrival { at, service: Duration::from_secs_f64(seconds) }, deployment: line.deployment_name }
+        Traced {
+            arrival: SimulatedArrival { at, service: Duration::from_secs_f64(seconds) },
+            deployment: line.deployment_name,
+        }
     });
     Ok(traced.collect())
 }

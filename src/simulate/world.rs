@@ -1,4 +1,4 @@
-//! What happens, in order: requests come, replicas start and finish, decisions are made.
+//! The event loop of a simulation: requests arrive, replicas start and finish requests, decisions are made.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -7,49 +7,51 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use super::Scenario;
-use super::load::Arrival;
-use super::outcome::{Outcome, Recorder};
-use crate::model::endpoint::{ScaleSettings, Utilization};
-use crate::policy::admit::{Admission, Arrival as Answer, Avoid, Grant, Occupancy, ReplicaId, Rules, Ticket};
-use crate::policy::scale::decide;
-use crate::policy::scale::history::History;
-use crate::policy::scale::tally::Tally;
+use super::load::SimulatedArrival;
+use super::outcome::{Recorder, SimulationOutcome};
+use crate::model::endpoint::{ScaleSettings, TargetUtilization};
+use crate::policy::admit::{
+    Admission, AdmissionOutcome as Answer, AdmissionRules, AvoidedReplicas, Grant, Occupancy, ReplicaId, Ticket,
+};
+use crate::policy::scale::decide_replicas;
+use crate::policy::scale::history::DemandHistory;
+use crate::policy::scale::tally::LoadTally;
 
-/// What is written down where nothing decides.
+/// The interval of records where nothing is decided.
 const RECORDED: Duration = Duration::from_secs(1);
 
-/// A request that waits.
+/// A queued request.
 #[derive(Debug)]
-struct Waiter {
+struct SimulatedWaiter {
     since: Instant,
     service: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Event {
-    /// A replica has finished with a request that it got then, or `requestTimeoutMs` is over.
+enum SimulationEvent {
+    /// A replica has finished a request that was dispatched at `since`, or `requestTimeoutMs` is exceeded.
     Done { id: ReplicaId, since: Instant, timed_out: bool },
-    /// A request has waited long enough.
+    /// The queue wait of a request is exceeded.
     GiveUp(Ticket),
-    /// A replica takes requests; its number among those that were started.
+    /// The replica with this start number is ready.
     Ready(u64),
-    /// Time to decide.
+    /// It is time to decide.
     Interval,
 }
 
 pub(super) struct World<'s> {
     scenario: &'s Scenario,
-    scale: Option<&'s Utilization>,
+    scale: Option<&'s TargetUtilization>,
     per_replica: NonZeroU32,
     now: Instant,
-    /// With a number, so that what happens at the same moment happens in the order it was planned.
-    events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
+    /// Events in the order of their time; a number keeps simultaneous ones in the order in which they were planned.
+    events: BinaryHeap<Reverse<(Instant, u64, SimulationEvent)>>,
     planned: u64,
-    admission: Admission<Waiter>,
-    tally: Tally,
-    history: History,
+    admission: Admission<SimulatedWaiter>,
+    tally: LoadTally,
+    history: DemandHistory,
     desired: u32,
-    /// Numbers of the replicas that are starting, the oldest first.
+    /// Start numbers of the replicas that are starting, oldest first.
     starting: VecDeque<u64>,
     started: u64,
     recorder: Recorder,
@@ -58,15 +60,17 @@ pub(super) struct World<'s> {
 impl<'s> World<'s> {
     pub(super) fn new(scenario: &'s Scenario) -> Self {
         let requests = &scenario.requests;
-        let rules =
-            Rules { per_replica: requests.max_concurrent_per_instance, queue_length: requests.max_queue_length };
+        let rules = AdmissionRules {
+            replica_cap: requests.max_concurrent_per_instance,
+            queue_length: requests.max_queue_length,
+        };
         let (scale, desired) = match &scenario.scale {
             ScaleSettings::Fixed { instances } => (None, *instances),
-            ScaleSettings::Utilization(settings) => (Some(settings), settings.min),
-            // One is what a workload has unless somebody says otherwise.
+            ScaleSettings::TargetUtilization(settings) => (Some(settings), settings.min_replicas),
+            // A workload has one replica unless something says otherwise.
             ScaleSettings::Unmanaged => (None, 1),
         };
-        let interval = scale.map_or(RECORDED, |settings| settings.interval);
+        let interval = scale.map_or(RECORDED, |settings| settings.polling_interval);
         let mut world = Self {
             scenario,
             scale,
@@ -75,23 +79,23 @@ impl<'s> World<'s> {
             events: BinaryHeap::new(),
             planned: 0,
             admission: Admission::new(rules),
-            tally: Tally::new(scenario.epoch),
-            history: History::new(interval, scenario.epoch),
+            tally: LoadTally::new(scenario.epoch),
+            history: DemandHistory::new(interval, scenario.epoch),
             desired,
             starting: VecDeque::new(),
             started: 0,
             recorder: Recorder::new(scenario, interval, desired),
         };
-        // Those there are at the beginning have started before.
+        // Replicas that exist at the beginning have started before.
         for _ in 0..desired {
-            world.admission.add();
+            world.admission.add_replica();
             world.recorder.alive(1);
         }
-        world.plan(scenario.epoch + interval, Event::Interval);
+        world.plan(scenario.epoch + interval, SimulationEvent::Interval);
         world
     }
 
-    pub(super) fn run(mut self, arrivals: impl Iterator<Item = Arrival>) -> Outcome {
+    pub(super) fn run(mut self, arrivals: impl Iterator<Item = SimulatedArrival>) -> SimulationOutcome {
         let (epoch, end) = (self.scenario.epoch, self.scenario.epoch + self.scenario.time);
         let mut arrivals = arrivals.peekable();
         loop {
@@ -109,51 +113,54 @@ impl<'s> World<'s> {
         self.recorder.finish(end, (busy + busy_draining + waiting) as u64)
     }
 
-    /// Time passes, before anything changes.
+    /// Advances the clock before anything changes.
     fn pass(&mut self) {
-        self.tally.pass(self.now, self.admission.waiting());
+        self.tally.advance_to(self.now, self.admission.queue_length());
     }
 
-    fn plan(&mut self, at: Instant, event: Event) {
+    fn plan(&mut self, at: Instant, event: SimulationEvent) {
         self.planned += 1;
         self.events.push(Reverse((at, self.planned, event)));
     }
 
-    fn arrive(&mut self, arrivals: &mut Peekable<impl Iterator<Item = Arrival>>) {
-        let Some(Arrival { service, .. }) = arrivals.next() else { return };
+    fn arrive(&mut self, arrivals: &mut Peekable<impl Iterator<Item = SimulatedArrival>>) {
+        let Some(SimulatedArrival { service, .. }) = arrivals.next() else { return };
         let now = self.now;
-        let is_cold = !self.admission.any_ready();
+        let is_cold = !self.admission.has_ready_replica();
         self.pass();
         let wait = match self.scale {
-            Some(settings) if settings.min == 0 && is_cold => settings.cold_start_timeout,
+            Some(settings) if settings.min_replicas == 0 && is_cold => settings.cold_start_timeout,
             _ => self.scenario.requests.max_queue_wait,
         };
         let deadline = now + wait;
         self.recorder.arrived();
-        match self.admission.arrive(Avoid::default(), now, deadline, || Waiter { since: now, service }) {
+        match self
+            .admission
+            .request_slot(AvoidedReplicas::default(), now, deadline, || SimulatedWaiter { since: now, service })
+        {
             Answer::Granted(id) => {
-                self.tally.came();
-                self.serve((Waiter { since: now, service }, id));
+                self.tally.record_arrival();
+                self.serve((SimulatedWaiter { since: now, service }, id));
             }
             Answer::Queued(ticket) => {
-                self.tally.came();
-                self.plan(deadline, Event::GiveUp(ticket));
+                self.tally.record_arrival();
+                self.plan(deadline, SimulationEvent::GiveUp(ticket));
                 if is_cold && self.desired == 0 {
                     self.scale();
                 }
             }
             Answer::Full => {
-                self.tally.refused();
+                self.tally.record_rejection();
                 self.recorder.rejected();
             }
         }
     }
 
-    /// A replica works on a request, for as long as it may.
-    fn serve(&mut self, (waiter, id): Grant<Waiter>) {
+    /// A replica works on a request, at most for as long as allowed.
+    fn serve(&mut self, (waiter, id): Grant<SimulatedWaiter>) {
         let timeout = self.scenario.requests.timeout;
         self.recorder.granted(self.now - waiter.since);
-        let done = Event::Done { id, since: self.now, timed_out: waiter.service > timeout };
+        let done = SimulationEvent::Done { id, since: self.now, timed_out: waiter.service > timeout };
         self.plan(self.now + waiter.service.min(timeout), done);
     }
 
@@ -161,55 +168,56 @@ impl<'s> World<'s> {
         let Some(Reverse((_, _, event))) = self.events.pop() else { return };
         self.pass();
         match event {
-            Event::Done { id, since, timed_out } => {
+            SimulationEvent::Done { id, since, timed_out } => {
                 let held = self.now - since;
-                self.tally.served(held);
+                self.tally.record_completion(held);
                 self.recorder.worked(held, timed_out);
-                let (grant, gone) = self.admission.release(id, held);
+                let (grant, gone) = self.admission.release_slot(id, held);
                 grant.into_iter().for_each(|grant| self.serve(grant));
                 if gone {
                     self.recorder.alive_at(self.now, -1);
                 }
             }
-            Event::GiveUp(ticket) => {
-                if self.admission.leave(ticket).is_some() {
-                    self.tally.timed_out();
+            SimulationEvent::GiveUp(ticket) => {
+                if self.admission.cancel_queued(ticket).is_some() {
+                    self.tally.record_timeout();
                     self.recorder.rejected();
                 }
             }
-            Event::Ready(number) => {
-                // It may have been called off meanwhile.
+            SimulationEvent::Ready(number) => {
+                // The start may have been canceled meanwhile.
                 if let Ok(place) = self.starting.binary_search(&number) {
                     self.starting.remove(place);
-                    let (_, grants) = self.admission.add();
+                    let (_, grants) = self.admission.add_replica();
                     grants.into_iter().for_each(|grant| self.serve(grant));
                 }
             }
-            Event::Interval => self.interval(),
+            SimulationEvent::Interval => self.interval(),
         }
     }
 
     fn interval(&mut self) {
         let now = self.admission.occupancy();
-        let signals = self.tally.take(now.waiting, now.ready == 0);
-        self.history.note(&signals, self.now);
+        let signals = self.tally.take_signals(now.waiting, now.ready == 0);
+        self.history.record_interval(&signals, self.now);
         self.scale();
         let slots = now.ready as u64 * u64::from(self.per_replica.get());
         self.recorder.interval(self.now, self.desired, now.ready as u32, slots, &signals);
-        let interval = self.scale.map_or(RECORDED, |settings| settings.interval);
-        self.plan(self.now + interval, Event::Interval);
+        let interval = self.scale.map_or(RECORDED, |settings| settings.polling_interval);
+        self.plan(self.now + interval, SimulationEvent::Interval);
     }
 
     fn scale(&mut self) {
         let Some(settings) = self.scale else { return };
         let waiting = self.admission.occupancy().waiting;
-        let (wanted, _) = decide(settings, self.per_replica.get(), &self.history, self.desired, waiting, self.now);
+        let (wanted, _) =
+            decide_replicas(settings, self.per_replica.get(), &self.history, self.desired, waiting, self.now);
         while self.desired < wanted {
             self.desired += 1;
             self.started += 1;
             self.starting.push_back(self.started);
             self.recorder.alive_at(self.now, 1);
-            self.plan(self.now + self.scenario.start, Event::Ready(self.started));
+            self.plan(self.now + self.scenario.start, SimulationEvent::Ready(self.started));
         }
         while self.desired > wanted {
             self.desired -= 1;
@@ -217,17 +225,17 @@ impl<'s> World<'s> {
         }
     }
 
-    /// The newest of those that do not serve yet, else the idlest.
+    /// Stops the newest replica that does not serve yet, otherwise the idlest one.
     fn stop_one(&mut self) {
         if self.starting.pop_back().is_some() {
             return self.recorder.alive_at(self.now, -1);
         }
-        let serving = self.admission.ids().filter_map(|id| {
-            let (busy, fitness) = self.admission.replica(id);
+        let serving = self.admission.replica_ids().filter_map(|id| {
+            let (busy, fitness) = self.admission.replica_load(id);
             fitness.map(|_| (busy, Reverse(id)))
         });
         if let Some((_, Reverse(idlest))) = serving.min()
-            && self.admission.remove(idlest)
+            && self.admission.remove_replica(idlest)
         {
             self.recorder.alive_at(self.now, -1);
         }

@@ -1,7 +1,7 @@
-//! The access log: one JSON line a request, with the columns of Azure's `AmlOnlineEndpointTrafficLog`.
+//! The access log: one JSON line per request, with the columns of Azure's `AmlOnlineEndpointTrafficLog`.
 //!
-//! Workers hand finished lines to one writer thread through a bounded channel. A log that cannot be written as fast as
-//! requests come loses lines, which are counted; it never delays a request.
+//! Workers hand finished lines to one writer thread through a bounded channel. When the log cannot be written as fast
+//! as requests finish, lines are dropped and counted; a request is never delayed.
 
 use std::io::Write;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -10,14 +10,14 @@ use std::thread::JoinHandle;
 use prometheus::IntCounter;
 use serde::Serialize;
 
-/// Lines that may wait for the writer.
-const WAITING: usize = 8192;
+/// Capacity of the channel to the writer, in lines.
+const QUEUE_CAPACITY: usize = 8192;
 
-/// One request. Times are in milliseconds.
+/// One access log line. Times are in milliseconds, sizes in bytes.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 #[allow(missing_docs, reason = "the columns are Azure's; the struct's page links to them")]
-pub struct Line<'a> {
+pub struct AccessLogRecord<'a> {
     pub time_generated: String,
     pub operation_name: &'a str,
     pub method: &'a str,
@@ -39,7 +39,7 @@ pub struct Line<'a> {
     pub auth_type: &'a str,
     pub identity_data: &'a str,
     pub total_duration_ms: f64,
-    /// Not Azure's: how long it waited for a replica.
+    /// Queue wait in milliseconds. This column is not one of Azure's.
     pub queue_duration_ms: f64,
     pub request_duration_ms: Option<f64>,
     pub response_duration_ms: Option<f64>,
@@ -47,7 +47,7 @@ pub struct Line<'a> {
     pub response_throttling_delay_ms: f64,
 }
 
-/// Where workers send their lines. Cheap to clone.
+/// The channel to the writer thread. Workers clone it; a clone is cheap.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
     lines: SyncSender<Vec<u8>>,
@@ -55,18 +55,20 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
-    /// Starts the writer; it ends when the last clone of the log is gone and everything is written.
+    /// Starts the writer thread, which ends when the last clone of the log is dropped and everything is written.
     ///
     /// # Errors
-    /// When no thread can be started.
+    ///
+    /// When the thread cannot be started.
     pub fn start(out: impl Write + Send + 'static, dropped: IntCounter) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let (lines, receiver) = sync_channel(WAITING);
-        let writer = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write(&receiver, out))?;
+        let (lines, receiver) = sync_channel(QUEUE_CAPACITY);
+        let writer =
+            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_batches(&receiver, out))?;
         Ok((Self { lines, dropped }, writer))
     }
 
-    /// Hands a line over, or counts it as lost.
-    pub fn write(&self, line: &Line<'_>) {
+    /// Queues a line for the writer, or counts it as dropped when the channel is full.
+    pub fn write(&self, line: &AccessLogRecord<'_>) {
         let Ok(mut text) = serde_json::to_vec(line) else { return self.dropped.inc() };
         text.push(b'\n');
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.lines.try_send(text) {
@@ -75,7 +77,7 @@ impl AccessLog {
     }
 }
 
-fn write(lines: &Receiver<Vec<u8>>, mut out: impl Write) {
+fn write_batches(lines: &Receiver<Vec<u8>>, mut out: impl Write) {
     while let Ok(mut batch) = lines.recv() {
         while let Ok(line) = lines.try_recv() {
             batch.extend_from_slice(&line);
@@ -83,7 +85,7 @@ fn write(lines: &Receiver<Vec<u8>>, mut out: impl Write) {
                 break;
             }
         }
-        // Nobody is left to tell when the log itself cannot be written.
+        // When the log itself cannot be written, there is no place left to report it.
         let _ = out.write_all(&batch).and_then(|()| out.flush());
     }
 }

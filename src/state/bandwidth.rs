@@ -1,4 +1,4 @@
-//! The limit of an endpoint's bandwidth, and what has passed.
+//! The bandwidth limit of an endpoint and the bytes that have passed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,57 +6,59 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-use crate::policy::bandwidth::{Bandwidth, Place};
+use crate::policy::bandwidth::{Bandwidth, QueuePosition};
 
-/// So many bytes a second, of requests and answers together. Outlives changes of the document, and the limit itself: what
-/// waits goes by what the document says now.
+/// The limit of an endpoint in bytes per second, for requests and responses together. It outlives changes of the
+/// document, and the limit itself, so that queued chunks follow the current document.
 #[derive(Debug)]
-pub struct Limit {
-    passed: Mutex<Bandwidth>,
-    changed: Arc<Notify>,
+pub struct BandwidthLimit {
+    bandwidth: Mutex<Bandwidth>,
+    limit_changed: Arc<Notify>,
 }
 
-impl Limit {
-    /// The limit of a document, from now on for what waits at the one `before` too; `None`: there never was one.
-    pub fn kept(before: Option<&Arc<Self>>, bytes_per_second: Option<u64>) -> Option<Arc<Self>> {
+impl BandwidthLimit {
+    /// Returns the limit for a document: `before` with the new rate if there was one, so that chunks queued there
+    /// follow it. Returns `None` if the endpoint has never had a limit.
+    pub fn reuse_or_new(before: Option<&Arc<Self>>, bytes_per_second: Option<u64>) -> Option<Arc<Self>> {
         let Some(before) = before else {
-            let new = |limit| Self { passed: Bandwidth::new(limit, Instant::now()).into(), changed: Arc::default() };
+            let new =
+                |limit| Self { bandwidth: Bandwidth::new(limit, Instant::now()).into(), limit_changed: Arc::default() };
             return bytes_per_second.map(|limit| Arc::new(new(limit)));
         };
-        if before.with(|passed, now| passed.set(bytes_per_second, now)) {
-            before.changed.notify_waiters();
+        if before.with_bandwidth(|passed, now| passed.set_limit(bytes_per_second, now)) {
+            before.limit_changed.notify_waiters();
         }
         Some(before.clone())
     }
 
-    /// So many bytes of live traffic come. Returns their place, for [`Limit::wait`].
-    pub fn live(&self, bytes: u64) -> Place {
-        self.with(|passed, now| passed.live(bytes, now))
+    /// Adds `bytes` of live traffic and returns their position in the queue, for [`BandwidthLimit::remaining_wait`].
+    pub fn add_live_bytes(&self, bytes: u64) -> QueuePosition {
+        self.with_bandwidth(|passed, now| passed.live(bytes, now))
     }
 
-    /// How long what has this place must still wait, up to the next change.
-    pub fn wait(&self, place: Place) -> Duration {
-        self.with(|passed, now| passed.wait(place, now))
+    /// Returns how long the chunk at this position still has to wait if the limit does not change.
+    pub fn remaining_wait(&self, place: QueuePosition) -> Duration {
+        self.with_bandwidth(|passed, now| passed.remaining_wait(place, now))
     }
 
-    /// Ends when the limit has changed after this call.
-    pub fn changed(&self) -> OwnedNotified {
-        self.changed.clone().notified_owned()
+    /// Returns a future that completes when the limit changes after this call.
+    pub fn wait_for_change(&self) -> OwnedNotified {
+        self.limit_changed.clone().notified_owned()
     }
 
-    /// So many bytes of copies have passed.
-    pub fn copied(&self, bytes: u64) {
-        self.with(|passed, now| passed.copied(bytes, now));
+    /// Adds `bytes` of mirrored requests that have passed.
+    pub fn add_mirrored_bytes(&self, bytes: u64) {
+        self.with_bandwidth(|passed, now| passed.add_mirrored_bytes(bytes, now));
     }
 
-    /// Whether something more may be copied.
-    pub fn has_room(&self) -> bool {
-        self.with(Bandwidth::has_room)
+    /// Returns whether the limit leaves room for mirrored requests.
+    pub fn has_room_for_mirroring(&self) -> bool {
+        self.with_bandwidth(Bandwidth::has_room)
     }
 
-    fn with<T>(&self, with: impl FnOnce(&mut Bandwidth, Instant) -> T) -> T {
-        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
-        // Not before the lock is had: time must not go back.
+    fn with_bandwidth<T>(&self, with: impl FnOnce(&mut Bandwidth, Instant) -> T) -> T {
+        let mut passed = self.bandwidth.lock().unwrap_or_else(PoisonError::into_inner);
+        // The clock is read under the lock, because time must not go backwards between two callers.
         with(&mut passed, Instant::now())
     }
 }

@@ -1,42 +1,42 @@
-//! The life of the process, as a value that everybody can watch.
+//! The lifecycle phase of the process, as a value that every task can watch.
 
 use tokio::sync::watch;
 
-/// Phases, in the only order in which they come.
+/// Phases of the process, in the only order in which they occur.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Not everything is there yet; not ready.
+pub enum LifecyclePhase {
+    /// The router is starting and not ready yet.
     Starting,
-    /// Ready.
+    /// The router is ready and serves requests.
     Serving,
-    /// Told to stop, still accepting: whoever routes to us must notice first.
+    /// The router was told to stop. It still accepts requests, so that load balancers can notice that it is not ready.
     Unready,
-    /// Accepts nothing new; what is in flight finishes.
+    /// No new connection is accepted; requests in flight may finish.
     Draining,
-    /// What is still in flight is cut.
+    /// Requests that are still in flight are cut.
     Forced,
 }
 
-/// Moves the process from phase to phase; clones move the same process.
+/// Moves the process from phase to phase. Clones share the same state.
 #[derive(Debug, Clone)]
 pub struct Lifecycle {
-    phase: watch::Sender<Phase>,
+    phase: watch::Sender<LifecyclePhase>,
 }
 
 impl Default for Lifecycle {
     fn default() -> Self {
-        Self { phase: watch::Sender::new(Phase::Starting) }
+        Self { phase: watch::Sender::new(LifecyclePhase::Starting) }
     }
 }
 
 impl Lifecycle {
-    /// The phase now.
-    pub fn phase(&self) -> Phase {
+    /// Returns the current phase.
+    pub fn phase(&self) -> LifecyclePhase {
         *self.phase.borrow()
     }
 
-    /// Enters `phase`, unless a later one has been entered.
-    pub fn enter(&self, phase: Phase) {
+    /// Enters `phase`, unless a later phase has been entered before.
+    pub fn enter(&self, phase: LifecyclePhase) {
         self.phase.send_if_modified(|now| {
             let later = phase > *now;
             if later {
@@ -46,9 +46,9 @@ impl Lifecycle {
         });
     }
 
-    /// Waits until `phase`, or a later one, has been entered.
-    pub async fn reached(&self, phase: Phase) {
-        // The sender lives in `self`, so this cannot fail.
+    /// Waits until `phase` or a later phase has been entered.
+    pub async fn wait_for_phase(&self, phase: LifecyclePhase) {
+        // The sender lives in `self`, so waiting cannot fail.
         let _ = self.phase.subscribe().wait_for(|now| *now >= phase).await;
     }
 }
@@ -60,9 +60,9 @@ mod tests {
     #[tokio::test]
     async fn phases_only_go_forward() {
         let lifecycle = Lifecycle::default();
-        lifecycle.enter(Phase::Draining);
-        lifecycle.enter(Phase::Serving);
-        assert_eq!(lifecycle.phase(), Phase::Draining);
-        lifecycle.reached(Phase::Unready).await;
+        lifecycle.enter(LifecyclePhase::Draining);
+        lifecycle.enter(LifecyclePhase::Serving);
+        assert_eq!(lifecycle.phase(), LifecyclePhase::Draining);
+        lifecycle.wait_for_phase(LifecyclePhase::Unready).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What the deployments of a router share when it is one of several.
+//! The state of a router in its fleet, which all of its deployments share.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,183 +9,194 @@ use prometheus::IntCounter;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::slots::Slots;
-use crate::policy::fleet::Deployment;
-use crate::policy::fleet::member::{Standing, Terms};
+use super::slots::DeploymentSlots;
+use crate::policy::fleet::DeploymentId;
+use crate::policy::fleet::member::{LeaseState, MembershipState};
 use crate::policy::scale::Signals;
 
-/// Questions that may wait.
-const QUESTIONS: usize = 1024;
+/// The number of requests for signals that may wait.
+const SIGNAL_REQUEST_CAPACITY: usize = 1024;
 
-/// How the router stands with its group, and which deployments have something to say about it.
+/// The state of a router in its fleet, and the deployments that have changes to report.
 #[derive(Debug)]
 pub struct Membership {
-    terms: ArcSwap<Terms>,
-    news: Mutex<Vec<Arc<Slots>>>,
-    told: Notify,
-    /// Whether this router does what one of the group does for all.
-    is_in_charge: AtomicBool,
-    /// Whether it has ever had slots to use.
+    state: ArcSwap<MembershipState>,
+    dirty: Mutex<Vec<Arc<DeploymentSlots>>>,
+    dirty_notify: Notify,
+    /// Whether this router is the coordinator.
+    is_coordinator: AtomicBool,
+    /// Whether the router has ever had slots to use.
     has_joined: AtomicBool,
-    /// Whether it may use none now.
-    has_nothing: AtomicBool,
-    group: ArcSwap<Group>,
-    questions: mpsc::Sender<Question>,
-    asked: Mutex<Option<mpsc::Receiver<Question>>>,
+    /// Whether the router may use no slots now.
+    is_without_slots: AtomicBool,
+    fleet_status: ArcSwap<FleetStatus>,
+    signal_requests_tx: mpsc::Sender<SignalRequest>,
+    signal_requests_rx: Mutex<Option<mpsc::Receiver<SignalRequest>>>,
     /// Requests started without a lease.
-    pub borrowed: IntCounter,
+    pub fallback_requests: IntCounter,
 }
 
-/// What has gone on in a deployment at all routers since this was last asked?
+/// A request for the signals of a deployment at all routers, since the last such request.
 #[derive(Debug)]
-pub struct Question {
-    /// Which.
-    pub deployment: Deployment,
-    /// Dropped by a router that does not coordinate.
-    pub answer: oneshot::Sender<Signals>,
+pub struct SignalRequest {
+    /// The deployment.
+    pub deployment: DeploymentId,
+    /// Where the signals are sent. A router that is not the coordinator drops it.
+    pub reply: oneshot::Sender<Signals>,
 }
 
-/// The group, as this router sees it.
+/// The fleet, as this router sees it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Group {
-    /// This router, as the others call it.
+pub struct FleetStatus {
+    /// The name of this router in the fleet.
     pub router: String,
-    /// Who coordinates, as far as is known.
+    /// The name of the coordinator, as far as known.
     pub coordinator: Option<String>,
-    /// Of the coordinator's term.
-    pub epoch: u64,
-    /// What this router goes by: `leased`, `fallback` (its fair share, cut off) or `nothing`.
-    pub standing: &'static str,
-    /// What keeps it from the others, if anything does.
+    /// Number of the coordinator's term.
+    pub term: u64,
+    /// Right by which this router uses slots: `leased`, `fallback` (its fair share, while cut off) or `nothing`.
+    pub lease_state: &'static str,
+    /// Why the router cannot reach the others, if it cannot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-    /// Those that may hold slots.
-    pub members: Vec<GroupMember>,
-    /// Requests in flight and waiting at all routers: of every deployment where this one coordinates, else of those where
-    /// any wait.
+    /// The members that may hold slots.
+    pub members: Vec<MemberStatus>,
+    /// Requests in flight and queued at all routers: of every deployment at the coordinator, elsewhere of those with
+    /// queued requests.
     #[serde(skip)]
-    pub present: HashMap<Deployment, (u32, u32)>,
+    pub outstanding: HashMap<DeploymentId, (u32, u32)>,
 }
 
-/// What the coordinator has the others know of the group, once a second.
+/// The overview that the coordinator sends to the members once per second.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct Overview {
-    /// Those that may hold slots.
-    pub members: Vec<GroupMember>,
-    /// Requests in flight and waiting at all routers.
-    pub present: HashMap<Deployment, (u32, u32)>,
+pub struct FleetOverview {
+    /// The members that may hold slots.
+    pub members: Vec<MemberStatus>,
+    /// Requests in flight and queued at all routers.
+    pub outstanding: HashMap<DeploymentId, (u32, u32)>,
 }
 
-/// One of the group.
+/// A member of the fleet.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub struct GroupMember {
-    /// As the others call it.
+pub struct MemberStatus {
+    /// The name of the member in the fleet.
     pub name: String,
-    /// Slots that it holds, if the coordinator has said so.
+    /// The number of slots that it holds, if the coordinator has reported it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
-    /// Requests that wait there, if the coordinator has said so.
+    /// The number of queued requests there, if the coordinator has reported it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<u32>,
 }
 
+/// Creates the counter of requests that a router starts in fallback.
+///
+/// # Errors
+/// Never, since the name is a valid metric name.
+pub fn fallback_counter() -> prometheus::Result<IntCounter> {
+    IntCounter::new(
+        "fleet_fallback_requests_total",
+        "Requests started without a lease by a router that is cut off from its coordinator; replicas may exceed their cap.",
+    )
+}
+
 impl Membership {
-    /// On these terms.
+    /// Creates the shared state.
     ///
     /// # Errors
-    /// Never: the name of the counter is a good one.
-    pub fn new(terms: Terms) -> prometheus::Result<Arc<Self>> {
-        let (questions, asked) = mpsc::channel(QUESTIONS);
-        let help = "Requests started without a lease by a router cut off from its coordinator: a replica may have had more \
-                    than it should.";
+    ///
+    /// Never, since the name of the counter is a valid metric name.
+    pub fn new(state: MembershipState) -> prometheus::Result<Arc<Self>> {
+        let (signal_requests_tx, signal_requests_rx) = mpsc::channel(SIGNAL_REQUEST_CAPACITY);
         Ok(Arc::new(Self {
-            terms: ArcSwap::from_pointee(terms),
-            news: Mutex::default(),
-            told: Notify::new(),
-            is_in_charge: AtomicBool::new(false),
+            state: ArcSwap::from_pointee(state),
+            dirty: Mutex::default(),
+            dirty_notify: Notify::new(),
+            is_coordinator: AtomicBool::new(false),
             has_joined: AtomicBool::new(false),
-            has_nothing: AtomicBool::new(true),
-            group: ArcSwap::default(),
-            questions,
-            asked: Mutex::new(Some(asked)),
-            borrowed: IntCounter::new("fleet_fallback_total", help)?,
+            is_without_slots: AtomicBool::new(true),
+            fleet_status: ArcSwap::default(),
+            signal_requests_tx,
+            signal_requests_rx: Mutex::new(Some(signal_requests_rx)),
+            fallback_requests: fallback_counter()?,
         }))
     }
 
-    /// Those of now.
-    pub fn terms(&self) -> Terms {
-        **self.terms.load()
+    /// Returns the current state of the member.
+    pub fn state(&self) -> MembershipState {
+        **self.state.load()
     }
 
-    /// Other terms, from now on.
-    pub fn set_terms(&self, terms: Terms) {
-        if self.terms() != terms {
-            self.terms.store(Arc::new(terms));
+    /// Replaces the state of the member.
+    pub fn set_state(&self, state: MembershipState) {
+        if self.state() != state {
+            self.state.store(Arc::new(state));
         }
     }
 
-    /// What this router goes by now, and whether it does what one of the group does for all.
-    pub fn stands(&self, standing: Standing, is_in_charge: bool) {
-        self.is_in_charge.store(is_in_charge, Ordering::Relaxed);
-        self.has_nothing.store(standing == Standing::Nothing, Ordering::Relaxed);
-        if standing != Standing::Nothing {
+    /// Sets the right by which this router uses slots, and whether it is the coordinator.
+    pub fn set_lease_state(&self, lease_state: LeaseState, is_coordinator: bool) {
+        self.is_coordinator.store(is_coordinator, Ordering::Relaxed);
+        self.is_without_slots.store(lease_state == LeaseState::NoLease, Ordering::Relaxed);
+        if lease_state != LeaseState::NoLease {
             self.has_joined.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether it scales, and says how things are, for all.
-    pub fn is_in_charge(&self) -> bool {
-        self.is_in_charge.load(Ordering::Relaxed)
+    /// Returns whether this router is the coordinator, which scales and writes statuses.
+    pub fn is_coordinator(&self) -> bool {
+        self.is_coordinator.load(Ordering::Relaxed)
     }
 
-    /// Why it cannot serve, as far as its group is concerned.
-    pub fn why_not_ready(&self) -> Option<&'static str> {
+    /// Returns why the router cannot serve as a member of its fleet; `None` if it can.
+    pub fn not_ready_reason(&self) -> Option<&'static str> {
         if !self.has_joined.load(Ordering::Relaxed) {
-            return Some("joining its group");
+            return Some("joining its fleet");
         }
-        self.has_nothing.load(Ordering::Relaxed).then_some("cut off from its group")
+        self.is_without_slots.load(Ordering::Relaxed).then_some("cut off from its fleet")
     }
 
-    /// The group as it was seen last.
-    pub fn group(&self) -> Arc<Group> {
-        self.group.load_full()
+    /// Returns the fleet as it was last seen.
+    pub fn fleet_status(&self) -> Arc<FleetStatus> {
+        self.fleet_status.load_full()
     }
 
-    /// What the group is seen to be.
-    pub fn set_group(&self, group: Group) {
-        self.group.store(Arc::new(group));
+    /// Sets the fleet as it is seen now.
+    pub fn set_fleet_status(&self, fleet_status: FleetStatus) {
+        self.fleet_status.store(Arc::new(fleet_status));
     }
 
-    /// What has gone on in a deployment at all routers since this was last asked; `None`: another router knows.
-    pub async fn signals(&self, deployment: &Deployment) -> Option<Signals> {
-        let (answer, answered) = oneshot::channel();
-        self.questions.try_send(Question { deployment: deployment.clone(), answer }).ok()?;
-        answered.await.ok()
+    /// Returns the signals of a deployment at all routers since the last call; `None` if another router is the
+    /// coordinator.
+    pub async fn request_signals(&self, deployment: &DeploymentId) -> Option<Signals> {
+        let (reply, reply_rx) = oneshot::channel();
+        self.signal_requests_tx.try_send(SignalRequest { deployment: deployment.clone(), reply }).ok()?;
+        reply_rx.await.ok()
     }
 
-    /// Who takes this answers; `None`: somebody does already.
-    pub fn questions(&self) -> Option<mpsc::Receiver<Question>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Returns the receiver of requests for signals; `None` if it was taken before.
+    pub fn take_signal_requests(&self) -> Option<mpsc::Receiver<SignalRequest>> {
+        self.signal_requests_rx.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// A deployment has something to say: its replicas, its queue or what it holds have changed.
-    pub(super) fn tell(&self, slots: &Arc<Slots>) {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner).push(slots.clone());
-        self.told.notify_one();
+    /// Marks a deployment as dirty: its replicas, its queue or its held slots have changed.
+    pub(super) fn mark_dirty(&self, slots: &Arc<DeploymentSlots>) {
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner).push(slots.clone());
+        self.dirty_notify.notify_one();
     }
 
-    /// Waits for deployments that have something to say, each once until it is looked at ([`Slots::look`]). For one caller
-    /// only.
-    pub async fn news(&self) -> Vec<Arc<Slots>> {
+    /// Waits for dirty deployments, and returns each once until [`DeploymentSlots::with_share`] is called for it. Only
+    /// one caller may use it.
+    pub async fn next_dirty(&self) -> Vec<Arc<DeploymentSlots>> {
         loop {
-            let news = std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner));
-            if !news.is_empty() {
-                return news;
+            let dirty = std::mem::take(&mut *self.dirty.lock().unwrap_or_else(PoisonError::into_inner));
+            if !dirty.is_empty() {
+                return dirty;
             }
-            self.told.notified().await;
+            self.dirty_notify.notified().await;
         }
     }
 }

@@ -1,113 +1,114 @@
-//! What copies of live requests have in common: the share that traffic has earned, what comparing their answers has shown,
-//! and the memory that copies may hold.
+//! Shared state of mirrored requests: the share that live traffic has earned, the results of comparing answers, and the
+//! memory that copies may hold.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::bandwidth::Limit;
-use super::comparisons::Compared;
-use super::table::Deployment;
+use super::bandwidth::BandwidthLimit;
+use super::comparison_queue::ComparisonResults;
+use super::routing_table::DeploymentEntry;
 use crate::model::endpoint;
-use crate::policy::mirror::Share;
+use crate::policy::mirror::MirrorShare;
 
-/// Where an endpoint's copies go, and how many there have been.
+/// Where the mirrored requests of an endpoint go, and how many there were.
 #[derive(Debug)]
-pub struct Mirror {
-    /// Who gets them.
-    pub to: Arc<Deployment>,
-    /// As in the document.
+pub struct MirrorEntry {
+    /// The deployment that gets the copies.
+    pub shadow: Arc<DeploymentEntry>,
+    /// The mirror settings of the document.
     pub settings: endpoint::Mirror,
-    /// Outlives changes of the document.
-    pub share: Arc<Mutex<Share>>,
-    /// What comparing answers has shown, if they are compared.
-    pub compared: Option<Arc<Compared>>,
-    /// How many bytes a second the endpoint has, copies included; once it has had a limit.
-    pub limit: Option<Arc<Limit>>,
+    /// The earned share. It outlives changes of the document.
+    pub share: Arc<Mutex<MirrorShare>>,
+    /// Results of comparing answers, if the document asks for comparison.
+    pub comparison_results: Option<Arc<ComparisonResults>>,
+    /// The endpoint's bandwidth limit, in which copies are included; `None` if there has never been one.
+    pub bandwidth_limit: Option<Arc<BandwidthLimit>>,
 }
 
-impl Mirror {
-    /// Whether a live request, with a body of at least `length` bytes, is copied.
-    pub fn decide(&self, hash: u64, length: u64) -> bool {
-        self.with_share(|share| share.decide(self.settings.percent, hash, length))
+impl MirrorEntry {
+    /// Returns whether a live request with a body of at least `length` bytes is mirrored. `hash` is the hash of its
+    /// request id.
+    pub fn should_mirror(&self, hash: u64, length: u64) -> bool {
+        self.with_share(|share| share.should_copy(self.settings.percent, hash, length))
     }
 
-    /// A live body had so many more bytes than was known when it was decided on.
-    pub fn earn(&self, bytes: u64) {
-        self.with_share(|share| share.earn(self.settings.percent, bytes));
+    /// Adds `bytes` that a live body had beyond the length that was known when the request was decided on.
+    pub fn earn_bytes(&self, bytes: u64) {
+        self.with_share(|share| share.earn_bytes(self.settings.percent, bytes));
     }
 
-    /// A copy had so many more bytes than was known when it was decided on.
-    pub fn spend(&self, bytes: u64) {
-        self.with_share(|share| share.spend(bytes));
+    /// Subtracts `bytes` that a copied body had beyond the length that was known when the request was decided on.
+    pub fn spend_bytes(&self, bytes: u64) {
+        self.with_share(|share| share.spend_bytes(bytes));
     }
 
-    fn with_share<T>(&self, with: impl FnOnce(&mut Share) -> T) -> T {
+    fn with_share<T>(&self, with: impl FnOnce(&mut MirrorShare) -> T) -> T {
         with(&mut self.share.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Memory that all copies together may hold while they lag behind, in bytes.
+/// A memory budget in bytes that several holders share, such as all copies that lag behind their live request.
 #[derive(Debug)]
 pub struct Budget(AtomicUsize);
 
 impl Budget {
-    /// So much.
+    /// Creates a budget of `bytes`.
     pub fn new(bytes: usize) -> Arc<Self> {
         Arc::new(Self(AtomicUsize::new(bytes)))
     }
 
-    /// Takes so much, or nothing where there is less.
-    pub fn take(&self, bytes: usize) -> bool {
+    /// Reserves `bytes`, or nothing if less is left. Returns whether they were reserved.
+    pub fn try_reserve(&self, bytes: usize) -> bool {
         self.0.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
     }
 
-    /// Gives back what was taken.
-    pub fn give(&self, bytes: usize) {
+    /// Returns `bytes` to the budget.
+    pub fn release(&self, bytes: usize) {
         self.0.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
-/// Memory taken from a budget, given back when dropped.
+/// Memory that is reserved in a [`Budget`], and returned to it on drop.
 #[derive(Debug)]
-pub struct Held {
+pub struct MemoryReservation {
     budget: Arc<Budget>,
     bytes: usize,
 }
 
-impl Held {
-    /// Nothing yet.
+impl MemoryReservation {
+    /// Creates an empty reservation.
     pub fn new(budget: Arc<Budget>) -> Self {
         Self { budget, bytes: 0 }
     }
 
-    /// Takes so much more, or nothing where there is less.
-    pub fn take(&mut self, bytes: usize) -> bool {
-        let taken = self.budget.take(bytes);
+    /// Reserves `bytes` more, or nothing if less is left. Returns whether they were reserved.
+    pub fn try_grow(&mut self, bytes: usize) -> bool {
+        let taken = self.budget.try_reserve(bytes);
         self.bytes += if taken { bytes } else { 0 };
         taken
     }
 
-    /// Gives so much of it back.
-    pub fn give(&mut self, bytes: usize) {
-        self.budget.give(bytes);
+    /// Returns `bytes` of the reservation to the budget.
+    pub fn shrink(&mut self, bytes: usize) {
+        self.budget.release(bytes);
         self.bytes -= bytes;
     }
 
-    /// So much is held.
+    /// Returns the size of the reservation in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// All of it, for somebody else to hold.
+    /// Moves the whole reservation into a new one.
     #[must_use]
-    pub fn hand_over(&mut self) -> Self {
+    pub fn take_all(&mut self) -> Self {
         Self { budget: self.budget.clone(), bytes: std::mem::take(&mut self.bytes) }
     }
 }
 
-impl Drop for Held {
+impl Drop for MemoryReservation {
     fn drop(&mut self) {
-        self.budget.give(self.bytes);
+        self.budget.release(self.bytes);
     }
 }
 
@@ -118,8 +119,8 @@ mod tests {
     #[test]
     fn no_more_is_given_than_there_is() {
         let budget = Budget::new(100);
-        assert!(budget.take(60) && !budget.take(41) && budget.take(40));
-        budget.give(60);
-        assert!(budget.take(60));
+        assert!(budget.try_reserve(60) && !budget.try_reserve(41) && budget.try_reserve(40));
+        budget.release(60);
+        assert!(budget.try_reserve(60));
     }
 }

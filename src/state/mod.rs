@@ -1,20 +1,20 @@
-//! Floor 2: what is shared and changes: the routing table, the slots of each deployment, counters, the life of the
-//! process.
+//! Layer 2: shared, changing state. It holds the routing table, the slots of each deployment, metrics, and the
+//! lifecycle of the process.
 
 pub mod access_log;
+pub mod access_reviews;
 pub mod bandwidth;
-pub mod checks;
-pub mod comparisons;
+pub mod comparison_queue;
+pub mod control_plane_status;
 pub mod gauges;
 pub mod key_sets;
 pub mod lifecycle;
 pub mod membership;
 pub mod metrics;
 pub mod mirror;
-pub mod reviews;
+pub mod routing_table;
 pub mod scaling;
+pub mod signature_verification;
 pub mod slots;
-pub mod status;
-pub mod table;
 pub mod tls;
 pub mod tokens;

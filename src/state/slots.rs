@@ -1,7 +1,7 @@
-//! The slots of one deployment, shared by all workers: [`crate::policy::admit`] behind a lock, slots as owned guards,
-//! waiters that wake.
+//! The slots of one deployment, shared by all workers: [`crate::policy::admit`] behind a lock, with slots as owned
+//! guards and queued requests that are woken.
 //!
-//! The lock is held for a few dozen instructions and never across a wait or another lock.
+//! The lock is held for a few dozen instructions, and never across a wait or another lock.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,325 +11,340 @@ use http::HeaderValue;
 use tokio::sync::{Notify, oneshot};
 
 use crate::model::endpoint::RequestSettings;
-use crate::policy::admit::{Admission, Arrival, Avoid, Grant, Occupancy, ReplicaId, Rules, Ticket};
-use crate::policy::health::Fitness;
+use crate::policy::admit::{
+    Admission, AdmissionOutcome, AdmissionRules, AvoidedReplicas, Grant, Occupancy, ReplicaId, Ticket,
+};
+use crate::policy::health::Availability;
 use crate::policy::scale::Signals;
-use crate::policy::scale::tally::Tally;
+use crate::policy::scale::tally::LoadTally;
 use crate::state::membership::Membership;
 
+mod acquire;
 mod leases;
 mod slot;
-mod waiting;
-use leases::Leases;
-pub use leases::Lent;
+pub use acquire::{AcquireOutcome, QueuedAcquire};
+use leases::DeploymentLeases;
+pub use leases::ReplicaCapacity;
 pub use slot::Slot;
-pub use waiting::{Acquired, Waiting};
 
-/// One running model server.
+/// One replica of a deployment.
 #[derive(Debug)]
 pub struct Replica {
-    /// Unique over the life of the process: the key of its pooled connections.
+    /// Unique over the life of the process; the key of the replica's pooled connections.
     pub id: u64,
-    /// What all routers call it.
+    /// The name of the replica in the fleet.
     name: Arc<str>,
-    /// `host:port` to connect to.
+    /// The `host:port` to connect to.
     pub address: String,
-    /// The address, as a `host` header says it.
-    pub host: HeaderValue,
-    /// Whether it has failed since it last answered: a replica in good health is not asked after under the lock.
-    suspect: AtomicBool,
-    /// How often all that was in flight had to be cut.
+    /// The address as a value of the `host` header.
+    pub host_header: HeaderValue,
+    /// Whether the replica has failed since its last answer. The success of a replica without failures takes no lock.
+    is_suspect: AtomicBool,
+    /// How often everything in flight on the replica had to be cut.
     revocations: AtomicU32,
 }
 
-/// The slots of one deployment. Survives changes of the deployment's settings.
+/// The slots of one deployment. They survive changes of the deployment's settings.
 #[derive(Debug)]
-pub struct Slots {
-    inner: Mutex<Inner>,
-    /// Told when a request waits where there is no replica.
-    asked: Notify,
+pub struct DeploymentSlots {
+    state: Mutex<SlotsState>,
+    /// Notified when a request is queued and there is no replica.
+    cold_start_requested: Notify,
     membership: Option<Arc<Membership>>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct SlotsState {
     admission: Admission<oneshot::Sender<Slot>>,
-    /// By [`ReplicaId::index`]; `None` where no replica is.
-    replicas: Vec<Option<Entry>>,
-    tally: Tally,
-    /// How long a request may wait for the first replica, where there may be none.
+    /// Replicas by [`ReplicaId::index`]; `None` where there is none.
+    replicas: Vec<Option<TrackedReplica>>,
+    tally: LoadTally,
+    /// How long a request may wait for the first replica, where the deployment scales from zero.
     cold_start_timeout: Option<Duration>,
-    /// When the first replica is expected.
-    expected: Option<Instant>,
-    /// Where other routers use the same replicas.
-    leases: Option<Box<Leases>>,
+    /// When the first replica is expected to be ready.
+    first_replica_expected_at: Option<Instant>,
+    /// The leases of the replicas, where other routers use the same replicas.
+    leases: Option<Box<DeploymentLeases>>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct TrackedReplica {
     replica: Arc<Replica>,
     /// Dropped with the entry, when the last request in flight has ended.
-    drained: Option<oneshot::Sender<()>>,
+    drained_tx: Option<oneshot::Sender<()>>,
 }
 
-/// Who waits, and which replica's slot is for them.
-type Granted = Grant<oneshot::Sender<Slot>>;
-/// The same with the slot: to be sent when the lock is free again, since who has left drops it.
-type Handed = (oneshot::Sender<Slot>, Slot);
+/// A queued request and the replica whose slot it was granted.
+type QueueGrant = Grant<oneshot::Sender<Slot>>;
+/// A slot for a queued request. It is sent after the lock is released, because a request that has left drops the slot.
+type SlotDelivery = (oneshot::Sender<Slot>, Slot);
 
-/// Why there was no slot.
+/// Why a request got no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoSlot {
-    /// As many wait as may; try again after this long.
+pub enum AcquireError {
+    /// The queue is full. A retry makes sense after this time.
     QueueFull(Duration),
-    /// The longest wait was over; try again after this long.
+    /// The queue wait was exceeded. A retry makes sense after this time.
     TimedOut(Duration),
-    /// The same, and no replica could take requests; try again after this long.
+    /// The queue wait was exceeded and no replica was ready. A retry makes sense after this time.
     NoReplica(Duration),
 }
 
-/// A replica as seen from outside.
+/// A replica, as `/api/endpoints` shows it.
 #[derive(Debug, Clone)]
 pub struct ReplicaView {
-    /// `host:port`.
+    /// The `host:port` of the replica.
     pub address: String,
-    /// Requests in flight.
+    /// The number of requests in flight.
     pub busy: u32,
-    /// `ready`, `set_aside` or `draining`.
+    /// The state: `ready`, `ejected` or `draining`.
     pub state: &'static str,
 }
 
-fn rules(settings: &RequestSettings) -> Rules {
-    Rules { per_replica: settings.max_concurrent_per_instance, queue_length: settings.max_queue_length }
+fn admission_rules(settings: &RequestSettings) -> AdmissionRules {
+    AdmissionRules { replica_cap: settings.max_concurrent_per_instance, queue_length: settings.max_queue_length }
 }
 
-impl Slots {
-    /// No replicas yet; this router's alone.
+impl DeploymentSlots {
+    /// Creates the slots of a deployment without replicas, for a router that is alone.
     pub fn new(settings: &RequestSettings) -> Arc<Self> {
-        Self::with(settings, None)
+        Self::with_optional_leases(settings, None)
     }
 
-    /// No replicas yet. All routers of the group call the deployment by this name.
-    pub fn shared(settings: &RequestSettings, membership: Arc<Membership>, deployment: Arc<str>) -> Arc<Self> {
-        Self::with(settings, Some(Leases::new(membership, deployment, settings)))
+    /// Creates the slots of a deployment without replicas, for a router of a fleet. `deployment` is the name of the
+    /// deployment in the fleet.
+    pub fn new_shared(settings: &RequestSettings, membership: Arc<Membership>, deployment: Arc<str>) -> Arc<Self> {
+        Self::with_optional_leases(settings, Some(DeploymentLeases::new(membership, deployment, settings)))
     }
 
-    fn with(settings: &RequestSettings, leases: Option<Leases>) -> Arc<Self> {
-        let admission = if leases.is_some() { Admission::shared } else { Admission::new };
-        let membership = leases.as_ref().map(Leases::membership);
-        let inner = Inner {
-            admission: admission(rules(settings)),
+    fn with_optional_leases(settings: &RequestSettings, leases: Option<DeploymentLeases>) -> Arc<Self> {
+        let admission = if leases.is_some() { Admission::new_leased } else { Admission::new };
+        let membership = leases.as_ref().map(DeploymentLeases::membership);
+        let inner = SlotsState {
+            admission: admission(admission_rules(settings)),
             replicas: Vec::new(),
-            tally: Tally::new(Instant::now()),
+            tally: LoadTally::new(Instant::now()),
             cold_start_timeout: None,
-            expected: None,
+            first_replica_expected_at: None,
             leases: leases.map(Box::new),
         };
-        Arc::new(Self { inner: Mutex::new(inner), asked: Notify::new(), membership })
+        Arc::new(Self { state: Mutex::new(inner), cold_start_requested: Notify::new(), membership })
     }
 
-    /// How long a request that finds no replica may wait for the first; `None`: as long as any other.
+    /// Sets how long a request that finds no replica may wait for the first one; `None`: as long as any other request.
     pub fn set_cold_start_timeout(&self, timeout: Option<Duration>) {
         self.lock().cold_start_timeout = timeout;
     }
 
-    /// When the first replica is expected, for those who are turned away meanwhile.
-    pub fn expect_replica(&self, at: Option<Instant>) {
-        self.lock().expected = at;
+    /// Sets when the first replica is expected, for the `retry-after` of rejected requests.
+    pub fn set_first_replica_expected_at(&self, at: Option<Instant>) {
+        self.lock().first_replica_expected_at = at;
     }
 
-    /// Returns when a request waits where there is no replica, or has since this was last called.
-    pub async fn asked(&self) {
-        self.asked.notified().await;
+    /// Waits until a request is queued while there is no replica, or returns at once if that happened since the last
+    /// call.
+    pub async fn wait_for_cold_start_request(&self) {
+        self.cold_start_requested.notified().await;
     }
 
-    /// What went on since this was last called; for one caller only.
+    /// Returns the signals since the last call. Only the autoscaler of the deployment may call it.
     pub fn take_signals(&self, now: Instant) -> Signals {
         let mut inner = self.lock();
-        inner.pass(now);
-        let (waiting, is_cold) = (inner.admission.waiting(), !inner.admission.any_ready());
-        inner.tally.take(waiting, is_cold)
+        inner.advance_to(now);
+        let (waiting, is_cold) = (inner.admission.queue_length(), !inner.admission.has_ready_replica());
+        inner.tally.take_signals(waiting, is_cold)
     }
 
-    /// Applies changed settings; what is in flight is not touched.
-    pub fn set_rules(self: &Arc<Self>, settings: &RequestSettings) {
+    /// Applies changed settings. Requests in flight are not touched.
+    pub fn apply_settings(self: &Arc<Self>, settings: &RequestSettings) {
         let mut inner = self.lock();
-        inner.pass(Instant::now());
-        let mut handed = inner.lend(self, settings);
-        let grants = inner.admission.set_rules(rules(settings));
-        handed.extend(inner.slots(self, grants, Instant::now()));
-        self.unlock(inner, handed);
+        inner.advance_to(Instant::now());
+        let mut handed = inner.update_lease_settings(self, settings);
+        let grants = inner.admission.set_rules(admission_rules(settings));
+        handed.extend(inner.issue_slots(self, grants, Instant::now()));
+        self.unlock_and_deliver(inner, handed);
     }
 
-    /// Adds a ready replica at `address`; `id` is unique over the life of the process, and `name` is what all routers call
-    /// it. One of this name and address that is still on its way out is taken back, with what is in flight on it.
-    pub fn add(self: &Arc<Self>, id: u64, name: &str, address: &str) -> ReplicaId {
+    /// Adds a ready replica at `address`. `id` is unique over the life of the process; `name` is the replica's name in
+    /// the fleet. A draining replica with this name and address is taken back, with the requests in flight on it.
+    pub fn add_replica(self: &Arc<Self>, id: u64, name: &str, address: &str) -> ReplicaId {
         let mut inner = self.lock();
-        inner.pass(Instant::now());
-        let (at, grants) = match inner.draining(name, address) {
-            Some(at) => (at, inner.admission.restore(at)),
-            None => inner.add(Replica::new(id, name, address)),
+        inner.advance_to(Instant::now());
+        let (at, grants) = match inner.find_draining_replica(name, address) {
+            Some(at) => (at, inner.admission.restore_replica(at)),
+            None => inner.add_replica(Replica::new(id, name, address)),
         };
-        let mut handed = inner.slots(self, grants, Instant::now());
-        handed.extend(inner.refit(self, at));
-        self.unlock(inner, handed);
+        let mut handed = inner.issue_slots(self, grants, Instant::now());
+        handed.extend(inner.sync_replica(self, at));
+        self.unlock_and_deliver(inner, handed);
         at
     }
 
-    /// Gives a replica nothing new. `drained` is dropped when nothing is in flight on it any more.
-    pub fn remove(self: &Arc<Self>, id: ReplicaId, drained: Option<oneshot::Sender<()>>) {
+    /// Starts to drain a replica: it gets no new requests. `drained` is dropped when nothing is in flight on it any
+    /// more.
+    pub fn remove_replica(self: &Arc<Self>, id: ReplicaId, drained: Option<oneshot::Sender<()>>) {
         let mut inner = self.lock();
-        let gone = inner.admission.remove(id);
-        let handed = inner.refit(self, id);
+        let gone = inner.admission.remove_replica(id);
+        let handed = inner.sync_replica(self, id);
         let entry = &mut inner.replicas[id.index()];
         match entry {
-            Some(entry) if !gone => entry.drained = drained,
+            Some(entry) if !gone => entry.drained_tx = drained,
             _ => *entry = None,
         }
-        self.unlock(inner, handed);
+        self.unlock_and_deliver(inner, handed);
     }
 
-    /// A slot now, or a place in the queue until `deadline`, or neither.
+    /// Returns a slot, or a place in the queue until `deadline`.
     ///
     /// # Errors
-    /// [`NoSlot::QueueFull`], or [`NoSlot::NoReplica`] where that is why the queue is full.
-    pub fn acquire(self: &Arc<Self>, now: Instant, deadline: Instant, avoid: Avoid) -> Result<Acquired, NoSlot> {
-        let mut inner = self.lock();
-        inner.pass(now);
-        self.arrive(inner, now, deadline, avoid)
-    }
-
-    fn arrive(
+    ///
+    /// [`AcquireError::QueueFull`], or [`AcquireError::NoReplica`] if the queue is full because no replica is ready.
+    pub fn acquire(
         self: &Arc<Self>,
-        mut inner: MutexGuard<'_, Inner>,
         now: Instant,
         deadline: Instant,
-        avoid: Avoid,
-    ) -> Result<Acquired, NoSlot> {
-        if inner.leases.is_some() && !inner.is_leased() {
-            inner.admission.ask_later(now);
+        avoid: AvoidedReplicas,
+    ) -> Result<AcquireOutcome, AcquireError> {
+        let mut inner = self.lock();
+        inner.advance_to(now);
+        self.acquire_or_enqueue(inner, now, deadline, avoid)
+    }
+
+    fn acquire_or_enqueue(
+        self: &Arc<Self>,
+        mut inner: MutexGuard<'_, SlotsState>,
+        now: Instant,
+        deadline: Instant,
+        avoid: AvoidedReplicas,
+    ) -> Result<AcquireOutcome, AcquireError> {
+        if inner.leases.is_some() && !inner.has_lease() {
+            inner.admission.suppress_lease_requests(now);
         }
-        let (deadline, is_first) = inner.patience(now, deadline, avoid);
+        let (deadline, is_first) = inner.queue_deadline(now, deadline, avoid);
         let mut receiver = None;
-        let arrival = inner.admission.arrive(avoid, now, deadline, || {
+        let arrival = inner.admission.request_slot(avoid, now, deadline, || {
             let (sender, slot) = oneshot::channel();
             receiver = Some(slot);
             sender
         });
         match (arrival, receiver) {
-            (Arrival::Queued(ticket), Some(slot)) => {
-                inner.tally.came();
+            (AdmissionOutcome::Queued(ticket), Some(slot)) => {
+                inner.tally.record_arrival();
                 if is_first {
-                    self.asked.notify_one();
+                    self.cold_start_requested.notify_one();
                 }
-                inner.settle(self);
-                Ok(Acquired::Waiting(Waiting { slots: self.clone(), ticket, deadline, slot }))
+                inner.sync_leases(self);
+                Ok(AcquireOutcome::Queued(QueuedAcquire { slots: self.clone(), ticket, deadline, slot_rx: slot }))
             }
-            (Arrival::Granted(id), _) => {
-                inner.tally.came();
-                let slot = inner.slot(self, id, now);
-                inner.settle(self);
-                slot.map(Acquired::Slot).ok_or(NoSlot::NoReplica(Duration::from_secs(1)))
+            (AdmissionOutcome::Granted(id), _) => {
+                inner.tally.record_arrival();
+                let slot = inner.issue_slot(self, id, now);
+                inner.sync_leases(self);
+                slot.map(AcquireOutcome::Granted).ok_or(AcquireError::NoReplica(Duration::from_secs(1)))
             }
-            (Arrival::Full | Arrival::Queued(_), _) => {
-                inner.tally.refused();
-                Err(inner.turned_away(now, NoSlot::QueueFull))
+            (AdmissionOutcome::Full | AdmissionOutcome::Queued(_), _) => {
+                inner.tally.record_rejection();
+                Err(inner.rejection_error(now, AcquireError::QueueFull))
             }
         }
     }
 
-    /// A slot, if one is free now, here or at another router.
-    pub fn take(self: &Arc<Self>, now: Instant) -> Option<Acquired> {
+    /// Returns a slot if one is free now, here or at another router.
+    pub fn try_acquire(self: &Arc<Self>, now: Instant) -> Option<AcquireOutcome> {
         let mut inner = self.lock();
-        inner.pass(now);
-        if !inner.admission.any_free() && !inner.admission.may_ask(now, 0) {
-            inner.tally.refused();
+        inner.advance_to(now);
+        if !inner.admission.has_free_slot() && !inner.admission.may_wait_for_lease(now, 0) {
+            inner.tally.record_rejection();
             return None;
         }
-        self.arrive(inner, now, now, Avoid::default()).ok()
+        self.acquire_or_enqueue(inner, now, now, AvoidedReplicas::default()).ok()
     }
 
-    /// Whether a replica that is not in `avoid` can take requests, now or when it is free.
-    pub fn any_ready_but(&self, avoid: Avoid) -> bool {
-        self.lock().admission.any_ready_but(avoid)
+    /// Returns whether a replica that is not in `avoid` can take requests, now or when a slot is free.
+    pub fn has_ready_replica_except(&self, avoid: AvoidedReplicas) -> bool {
+        self.lock().admission.has_ready_replica_except(avoid)
     }
 
-    /// A count of everything.
+    /// Counts replicas, slots and queued requests by state.
     pub fn occupancy(&self) -> Occupancy {
         self.lock().admission.occupancy()
     }
 
-    /// Requests that one replica may have in flight.
-    pub fn per_replica(&self) -> u32 {
-        self.lock().admission.rules().per_replica.get()
+    /// Returns the cap: the requests that one replica may have in flight.
+    pub fn replica_cap(&self) -> u32 {
+        self.lock().admission.rules().replica_cap.get()
     }
 
-    /// Requests in flight on a replica.
-    pub fn busy_on(&self, id: ReplicaId) -> u32 {
-        self.lock().admission.replica(id).0
+    /// Returns the number of requests in flight on a replica.
+    pub fn in_flight_on(&self, id: ReplicaId) -> u32 {
+        self.lock().admission.replica_load(id).0
     }
 
-    /// Every replica, those on their way out included.
+    /// Returns every replica, draining ones included.
     pub fn replicas(&self) -> Vec<ReplicaView> {
         let inner = self.lock();
         let entries = inner.replicas.iter().flatten();
-        let view = |entry: &Entry, id| {
-            let (busy, presence) = inner.admission.replica(id);
+        let view = |entry: &TrackedReplica, id| {
+            let (busy, presence) = inner.admission.replica_load(id);
             let state = match presence {
                 None => "draining",
-                Some(Fitness::Aside(_)) => "set_aside",
-                Some(Fitness::Fit | Fitness::Probe) => "ready",
+                Some(Availability::Ejected(_)) => "ejected",
+                Some(Availability::Available | Availability::Probe) => "ready",
             };
             ReplicaView { address: entry.replica.address.clone(), busy, state }
         };
-        let ids = inner.admission.ids();
+        let ids = inner.admission.replica_ids();
         entries.zip(ids).map(|(entry, id)| view(entry, id)).collect()
     }
 
-    /// Takes out of the queue who has waited long enough. Returns what it should be told, which is about the others:
-    /// it does not wait for itself.
-    fn give_up(self: &Arc<Self>, ticket: Ticket, now: Instant) -> NoSlot {
+    /// Removes a queued request whose deadline has passed. Returns its error, in which `retry-after` counts only the
+    /// other queued requests.
+    fn time_out_queued(self: &Arc<Self>, ticket: Ticket, now: Instant) -> AcquireError {
         let mut inner = self.lock();
-        inner.pass(now);
-        let left = inner.admission.leave(ticket);
-        if left.is_some() {
-            inner.tally.timed_out();
-            inner.admission.ask_later(now);
+        inner.advance_to(now);
+        let removed = inner.admission.cancel_queued(ticket);
+        if removed.is_some() {
+            inner.tally.record_timeout();
+            inner.admission.suppress_lease_requests(now);
         }
-        let told = inner.turned_away(now, NoSlot::TimedOut);
-        inner.settle(self);
+        let error = inner.rejection_error(now, AcquireError::TimedOut);
+        inner.sync_leases(self);
         drop(inner);
-        drop(left);
-        told
+        drop(removed);
+        error
     }
 
-    /// Lets replicas be probed whose back-off is over.
-    fn tick(self: &Arc<Self>, now: Instant) {
+    /// Makes ejected replicas available for a probe once their backoff is over.
+    fn start_due_probes(self: &Arc<Self>, now: Instant) {
         let mut inner = self.lock();
-        inner.pass(now);
-        let grants = inner.admission.tick(now);
-        let mut handed = inner.slots(self, grants, now);
-        handed.extend(inner.refit_all(self));
-        self.unlock(inner, handed);
+        inner.advance_to(now);
+        let grants = inner.admission.start_due_probes(now);
+        let mut handed = inner.issue_slots(self, grants, now);
+        handed.extend(inner.sync_all_replicas(self));
+        self.unlock_and_deliver(inner, handed);
     }
 
-    /// A change is complete: who was granted a slot gets it, when the lock is free again.
-    fn unlock(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, handed: impl IntoIterator<Item = Handed>) {
-        inner.settle(self);
-        Self::hand_out(inner, handed);
+    /// Releases the lock after a complete change, then delivers slots to the queued requests that they were granted to.
+    fn unlock_and_deliver(
+        self: &Arc<Self>,
+        mut inner: MutexGuard<'_, SlotsState>,
+        handed: impl IntoIterator<Item = SlotDelivery>,
+    ) {
+        inner.sync_leases(self);
+        Self::deliver_slots(inner, handed);
     }
 
-    fn hand_out(inner: MutexGuard<'_, Inner>, handed: impl IntoIterator<Item = Handed>) {
+    fn deliver_slots(inner: MutexGuard<'_, SlotsState>, handed: impl IntoIterator<Item = SlotDelivery>) {
         drop(inner);
         for (waiter, slot) in handed {
-            // A waiter that has just left drops the slot, which passes it on.
+            // A request that has just left drops the slot, which passes to the next one.
             let _ = waiter.send(slot);
         }
     }
 
-    /// A panic elsewhere does not make the counts wrong: every change is complete before anything can fail.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A panic elsewhere cannot leave the counts wrong, because every change is complete before anything can fail.
+    fn lock(&self) -> MutexGuard<'_, SlotsState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -339,59 +354,71 @@ impl Replica {
             id,
             name: name.into(),
             address: address.to_owned(),
-            host: HeaderValue::from_str(address).unwrap_or_else(|_| HeaderValue::from_static("model")),
-            suspect: AtomicBool::new(false),
+            host_header: HeaderValue::from_str(address).unwrap_or_else(|_| HeaderValue::from_static("model")),
+            is_suspect: AtomicBool::new(false),
             revocations: AtomicU32::new(0),
         }
     }
 }
 
-impl Inner {
-    /// Time passes, before anything changes.
-    fn pass(&mut self, now: Instant) {
-        self.tally.pass(now, self.admission.waiting());
-        self.expire(now);
+impl SlotsState {
+    /// Advances the clock before a change.
+    fn advance_to(&mut self, now: Instant) {
+        self.tally.advance_to(now, self.admission.queue_length());
+        self.refresh_lease_state(now);
     }
 
-    fn add(&mut self, replica: Replica) -> (ReplicaId, Vec<Granted>) {
-        let (at, grants) = self.admission.add();
+    fn add_replica(&mut self, replica: Replica) -> (ReplicaId, Vec<QueueGrant>) {
+        let (at, grants) = self.admission.add_replica();
         if let Some(leases) = &mut self.leases {
-            leases.name(at, &replica.name);
+            leases.set_replica_name(at, &replica.name);
         }
         if self.replicas.len() <= at.index() {
             self.replicas.resize_with(at.index() + 1, || None);
         }
-        self.replicas[at.index()] = Some(Entry { replica: Arc::new(replica), drained: None });
+        self.replicas[at.index()] = Some(TrackedReplica { replica: Arc::new(replica), drained_tx: None });
         (at, grants)
     }
 
-    /// What a request turned away now should be told: `why`, or that there is no replica.
-    fn turned_away(&self, now: Instant, why: fn(Duration) -> NoSlot) -> NoSlot {
-        let after = self.admission.retry_after(now, self.waiting_elsewhere());
-        if self.admission.any_ready() {
-            return why(after);
+    /// Returns the error of a request that is rejected now: `error`, or that there is no ready replica.
+    fn rejection_error(&self, now: Instant, error: fn(Duration) -> AcquireError) -> AcquireError {
+        let after = self.admission.retry_after(now, self.queued_elsewhere());
+        if self.admission.has_ready_replica() {
+            return error(after);
         }
-        let start = self.expected.map(|at| at.saturating_duration_since(now)).unwrap_or_default();
-        NoSlot::NoReplica(after.max(start))
+        let start = self.first_replica_expected_at.map(|at| at.saturating_duration_since(now)).unwrap_or_default();
+        AcquireError::NoReplica(after.max(start))
     }
 
-    /// A replica of this name at `address` that is on its way out.
-    fn draining(&self, name: &str, address: &str) -> Option<ReplicaId> {
-        self.admission.ids().find(|id| {
+    /// Returns the draining replica with this name and address.
+    fn find_draining_replica(&self, name: &str, address: &str) -> Option<ReplicaId> {
+        self.admission.replica_ids().find(|id| {
             let replica = self.replicas[id.index()].as_ref().map(|entry| &entry.replica);
             replica.is_some_and(|replica| (&*replica.name, &*replica.address) == (name, address))
-                && self.admission.replica(*id).1.is_none()
+                && self.admission.replica_load(*id).1.is_none()
         })
     }
 
-    fn slot(&mut self, slots: &Arc<Slots>, id: ReplicaId, since: Instant) -> Option<Slot> {
+    fn issue_slot(&mut self, slots: &Arc<DeploymentSlots>, id: ReplicaId, since: Instant) -> Option<Slot> {
         let replica = self.replicas[id.index()].as_ref()?.replica.clone();
-        let (right, revocations) = (self.started(id), replica.revocations.load(Ordering::Relaxed));
-        Some(Slot { slots: slots.clone(), id, replica, since, right, revocations })
+        let (right, revocations) = (self.begin_leased_request(id), replica.revocations.load(Ordering::Relaxed));
+        Some(Slot {
+            slots: slots.clone(),
+            replica_id: id,
+            replica,
+            acquired_at: since,
+            grant_basis: right,
+            revocations_at_start: revocations,
+        })
     }
 
-    fn slots(&mut self, slots: &Arc<Slots>, grants: Vec<Granted>, now: Instant) -> Vec<Handed> {
-        grants.into_iter().filter_map(|(waiter, id)| Some((waiter, self.slot(slots, id, now)?))).collect()
+    fn issue_slots(
+        &mut self,
+        slots: &Arc<DeploymentSlots>,
+        grants: Vec<QueueGrant>,
+        now: Instant,
+    ) -> Vec<SlotDelivery> {
+        grants.into_iter().filter_map(|(waiter, id)| Some((waiter, self.issue_slot(slots, id, now)?))).collect()
     }
 }
 

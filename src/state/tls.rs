@@ -1,4 +1,5 @@
-//! TLS configurations as connections find them: replaced when their files change, while connections keep what they have.
+//! TLS configurations of listeners and deployments. They are replaced when their files change, while open connections
+//! keep the configuration they were made with.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,35 +9,35 @@ use arc_swap::ArcSwap;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
 
-use super::metrics::{Handshakes, Metrics};
+use super::metrics::{HandshakeMetrics, Metrics};
 
 /// TLS on a listener.
 pub struct Acceptor {
     config: ArcSwap<ServerConfig>,
-    /// Longest time from the accept to the end of the handshake.
+    /// The longest time from accept to the end of the handshake.
     pub timeout: Duration,
-    /// How they ended.
-    pub handshakes: Handshakes,
+    /// Metrics of the handshakes.
+    pub handshake_metrics: HandshakeMetrics,
 }
 
 impl Acceptor {
-    /// TLS with this configuration, for the listener of that name.
+    /// Creates the acceptor of the listener with this name.
     pub fn new(listener: &str, config: Arc<ServerConfig>, timeout: Duration, metrics: &Metrics) -> Self {
-        Self { config: ArcSwap::new(config), timeout, handshakes: metrics.handshakes(listener) }
+        Self { config: ArcSwap::new(config), timeout, handshake_metrics: metrics.handshake_metrics(listener) }
     }
 
-    /// What new connections get.
+    /// Returns the configuration for new connections.
     pub fn config(&self) -> Arc<ServerConfig> {
         self.config.load_full()
     }
 
-    /// Connections from now on get `config`.
-    pub fn replace(&self, config: Arc<ServerConfig>) {
+    /// Replaces the configuration for new connections.
+    pub fn set_config(&self, config: Arc<ServerConfig>) {
         self.config.store(config);
     }
 }
 
-/// Nothing of a configuration is for logs: it holds keys.
+/// A configuration holds keys, so nothing of it may be logged.
 impl fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Acceptor").field("timeout", &self.timeout).finish_non_exhaustive()
@@ -46,22 +47,23 @@ impl fmt::Debug for Acceptor {
 /// TLS towards the replicas of a deployment.
 #[derive(Clone)]
 pub struct Connector {
-    /// Shared, with its sessions, by all workers.
+    /// The configuration, shared with its sessions by all workers.
     pub config: Arc<ClientConfig>,
-    /// The name in the replicas' certificates; `None`: the host of each replica's address.
+    /// The name expected in the certificates of the replicas; `None`: the host of each replica's address.
     pub server_name: Option<ServerName<'static>>,
-    /// Of everything it is made from.
-    pub digest: [u8; 32],
+    /// Digest of everything that the configuration was made from.
+    pub config_digest: [u8; 32],
 }
 
 impl Connector {
-    /// TLS with this configuration, made from what has this digest.
+    /// Creates a connector. `digest` is the digest of everything that `config` was made from.
     pub fn new(config: ClientConfig, server_name: Option<ServerName<'static>>, digest: [u8; 32]) -> Self {
-        Self { config: Arc::new(config), server_name, digest }
+        Self { config: Arc::new(config), server_name, config_digest: digest }
     }
 
-    /// The name that the certificate of the replica at `address` must have; `None`: that host cannot be in one.
-    pub fn name_for(&self, address: &str) -> Option<ServerName<'static>> {
+    /// Returns the name expected in the certificate of the replica at `address`; `None` if its host cannot be in a
+    /// certificate.
+    pub fn server_name_for(&self, address: &str) -> Option<ServerName<'static>> {
         if let Some(name) = &self.server_name {
             return Some(name.clone());
         }
@@ -70,10 +72,10 @@ impl Connector {
     }
 }
 
-/// Made from the same.
+/// Connectors are equal if they were made from the same input.
 impl PartialEq for Connector {
     fn eq(&self, other: &Self) -> bool {
-        self.digest == other.digest
+        self.config_digest == other.config_digest
     }
 }
 

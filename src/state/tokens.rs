@@ -1,4 +1,4 @@
-//! What is known about tokens: those that were found good, and the keys that others are checked with.
+//! State of token authentication: the cache of verified tokens and the keys that others are verified with.
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -8,113 +8,124 @@ use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-use super::checks::Checks;
-use super::key_sets::KeySets;
-use super::reviews::Reviews;
-use crate::policy::signing::Signing;
+use super::access_reviews::AccessReviewQueue;
+use super::key_sets::KeySetRegistry;
+use super::signature_verification::VerificationQueue;
+use crate::policy::signing::TokenSigner;
 
-/// Most tokens that are remembered, over all endpoints.
-const MOST: usize = 65_536;
+/// Capacity of the cache of verified tokens, over all endpoints.
+const MAX_CACHED_TOKENS: usize = 65_536;
 
 /// Shared by all workers and the control plane.
 #[derive(Debug, Default)]
-pub struct Tokens {
-    /// What the router's own tokens are signed with; `None`: it has no key for that.
-    pub signing: ArcSwapOption<Signing>,
-    /// Public keys of issuers.
-    pub key_sets: Arc<KeySets>,
-    /// Tokens found good.
-    pub good: GoodTokens,
-    /// Tokens that are to be found good or not.
-    pub checks: Checks,
-    /// Users of a cluster who want a token.
-    pub reviews: Reviews,
+pub struct TokenState {
+    /// The signing keys of the router's own tokens; `None` if it issues none.
+    pub signing: ArcSwapOption<TokenSigner>,
+    /// Key sets of token issuers.
+    pub key_sets: Arc<KeySetRegistry>,
+    /// The cache of verified tokens.
+    pub verified: VerifiedTokenCache,
+    /// The queue of tokens to be verified.
+    pub verification: VerificationQueue,
+    /// The queue of Kubernetes users who ask for a token.
+    pub access_reviews: AccessReviewQueue,
 }
 
-/// Remembers tokens that were found good, until their time is over or a set of keys changes: a look-up instead of another
-/// signature.
+/// Remembers verified tokens until they expire or a key set changes, so that a repeated token costs a look-up instead
+/// of a signature verification.
 #[derive(Debug)]
-pub struct GoodTokens {
-    /// Secret, so that nobody can make up a token with the digest of another.
-    secret: SipHasher24,
-    /// Counts the changes of keys: what was found with others does not count any more.
-    epoch: AtomicU64,
-    known: DashMap<Digest, Known, BuildHasherDefault<AsItIs>>,
+pub struct VerifiedTokenCache {
+    /// The hash key is secret, so that nobody can construct a token with the digest of another one.
+    keyed_hasher: SipHasher24,
+    /// Counts changes of key sets. Entries of earlier generations do not count any more.
+    key_generation: AtomicU64,
+    entries: DashMap<TokenDigest, CachedToken, BuildHasherDefault<IdentityHasher>>,
 }
 
-/// Stands for one token at one endpoint. 128 bits of a keyed hash.
+/// A 128-bit keyed hash of one token at one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Digest(u128);
+pub struct TokenDigest(u128);
 
-/// The keys of a time; a token found good with them is remembered as such.
+/// A generation of the key sets. A token is cached with the generation of the keys that it was verified with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Epoch(u64);
+pub struct KeyGeneration(u64);
 
 #[derive(Debug)]
-struct Known {
-    epoch: Epoch,
-    /// Its last second, since 1970.
-    until: u64,
+struct CachedToken {
+    key_generation: KeyGeneration,
+    /// The last second in which the token is valid, as a Unix time.
+    expires_at: u64,
     subject: Arc<str>,
 }
 
-impl Default for GoodTokens {
+impl Default for VerifiedTokenCache {
     fn default() -> Self {
         let (first, second) = (rand::random(), rand::random());
-        Self { secret: SipHasher24::new_with_keys(first, second), epoch: AtomicU64::new(0), known: DashMap::default() }
+        Self {
+            keyed_hasher: SipHasher24::new_with_keys(first, second),
+            key_generation: AtomicU64::new(0),
+            entries: DashMap::default(),
+        }
     }
 }
 
-impl GoodTokens {
-    /// What stands for `token` at an endpoint whose rules have this `generation`.
-    pub fn digest(&self, generation: u64, token: &str) -> Digest {
-        let mut hasher = self.secret;
+impl VerifiedTokenCache {
+    /// Returns the digest of `token` at an endpoint whose rules have this `generation`.
+    pub fn digest(&self, generation: u64, token: &str) -> TokenDigest {
+        let mut hasher = self.keyed_hasher;
         hasher.write_u64(generation);
         hasher.write(token.as_bytes());
-        Digest(hasher.finish128().as_u128())
+        TokenDigest(hasher.finish128().as_u128())
     }
 
-    /// Whose the token is, if it is known to be good at `now` (seconds since 1970).
-    pub fn get(&self, digest: Digest, now: u64) -> Option<Arc<str>> {
-        let known = self.known.get(&digest)?;
-        (known.until >= now && known.epoch == self.epoch()).then(|| known.subject.clone())
+    /// Returns the subject of a token that is cached as valid at `now`, a Unix time in seconds.
+    pub fn get(&self, digest: TokenDigest, now: u64) -> Option<Arc<str>> {
+        let known = self.entries.get(&digest)?;
+        (known.expires_at >= now && known.key_generation == self.key_generation()).then(|| known.subject.clone())
     }
 
-    /// To be read before the keys that a token is checked with.
-    pub fn epoch(&self) -> Epoch {
-        Epoch(self.epoch.load(Ordering::Acquire))
+    /// Returns the current generation. It must be read before the keys that a token is verified with.
+    pub fn key_generation(&self) -> KeyGeneration {
+        KeyGeneration(self.key_generation.load(Ordering::Acquire))
     }
 
-    /// Remembers a token that was found good with the keys of `epoch`.
-    pub fn put(&self, digest: Digest, epoch: Epoch, until: u64, subject: Arc<str>, now: u64) {
-        if self.known.len() >= MOST {
-            let current = self.epoch();
-            self.known.retain(|_, known| known.until >= now && known.epoch == current);
+    /// Caches a token that was verified with keys of `key_generation`.
+    pub fn insert(
+        &self,
+        digest: TokenDigest,
+        key_generation: KeyGeneration,
+        expires_at: u64,
+        subject: Arc<str>,
+        now: u64,
+    ) {
+        if self.entries.len() >= MAX_CACHED_TOKENS {
+            let current = self.key_generation();
+            self.entries.retain(|_, known| known.expires_at >= now && known.key_generation == current);
         }
-        if self.known.len() >= MOST {
-            // All are good: any half will do, and half is gone rarely enough.
-            self.known.retain(|_, _| rand::random());
+        if self.entries.len() >= MAX_CACHED_TOKENS {
+            // All entries are valid, so any half of them will do, and the cache is rarely full.
+            self.entries.retain(|_, _| rand::random());
         }
-        self.known.insert(digest, Known { epoch, until, subject });
+        self.entries.insert(digest, CachedToken { key_generation, expires_at, subject });
     }
 
-    /// Keys have changed, and are there to be read: nothing that was found before counts any more.
-    pub fn forget(&self) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
+    /// Starts a new generation after key sets have changed and can be read: no cached token counts any more.
+    pub fn invalidate_all(&self) {
+        self.key_generation.fetch_add(1, Ordering::AcqRel);
     }
 }
 
-/// Digests are as good as random already.
+/// A hasher that uses the digest itself, which is already as good as random.
 #[derive(Debug, Default)]
-struct AsItIs(u64);
+struct IdentityHasher(u64);
 
-impl Hasher for AsItIs {
+impl Hasher for IdentityHasher {
     fn finish(&self) -> u64 {
         self.0
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        // Never called for a digest.
+        // Digests are hashed by `write_u128`, never by this method.
         self.0 = bytes.iter().fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
     }
 
@@ -129,40 +140,40 @@ mod tests {
 
     #[test]
     fn a_good_token_is_known_until_its_time_is_over_or_keys_change() {
-        let good = GoodTokens::default();
+        let good = VerifiedTokenCache::default();
         let digest = good.digest(1, "a.b.c");
         assert_eq!(good.get(digest, 100), None);
-        good.put(digest, good.epoch(), 100, "me".into(), 0);
+        good.insert(digest, good.key_generation(), 100, "me".into(), 0);
         assert_eq!(good.get(digest, 100).as_deref(), Some("me"));
         assert_eq!(good.get(digest, 101), None);
         for other in [good.digest(2, "a.b.c"), good.digest(1, "a.b.d"), good.digest(1, "a.b.c.")] {
             assert_eq!(good.get(other, 100), None);
         }
-        let before = good.epoch();
-        good.forget();
+        let before = good.key_generation();
+        good.invalidate_all();
         assert_eq!(good.get(digest, 100), None);
-        // Found with the keys of before, put late.
-        good.put(digest, before, 100, "me".into(), 0);
+        // Verified with the keys of the generation before, but inserted late.
+        good.insert(digest, before, 100, "me".into(), 0);
         assert_eq!(good.get(digest, 100), None);
-        good.put(digest, good.epoch(), 100, "me".into(), 0);
+        good.insert(digest, good.key_generation(), 100, "me".into(), 0);
         assert!(good.get(digest, 100).is_some());
     }
 
     #[test]
     fn it_does_not_grow_without_end() {
-        let good = GoodTokens::default();
-        for number in 0..3 * MOST as u64 {
-            good.put(good.digest(number, "x"), good.epoch(), 100, "me".into(), 0);
-            assert!(good.known.len() <= MOST);
+        let good = VerifiedTokenCache::default();
+        for number in 0..3 * MAX_CACHED_TOKENS as u64 {
+            good.insert(good.digest(number, "x"), good.key_generation(), 100, "me".into(), 0);
+            assert!(good.entries.len() <= MAX_CACHED_TOKENS);
         }
-        let last = good.digest(3 * MOST as u64 - 1, "x");
+        let last = good.digest(3 * MAX_CACHED_TOKENS as u64 - 1, "x");
         assert!(good.get(last, 100).is_some());
-        // What is over goes first.
-        good.put(good.digest(0, "y"), good.epoch(), 300, "me".into(), 0);
-        while good.known.len() < MOST {
-            good.put(good.digest(good.known.len() as u64, "z"), good.epoch(), 100, "me".into(), 0);
+        // Expired entries are removed first.
+        good.insert(good.digest(0, "y"), good.key_generation(), 300, "me".into(), 0);
+        while good.entries.len() < MAX_CACHED_TOKENS {
+            good.insert(good.digest(good.entries.len() as u64, "z"), good.key_generation(), 100, "me".into(), 0);
         }
-        good.put(good.digest(0, "w"), good.epoch(), 300, "me".into(), 200);
-        assert!(good.known.len() <= 3, "{} left", good.known.len());
+        good.insert(good.digest(0, "w"), good.key_generation(), 300, "me".into(), 200);
+        assert!(good.entries.len() <= 3, "{} left", good.entries.len());
     }
 }

@@ -1,4 +1,4 @@
-//! A client that knows the one right answer to each of its questions, and puts what became of it into a word.
+//! A client that knows the one right answer to each of its requests, and classifies the outcome.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -61,7 +61,9 @@ impl CheckedRequest {
     fn outcome(&self, answer: Result<Message, ConnectionEnd>, kept: bool) -> String {
         let answer = match answer {
             Ok(answer) => answer,
-            Err(ConnectionEnd::BeforeMessage) => return (if kept { OUTCOME_CLOSED_ON_REUSE } else { OUTCOME_CLOSED_ON_NEW }).to_owned(),
+            Err(ConnectionEnd::BeforeMessage) => {
+                return (if kept { OUTCOME_CLOSED_ON_REUSE } else { OUTCOME_CLOSED_ON_NEW }).to_owned();
+            }
             Err(ConnectionEnd::WithinMessage) => return OUTCOME_CUT_SHORT.to_owned(),
         };
         let id = answer.field("x-request-id").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Clients that vanish, in every way and at every moment, beside others that go on.
+//! Clients that vanish, in every way and at every moment, beside others that continue.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::client::{DisconnectKind, head, connect_and_send};
+use crate::client::{DisconnectKind, connect_and_send, head};
 use crate::message::Message;
-use crate::model::{RouterConnection, Replica, echo_response};
+use crate::model::{Replica, RouterConnection, echo_response};
 use crate::program::{Program, deployment, endpoint};
 use crate::with_timeout;
 
@@ -87,7 +87,7 @@ async fn disconnect_at_each_moment(router: &mut Program, vanish: DisconnectKind,
     wait_until_green(router, 0, 0).await;
 }
 
-/// Contract (PRODUCT.md 7): a queued request whose client left is dropped, a slot is kept only as long as the model
+/// Promise: a queued request whose client left is dropped, a slot is kept only as long as the model
 /// works; nobody else notices: all other answers are exact.
 #[tokio::test]
 async fn clients_that_vanish_leave_nothing_behind_and_disturb_nobody() {
@@ -113,6 +113,6 @@ async fn clients_that_vanish_leave_nothing_behind_and_disturb_nobody() {
     let tally = router.assert_recovers(load, &[], &before, &[&blue, &green]).await;
     assert!(tally.slowest < Duration::from_secs(2), "{tally:?}");
     // Those that left before an answer had begun: uploading and waiting.
-    let left = router.metric("requests_total", &["deployment=\"green\"", "code=\"499\""]).await;
+    let left = router.metric("requests_total", &["deployment_name=\"green\"", "code=\"499\""]).await;
     assert_eq!(left, (2 * (1 + ROUNDS) * 2 * SLOTS) as f64);
 }

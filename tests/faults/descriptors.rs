@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::net::TcpStream;
 
-use crate::client::{CheckingClient, OUTCOME_EXACT, CheckedRequest};
+use crate::client::{CheckedRequest, CheckingClient, OUTCOME_EXACT};
 use crate::model::Replica;
 use crate::program::{Program, deployment, endpoint};
 use crate::with_timeout;
@@ -17,7 +17,7 @@ const EXCESS_CONNECTIONS: usize = 60;
 /// Clients that were there before, each with a connection to a replica that is kept.
 const KEPT_CLIENTS: usize = 4;
 
-/// Contract (README, "Watching it"): `accept_errors_total` counts; nobody who is connected is disturbed, nothing spins,
+/// Promise: `accept_errors_total` counts; nobody who is connected is disturbed, nothing spins,
 /// and when there are descriptors again all goes on, a change of a document that could not be read included.
 #[tokio::test]
 async fn without_file_descriptors_the_router_goes_on_and_recovers() {
@@ -62,7 +62,7 @@ async fn without_file_descriptors_the_router_goes_on_and_recovers() {
     drop(crowd);
     assert_eq!(waiting.await.unwrap(), OUTCOME_EXACT, "accepted when there were descriptors again");
     router.wait_until("the change", |all| all[0]["requestSettings"]["maxQueueLength"] == 2000).await;
-    assert_eq!(router.metric("refused_documents", &[]).await, 0.0);
+    assert_eq!(router.metric("config_invalid_documents", &[]).await, 0.0);
     send_from_all(&mut kept, 1000).await;
     drop(kept);
     let load = router.load();
@@ -72,7 +72,8 @@ async fn without_file_descriptors_the_router_goes_on_and_recovers() {
 
 /// Each asks once, all at the same time; every answer must be exact.
 async fn send_from_all(callers: &mut [CheckingClient], number: u64) {
-    let asking = callers.iter_mut().map(|caller| async move { caller.send(&CheckedRequest::echo("blue", number)).await });
+    let asking =
+        callers.iter_mut().map(|caller| async move { caller.send(&CheckedRequest::echo("blue", number)).await });
     for outcome in futures_util::future::join_all(asking).await {
         assert_eq!(outcome, OUTCOME_EXACT);
     }

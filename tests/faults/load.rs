@@ -1,4 +1,4 @@
-//! Clients in the background: they go on asking while a fault goes on, and remember what became of each question.
+//! Clients in the background that send requests during a fault and record the outcome of each.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use crate::client::{CheckingClient, OUTCOME_EXACT, CheckedRequest, OUTCOME_CONNECT_REFUSED};
+use crate::client::{CheckedRequest, CheckingClient, OUTCOME_CONNECT_REFUSED, OUTCOME_EXACT};
 use crate::{POLL_INTERVAL, with_timeout};
 
 /// Rest of a client between two questions: the processors are few, and not only the clients' own.

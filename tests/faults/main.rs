@@ -8,11 +8,12 @@
 
 mod client;
 mod client_disconnects;
-mod many_connections;
 mod descriptors;
 mod load;
+mod many_connections;
 mod message;
 mod model;
+mod process_stats;
 mod processes;
 mod program;
 mod reload;
@@ -22,7 +23,6 @@ mod shadow;
 mod signals;
 mod slow;
 mod soak;
-mod process_stats;
 
 use std::future::Future;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What a process costs its machine, read from `/proc`.
+//! Resources used by a process, read from `/proc`.
 
 use std::path::Path;
 use std::time::Duration;

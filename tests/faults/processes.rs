@@ -1,4 +1,4 @@
-//! Local replicas that are killed, and a router that is, with them.
+//! Local replicas that are killed, and a router that is killed with them.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -7,10 +7,13 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::client::{OUTCOME_CLOSED_ON_REUSE, OUTCOME_CLOSED_ON_NEW, CheckingClient, CheckedRequest, OUTCOME_CONNECT_REFUSED, OUTCOME_CUT_SHORT, head};
+use crate::client::{
+    CheckedRequest, CheckingClient, OUTCOME_CLOSED_ON_NEW, OUTCOME_CLOSED_ON_REUSE, OUTCOME_CONNECT_REFUSED,
+    OUTCOME_CUT_SHORT, head,
+};
 use crate::load::Load;
-use crate::program::{MEMORY_MARGIN_KIB, Program, Setup, endpoint};
 use crate::process_stats::{ProcessStats, descendants, is_running};
+use crate::program::{MEMORY_MARGIN_KIB, Program, Setup, endpoint};
 use crate::{POLL_INTERVAL, with_timeout};
 
 const REPLICAS: usize = 2;
@@ -76,7 +79,7 @@ async fn restart_all_models(router: &mut Program) -> ProcessStats {
     router.stats_when_idle(&[]).await
 }
 
-/// Contract (README, "Local processes"; PRODUCT.md 10): a replica that dies is started again, and only what was on it is
+/// Promise: a replica that dies is started again, and only what was on it is
 /// lost: 502 `replica_closed`, or an answer cut short.
 #[tokio::test]
 async fn local_replicas_that_are_killed_under_load_come_back() {
@@ -112,7 +115,7 @@ async fn local_replicas_that_are_killed_under_load_come_back() {
     assert!(!started.into_iter().any(is_running), "a process was left");
 }
 
-/// Contract (README, "Local processes"): however the router ends, nothing of its replicas stays, and its addresses are
+/// Promise: however the router ends, nothing of its replicas stays, and its addresses are
 /// free at once.
 #[tokio::test]
 async fn a_router_that_is_killed_under_load_leaves_nothing_and_starts_again_at_once() {
@@ -136,7 +139,13 @@ async fn a_router_that_is_killed_under_load_leaves_nothing_and_starts_again_at_o
     println!("  ready again after {:?}", killed.elapsed());
     load.wait_for_answers(200).await;
     // `no_ready_replica`: the listener is there before the models are.
-    load.stop().await.assert_only(&[OUTCOME_CONNECT_REFUSED, OUTCOME_CLOSED_ON_REUSE, OUTCOME_CLOSED_ON_NEW, OUTCOME_CUT_SHORT, "503 no_ready_replica"]);
+    load.stop().await.assert_only(&[
+        OUTCOME_CONNECT_REFUSED,
+        OUTCOME_CLOSED_ON_REUSE,
+        OUTCOME_CLOSED_ON_NEW,
+        OUTCOME_CUT_SHORT,
+        "503 no_ready_replica",
+    ]);
     with_timeout("the end of every process", async {
         while started.iter().any(|pid| is_running(*pid)) {
             tokio::time::sleep(POLL_INTERVAL).await;

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::client::{CheckingClient, KEY, CheckedRequest};
+use crate::client::{CheckedRequest, CheckingClient, KEY};
 use crate::load::{Load, Tally};
 use crate::model::Replica;
 use crate::process_stats::ProcessStats;
@@ -243,7 +243,10 @@ impl Program {
             let now = self.process_stats();
             let same = (now.descriptors, now.threads) == (before.descriptors, before.threads);
             if same && now.memory_kib <= before.memory_kib + margin {
-                println!("  memory {} KiB, before {} KiB; {} descriptors", now.memory_kib, before.memory_kib, now.descriptors);
+                println!(
+                    "  memory {} KiB, before {} KiB; {} descriptors",
+                    now.memory_kib, before.memory_kib, now.descriptors
+                );
                 return;
             }
             assert!(started.elapsed() < WAIT_TIMEOUT, "{now:?} is not what was before, {before:?}");
@@ -260,7 +263,13 @@ impl Program {
     }
 
     /// The common end: all that the clients in the background saw is exact or one of `allowed`, and nothing is left.
-    pub async fn assert_recovers(&mut self, load: Load, allowed: &[&str], before: &ProcessStats, replicas: &[&Replica]) -> Tally {
+    pub async fn assert_recovers(
+        &mut self,
+        load: Load,
+        allowed: &[&str],
+        before: &ProcessStats,
+        replicas: &[&Replica],
+    ) -> Tally {
         let tally = load.stop().await;
         tally.assert_only(allowed);
         println!("  {} exact answers, the slowest took {:?}", tally.exact, tally.slowest);

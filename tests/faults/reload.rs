@@ -1,4 +1,4 @@
-//! The endpoint's document, changed all the time.
+//! The endpoint's document, changed continuously.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use serde_json::Value;
 use crate::model::Replica;
 use crate::program::{Program, deployment, endpoint};
 
-/// From one change to the next.
+/// The interval between changes.
 const PACE: Duration = Duration::from_millis(50);
 const CHANGES: usize = 60;
 
-/// Contract (PRODUCT.md 10): no request fails by a reload; each change takes effect.
+/// Promise: no request fails by a reload; each change takes effect.
 #[tokio::test]
 async fn a_reload_every_fifty_milliseconds_fails_nothing_and_leaves_nothing_behind() {
     let takes = Duration::from_millis(2);

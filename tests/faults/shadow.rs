@@ -1,4 +1,4 @@
-//! Shadows that die, hang and come back under load, and what the copy of the largest body takes in memory.
+//! Shadows that die, hang and come back under load, and the memory of a copy of the largest body.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 
-use crate::client::{head, connect_and_send};
+use crate::client::{connect_and_send, head};
 use crate::message::Message;
-use crate::model::{RouterConnection, Replica};
+use crate::model::{Replica, RouterConnection};
 use crate::program::{Program, deployment, endpoint};
 use crate::{WAIT_TIMEOUT, with_timeout};
 

@@ -8,14 +8,17 @@ use rustix::process::Signal;
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
-use crate::client::{OUTCOME_CLOSED_ON_REUSE, OUTCOME_CLOSED_ON_NEW, CheckingClient, OUTCOME_EXACT, CheckedRequest, OUTCOME_CONNECT_REFUSED};
+use crate::client::{
+    CheckedRequest, CheckingClient, OUTCOME_CLOSED_ON_NEW, OUTCOME_CLOSED_ON_REUSE, OUTCOME_CONNECT_REFUSED,
+    OUTCOME_EXACT,
+};
 use crate::message::Message;
 use crate::model::{Replica, echo_response};
 use crate::program::{Program, deployment, endpoint};
 
 const QUEUED_REQUESTS: u64 = 40;
 
-/// Contract (README, "Commands"): after SIGTERM everything that was accepted is answered, then the program ends with 0.
+/// Promise: after SIGTERM everything that was accepted is answered, then the program ends with 0.
 /// A client may see its connection refused, or, as with any HTTP server, closed before it has got its request through:
 /// then no model has seen the request.
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::with_timeout;
 const SLOW_READERS: usize = 16;
 /// Far more than all the buffers on the way take.
 const RESPONSE_BYTES: usize = 32 << 20;
-/// Memory that each may take while it is served, in KiB; the contract allows 4 MiB (PRODUCT.md 10).
+/// Memory that each may take while it is served, in KiB; the bar is 4 MiB.
 const MAX_KIB_PER_READER: u64 = 3 * 1024;
 /// `limits.bodyIdleTimeout` in the settings.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -97,6 +97,7 @@ async fn clients_that_read_a_byte_a_second_hold_no_memory_and_are_cut_off() {
 /// An HTTP/2 client, whose socket does not tell that it takes nothing of one answer: only that stream is reset, and the
 /// others on the connection go on.
 #[tokio::test]
+#[ignore = "takes more than 20 s; `.ci/run run_long_tests` runs it"]
 async fn http2_streams_that_are_not_read_are_reset_and_no_other() {
     const STREAMS: usize = 3;
     let (blue, green) = (Replica::echo("blue", Duration::from_millis(2)).await, start_large_response_model().await);

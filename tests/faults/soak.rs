@@ -1,7 +1,7 @@
-//! Everything at once, for long: small requests, event streams, large bodies both ways, clients that vanish, reloads, a
-//! replica that dies; memory and descriptors must stay flat, and every answer must be exact or explained.
+//! Everything at once for a long time: small requests, event streams, large bodies both ways, clients that vanish,
+//! reloads, a replica that dies. Memory and descriptors must stay flat, and every answer must be exact or explained.
 //!
-//! `SOAK_SECONDS=1800 cargo test --test faults soak -- --nocapture` is the long run.
+//! `SOAK_SECONDS=1800 cargo test --test faults soak -- --ignored --nocapture` is the long run.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
-use crate::client::{CheckingClient, OUTCOME_EXACT, CheckedRequest, OUTCOME_CUT_SHORT, DisconnectKind, head, connect_and_send};
+use crate::client::{
+    CheckedRequest, CheckingClient, DisconnectKind, OUTCOME_CUT_SHORT, OUTCOME_EXACT, connect_and_send, head,
+};
 use crate::message::Message;
-use crate::model::{RouterConnection, Replica, echo_response};
-use crate::program::{Program, deployment, endpoint};
+use crate::model::{Replica, RouterConnection, echo_response};
 use crate::process_stats::ProcessStats;
+use crate::program::{Program, deployment, endpoint};
 
 /// How long without `SOAK_SECONDS`.
 const SECONDS: u64 = 18;
@@ -308,9 +310,14 @@ fn assert_flat(samples: &[ProcessStats], events: &SoakEvents, threads: usize) {
 }
 
 #[tokio::test]
+#[ignore = "takes more than 20 s; `.ci/run run_long_tests` runs it"]
 async fn soak() {
     let seconds = std::env::var("SOAK_SECONDS").map_or(SECONDS, |seconds| seconds.parse().unwrap());
-    let (one, two, mortal) = (Replica::new(serve_mixed_requests).await, Replica::new(serve_mixed_requests).await, Replica::new(serve_mixed_requests).await);
+    let (one, two, mortal) = (
+        Replica::new(serve_mixed_requests).await,
+        Replica::new(serve_mixed_requests).await,
+        Replica::new(serve_mixed_requests).await,
+    );
     let settings =
         |cap| format!("maxConcurrentRequestsPerInstance: {cap}, maxQueueWaitMs: 30000, requestTimeoutMs: 20000");
     let version = |replicas: &[&Replica], cap| endpoint(&[deployment("blue", replicas, &settings(cap))]);

@@ -1,4 +1,4 @@
-//! Models that count: what each replica has at once, and the most it has ever had.
+//! Models that count the requests in flight at each replica, and the most there have ever been.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use crate::message::Message;
 
-/// Routers of a group, at most.
+/// The largest number of routers in a fleet.
 pub const MAX_ROUTERS: usize = 3;
 
 /// Model servers of one deployment, and what has gone on at them.
@@ -22,15 +22,15 @@ pub struct CountingModels {
 
 #[derive(Debug, Default, Clone)]
 pub struct InFlightCounts {
-    /// In work at each replica.
+    /// Requests in flight at each replica.
     by_replica: Vec<u32>,
-    /// The most that ever was.
+    /// The most requests that were ever in flight at each replica.
     pub max_by_replica: Vec<u32>,
     /// In work for clients of each router.
     pub by_router: [u32; MAX_ROUTERS],
-    /// Begun for clients of each router.
+    /// Requests begun for the clients of each router.
     pub started_by_router: [u64; MAX_ROUTERS],
-    /// Time in work, of all replicas.
+    /// The time that replicas were busy, summed over all of them.
     pub busy_time: Duration,
     /// A router that is left out of `together`.
     excluded_router: Option<usize>,
@@ -41,7 +41,11 @@ pub struct InFlightCounts {
 impl CountingModels {
     /// Replicas that take so long for a request.
     pub async fn start(replicas: usize, takes: Duration) -> Self {
-        let counts = InFlightCounts { by_replica: vec![0; replicas], max_by_replica: vec![0; replicas], ..InFlightCounts::default() };
+        let counts = InFlightCounts {
+            by_replica: vec![0; replicas],
+            max_by_replica: vec![0; replicas],
+            ..InFlightCounts::default()
+        };
         let counts = Arc::new(Mutex::new(counts));
         let (mut addresses, mut listening) = (Vec::new(), Vec::new());
         for replica in 0..replicas {
@@ -68,7 +72,7 @@ impl CountingModels {
         counts.max_of_counted_routers = counts.of_counted_routers();
     }
 
-    /// The promise.
+    /// Asserts that no replica ever exceeded its cap.
     pub fn assert_never_above(&self, cap: u32) {
         let highest = self.counts().max_by_replica;
         assert!(highest.iter().all(|highest| *highest <= cap), "more than {cap} at once: {highest:?}");

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use crate::fleet::{RouterFleet, FleetSetup};
+use crate::fleet::{FleetSetup, RouterFleet};
 use crate::load::CONNECTION_REFUSED;
-use crate::{SLOT_LEASE, TERM, REQUEST_TIMEOUT, wait_until};
+use crate::{REQUEST_TIMEOUT, SLOT_LEASE, TERM, wait_until};
 
 /// After that all slots are in use again, whatever was known of the dead: the term, leases and requests are over, with what
 /// clocks may be wrong by, and two seconds for a machine with other work.
@@ -52,5 +52,5 @@ async fn kill_one_of_three(killed: usize) {
     assert!(back < slots_back_timeout(), "{back:?}");
     let now = group.routers[1].term().await;
     assert!(if killed == 0 { now > term } else { now == term }, "epoch {now} after {term}");
-    assert!(group.metric_sum("fleet_fallback_total").await == 0.0);
+    assert!(group.metric_sum("fleet_fallback_requests_total").await == 0.0);
 }

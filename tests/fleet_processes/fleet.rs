@@ -1,4 +1,4 @@
-//! Routers that are one, before the same replicas.
+//! A fleet of routers in front of the same replicas.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::wait_until;
 /// Whose turn it is: a test measures its routers while no others are at work.
 static TEST_TURN: Mutex<()> = Mutex::const_new(());
 
-/// What all routers of a group have.
+/// Settings that all routers of a fleet share.
 #[derive(Debug, Clone, Copy)]
 pub struct FleetSetup {
     pub replicas: usize,
@@ -29,7 +29,7 @@ pub struct FleetSetup {
     pub queue_length: u32,
     /// Whether the last replica is a shadow, which gets half of the requests too.
     pub has_shadow: bool,
-    /// Of `shutdown`.
+    /// `shutdown.unreadyDelay` of the routers.
     pub unready_delay: &'static str,
 }
 
@@ -59,7 +59,13 @@ impl PeerSettings {
     }
 
     /// With these files, which it writes into the folder of the group.
-    pub fn with_tls(group: &RouterFleet, name: &str, own: &CertifiedKeyPair, trusted: &Authority, secret: &str) -> Self {
+    pub fn with_tls(
+        group: &RouterFleet,
+        name: &str,
+        own: &CertifiedKeyPair,
+        trusted: &Authority,
+        secret: &str,
+    ) -> Self {
         let write = |what: &str, text: &str| std::fs::write(group.folder.path().join(what), text).unwrap();
         write(&format!("{name}.crt"), &own.cert);
         write(&format!("{name}.key"), &own.key);
@@ -134,7 +140,7 @@ impl RouterFleet {
             let mut seen = Vec::new();
             for router in &self.routers {
                 let fleet = router.fleet_status().await;
-                seen.push((fleet["coordinator"].clone(), fleet["epoch"].clone(), fleet["standing"].clone()));
+                seen.push((fleet["coordinator"].clone(), fleet["term"].clone(), fleet["leaseState"].clone()));
                 if fleet["members"].as_array().map(Vec::len) != Some(self.routers.len()) {
                     return false;
                 }
@@ -196,7 +202,7 @@ pub fn settings(router: &Router, plan: &FleetSetup, peer: &PeerSettings) -> Stri
         "scoring: {{address: \"{}\"}}\nadmin: {{address: \"{}\"}}\nworkers: 1\n\
          shutdown: {{unreadyDelay: {}, drainTimeout: 5s}}\nendpoints: {{files: [endpoints/]}}\n\
          log: {{format: text, access: false}}\n\
-         fleet: {{peer: {{address: \"{}\"{}}}, lease: {{file: leader}}, leaseSeconds: 1, mode: {}}}\n",
+         fleet: {{peer: {{address: \"{}\"{}}}, leaderLock: {{file: leader}}, termSeconds: 1, mode: {}}}\n",
         router.scoring, router.admin, plan.unready_delay, router.peer, peer.0, plan.mode
     )
 }

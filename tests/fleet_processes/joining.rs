@@ -1,7 +1,7 @@
-//! Routers that come.
+//! Routers that join the fleet.
 
+use crate::fleet::{FleetSetup, PeerSettings, RouterFleet};
 use crate::peer_proxy::PeerProxy;
-use crate::fleet::{RouterFleet, PeerSettings, FleetSetup};
 use crate::wait_until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -14,7 +14,7 @@ async fn a_router_is_ready_when_it_has_joined_and_each_shows_the_fleet() {
     group.routers[1].wait_until_logged("no connection to the coordinator").await;
     let (status, text) = group.routers[1].try_get("/readyz").await.unwrap();
     assert_eq!(status, 503);
-    assert!(text.contains("\"joining its group\""), "{text}");
+    assert!(text.contains("\"joining its fleet\""), "{text}");
     gate.open_to(group.routers[0].peer);
     group.routers[1].wait_until_ready().await;
     group.wait_until_all_joined().await;
@@ -30,7 +30,7 @@ async fn a_router_is_ready_when_it_has_joined_and_each_shows_the_fleet() {
     expected.sort();
     for fleet in [&first, &second] {
         assert_eq!(fleet["coordinator"], gate.address.to_string());
-        assert_eq!(fleet["epoch"], 1);
+        assert_eq!(fleet["term"], 1);
         assert_eq!(names(fleet), expected);
     }
     assert_eq!(
@@ -70,7 +70,7 @@ async fn two_routers_of_one_name_are_told_and_the_first_stays() {
     group.assert_never_above_cap();
     for router in &group.routers[2..] {
         let (status, text) = router.try_get("/readyz").await.unwrap();
-        assert_eq!((status, text.contains("joining its group")), (503, true), "{text}");
+        assert_eq!((status, text.contains("joining its fleet")), (503, true), "{text}");
     }
     assert_eq!((group.routers[0].term().await, group.routers[0].is_coordinator().await), (1.0, true));
 }

@@ -1,4 +1,4 @@
-//! Clients in the background, of each router, that remember what became of each request.
+//! Clients of each router in the background, which record the outcome of each request.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::{POLL_INTERVAL, WAIT_TIMEOUT, wait_until};
 
 /// Rest of a client whose request has failed.
 const RETRY_DELAY: Duration = Duration::from_millis(20);
-/// No process listens there.
+/// The connection was refused, because no process listens there.
 pub const CONNECTION_REFUSED: &str = "refused";
 
 /// Clients that ask until they are stopped.
@@ -24,11 +24,11 @@ pub struct Load {
     clients: JoinSet<()>,
 }
 
-/// What became of requests.
+/// The outcomes of requests.
 pub struct Tally {
-    /// Answered, by each router.
+    /// Answered requests, by router.
     answered: Vec<AtomicU64>,
-    /// The longest that took.
+    /// The duration of the slowest request.
     slowest: Mutex<Duration>,
     /// Of which router, when, and in what way not answered.
     failures: Mutex<Vec<(usize, Instant, String)>>,

@@ -1,7 +1,7 @@
-//! Several routers as one: real processes of the program, models that count what they have at once, and clients of every
-//! router. Whatever happens to routers, no replica gets more than its cap.
+//! A fleet of real router processes, models that count their requests in flight, and clients of every router. Whatever
+//! happens to routers, no replica exceeds its cap.
 //!
-//! The tests take turns (see [`group`]): what is measured is not to be the others' work.
+//! The tests take turns (see [`fleet`]), because what is measured must not be the work of others.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
 #![allow(unreachable_pub, reason = "a test is no library: nobody is outside")]
@@ -9,20 +9,20 @@
 #[path = "../support/authority.rs"]
 mod authority;
 mod counting_models;
-mod partitions;
 mod deaths;
-mod peer_proxy;
 mod fleet;
 mod joining;
 mod load;
 #[path = "../faults/message.rs"]
 #[allow(dead_code, reason = "each test target uses a part of it")]
 mod message;
-mod suspension;
+mod partitions;
+mod peer_proxy;
+mod rejected_peers;
 mod restarts;
 mod router;
 mod sharing;
-mod rejected_peers;
+mod suspension;
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a condition that is waited for is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// `leaseSeconds` of every group here: the shortest there is.
+/// `termSeconds` of every fleet here: the shortest there is.
 const TERM: Duration = Duration::from_secs(1);
 /// What a member has of its coordinator.
 const SLOT_LEASE: Duration = Duration::from_secs(2);

@@ -1,13 +1,13 @@
-//! A router that does not reach the coordinator.
+//! A router that cannot reach the coordinator.
 
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::fleet::{FleetSetup, PeerSettings, RouterFleet};
 use crate::peer_proxy::PeerProxy;
-use crate::fleet::{RouterFleet, PeerSettings, FleetSetup};
-use crate::{SLOT_LEASE, TERM, REQUEST_TIMEOUT, wait_until};
+use crate::{REQUEST_TIMEOUT, SLOT_LEASE, TERM, wait_until};
 
 /// How long a request may wait for a slot; a router that has none answers 503 after that. Longer than what the other held is
 /// in quarantine: this costs the one that coordinates no request.
@@ -27,7 +27,7 @@ async fn start_two_with_peer_proxy(plan: FleetSetup) -> (RouterFleet, PeerProxy)
 }
 
 async fn wait_until_lease_state(group: &RouterFleet, lease_state: &str) {
-    wait_until(lease_state, || async { group.routers[1].fleet_status().await["standing"] == lease_state }).await;
+    wait_until(lease_state, || async { group.routers[1].fleet_status().await["leaseState"] == lease_state }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -44,7 +44,7 @@ async fn a_strict_router_that_is_cut_off_answers_503_until_it_is_back() {
     let refused = cut.elapsed();
     wait_until_lease_state(&group, "nothing").await;
     let (status, text) = group.routers[1].try_get("/readyz").await.unwrap();
-    assert_eq!((status, text.contains("cut off from its group")), (503, true), "{text}");
+    assert_eq!((status, text.contains("cut off from its fleet")), (503, true), "{text}");
     assert!(text.contains("no connection to the coordinator"), "why is said: {text}");
     // Its slots are the other's when nothing can be in flight on them any more.
     let back = group.wait_until_all_slots_are_used(Some(1)).await;
@@ -60,7 +60,7 @@ async fn a_strict_router_that_is_cut_off_answers_503_until_it_is_back() {
     assert!(failures.iter().all(|what| what.starts_with("503 ")), "{failures:#?}");
     // By its own clock the lease began with a beat that was sent before the cut.
     assert!(refused < SLOT_LEASE + QUEUE_WAIT + TERM, "{refused:?}");
-    assert!(group.metric_sum("fleet_fallback_total").await == 0.0);
+    assert!(group.metric_sum("fleet_fallback_requests_total").await == 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

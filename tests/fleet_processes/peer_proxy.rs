@@ -1,4 +1,4 @@
-//! What is between routers: passes connections on while it is open, and none when it is shut.
+//! A TCP proxy between routers, which passes connections on while it is open.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ pub struct PeerProxy {
 }
 
 impl PeerProxy {
-    /// One that is shut.
+    /// Starts a closed proxy.
     pub async fn start_closed() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -43,7 +43,7 @@ impl PeerProxy {
         self.target.send_replace(Some(to));
     }
 
-    /// Closes what has passed, too.
+    /// Closes the proxy and the connections that pass through it.
     pub fn close(&self) {
         self.target.send_replace(None);
     }

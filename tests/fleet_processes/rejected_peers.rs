@@ -1,9 +1,9 @@
-//! Who is let in.
+//! Peers that a fleet accepts or rejects.
 
 use crate::authority::Authority;
-use crate::fleet::{RouterFleet, PeerSettings, FleetSetup, check, settings};
+use crate::fleet::{FleetSetup, PeerSettings, RouterFleet, check, settings};
 use crate::router::Router;
-use crate::{SLOT_LEASE, POLL_INTERVAL};
+use crate::{POLL_INTERVAL, SLOT_LEASE};
 
 const FLEET_SECRET: &str = "what every router of the group knows";
 
@@ -11,7 +11,9 @@ const FLEET_SECRET: &str = "what every router of the group knows";
 async fn routers_with_certificates_and_a_secret_are_one_and_nobody_else_is_let_in() {
     let mut group = RouterFleet::without_routers(FleetSetup::default()).await;
     let (authority, unknown) = (Authority::new(), Authority::new());
-    let own = |name: &str, group: &RouterFleet| PeerSettings::with_tls(group, name, &authority.sign(&["127.77.0.1"]), &authority, FLEET_SECRET);
+    let own = |name: &str, group: &RouterFleet| {
+        PeerSettings::with_tls(group, name, &authority.sign(&["127.77.0.1"]), &authority, FLEET_SECRET)
+    };
     let (first, second) = (own("first", &group), own("second", &group));
     group.add_router(&first).routers[0].wait_until_ready().await;
     group.add_router(&second).routers[1].wait_until_ready().await;
@@ -29,7 +31,7 @@ async fn routers_with_certificates_and_a_secret_are_one_and_nobody_else_is_let_i
     let forger = PeerSettings::with_tls(&group, "forger", &pair, &authority, FLEET_SECRET);
     group.add_router(&forger);
     group.routers[3].wait_until_logged("no connection to the coordinator").await;
-    group.routers[0].wait_until_logged("not let in from").await;
+    group.routers[0].wait_until_logged("rejected peer connection from").await;
     // Both authorities have one name, so that what is wrong is the signature.
     group.routers[0].wait_until_logged("invalid peer certificate").await;
 
@@ -44,7 +46,7 @@ async fn routers_with_certificates_and_a_secret_are_one_and_nobody_else_is_let_i
     group.assert_never_above_cap();
     for stranger in &group.routers[2..] {
         let (status, text) = stranger.try_get("/readyz").await.unwrap();
-        assert_eq!((status, text.contains("joining its group")), (503, true), "{text}");
+        assert_eq!((status, text.contains("joining its fleet")), (503, true), "{text}");
     }
     let members = group.routers[0].fleet_status().await["members"].as_array().unwrap().len();
     assert_eq!(members, 2, "strangers hold nothing");
@@ -73,7 +75,7 @@ async fn connections_that_say_nothing_keep_no_router_out() {
     // It would wait for places for seconds, and then serve what it takes to be its fair share.
     assert!(ready < SLOT_LEASE / 2, "{ready:?}");
     let (log, most) = (group.routers[0].log(), 1 + started.elapsed().as_secs() / 5);
-    let said = log.matches("was not let in from=127.0.0.1:").count() as u64;
+    let said = log.matches("rejected peer connection from=127.0.0.1:").count() as u64;
     assert!((1..=most).contains(&said), "{said} lines that anybody can cause:\n{log}");
 }
 

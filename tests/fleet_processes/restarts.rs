@@ -1,4 +1,4 @@
-//! Routers that are replaced while clients go on.
+//! Routers that are replaced under load.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::fleet::{RouterFleet, FleetSetup};
+use crate::fleet::{FleetSetup, RouterFleet};
 use crate::load::Load;
 use crate::{POLL_INTERVAL, wait_until};
 
@@ -54,10 +54,14 @@ async fn no_request_fails_while_all_routers_are_restarted_one_after_the_other() 
     let all = group.wait_until_all_slots_are_used(None).await;
     let tally = load.stop().await;
     balancer.abort();
-    println!("  answers {:?}, the slowest took {:?}, all slots in use after {all:?}", tally.answered_by_router(), tally.slowest());
+    println!(
+        "  answers {:?}, the slowest took {:?}, all slots in use after {all:?}",
+        tally.answered_by_router(),
+        tally.slowest()
+    );
     group.assert_never_above_cap();
     tally.assert_none_failed_except_on(None);
-    assert!(group.metric_sum("fleet_fallback_total").await == 0.0);
+    assert!(group.metric_sum("fleet_fallback_requests_total").await == 0.0);
 }
 
 /// What a load balancer does: asks each router again and again whether it is ready.

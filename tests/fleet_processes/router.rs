@@ -1,4 +1,4 @@
-//! One router of a group: a process that can be killed, paused and started again at the same addresses.
+//! One router of a fleet: a process that can be killed, suspended and started again at the same addresses.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -65,7 +65,14 @@ impl AdminClient {
 impl Router {
     /// One that does not run yet; its settings are to be in this file.
     pub fn new(settings: PathBuf) -> Self {
-        Self { scoring: unused_address(), admin: unused_address(), peer: unused_address(), settings, child: None, log: Arc::default() }
+        Self {
+            scoring: unused_address(),
+            admin: unused_address(),
+            peer: unused_address(),
+            settings,
+            child: None,
+            log: Arc::default(),
+        }
     }
 
     /// Starts a process, and does not wait for it.
@@ -143,12 +150,12 @@ impl Router {
     }
 
     pub async fn term(&self) -> f64 {
-        self.metric("fleet_epoch", "").await
+        self.metric("fleet_term", "").await
     }
 
     /// Requests that were started without a lease.
     pub async fn fallback_requests(&self) -> f64 {
-        self.metric("fleet_fallback_total", "").await
+        self.metric("fleet_fallback_requests_total", "").await
     }
 
     /// All that was logged.

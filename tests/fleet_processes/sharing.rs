@@ -1,8 +1,8 @@
-//! Routers that all work.
+//! Fair sharing of slots between routers that all work.
 
 use std::time::{Duration, Instant};
 
-use crate::fleet::{RouterFleet, FleetSetup};
+use crate::fleet::{FleetSetup, RouterFleet};
 use crate::load::{Load, retry_after_of_refusal};
 use crate::wait_until;
 
@@ -16,7 +16,8 @@ async fn replicas_that_all_routers_want_are_busy_never_above_their_cap_and_share
     let (after, took) = (group.models.counts(), began.elapsed());
     let tally = load.stop().await;
     let busy = (after.busy_time - before.busy_time).as_secs_f64() / (took.as_secs_f64() * 2.0);
-    let shares: Vec<u64> = (0..3).map(|router| after.started_by_router[router] - before.started_by_router[router]).collect();
+    let shares: Vec<u64> =
+        (0..3).map(|router| after.started_by_router[router] - before.started_by_router[router]).collect();
     println!("  busy {:.1} %, shares {shares:?}, the slowest took {:?}", busy * 100.0, tally.slowest());
     group.assert_never_above_cap();
     tally.assert_none_failed_except_on(None);
@@ -24,20 +25,22 @@ async fn replicas_that_all_routers_want_are_busy_never_above_their_cap_and_share
     assert!(busy >= 0.75, "busy {busy}");
     let fair = shares.iter().sum::<u64>() / 3;
     assert!(shares.iter().all(|share| *share * 10 >= fair * 7), "shares {shares:?}");
-    assert!(group.metric_sum("fleet_fallback_total").await == 0.0);
+    assert!(group.metric_sum("fleet_fallback_requests_total").await == 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_slots_suffice_they_stay_where_they_are_used() {
-    let group = RouterFleet::start(FleetSetup { cap: 2, service_time: Duration::from_millis(5), ..FleetSetup::default() }).await;
+    let group =
+        RouterFleet::start(FleetSetup { cap: 2, service_time: Duration::from_millis(5), ..FleetSetup::default() })
+            .await;
     let load = group.load(2);
     load.wait_for_answers(50, &[0, 1, 2]).await;
-    let moves = group.metric_sum("fleet_slot_moves_total").await;
+    let moves = group.metric_sum("fleet_slots_granted_total").await;
     let before: u64 = load.tally.answered_by_router().iter().sum();
     load.wait_for_answers(400, &[0, 1, 2]).await;
     let requests = load.tally.answered_by_router().iter().sum::<u64>() - before;
     let tally = load.stop().await;
-    let moves = group.metric_sum("fleet_slot_moves_total").await - moves;
+    let moves = group.metric_sum("fleet_slots_granted_total").await - moves;
     println!("  {moves} moves of slots for {requests} requests, the slowest took {:?}", tally.slowest());
     group.assert_never_above_cap();
     tally.assert_none_failed_except_on(None);
@@ -56,14 +59,22 @@ async fn who_is_refused_is_told_how_long_the_queue_is_at_all_routers() {
     let longest_retry_after = std::cell::Cell::new(Duration::ZERO);
     // Of its own queue, in which nobody is left, it would say 1 s.
     let long = async || {
-        longest_retry_after.set(longest_retry_after.get().max(retry_after_of_refusal(group.routers[2].scoring, 2).await.unwrap_or_default()));
+        longest_retry_after.set(
+            longest_retry_after
+                .get()
+                .max(retry_after_of_refusal(group.routers[2].scoring, 2).await.unwrap_or_default()),
+        );
         longest_retry_after.get() > Duration::from_secs(1)
     };
     let after = wait_until("a refusal that knows of the others", long).await;
     println!("  told to come back in {:?}, after {after:?}", longest_retry_after.get());
     load.stop().await;
     group.assert_never_above_cap();
-    assert!(longest_retry_after.get() <= queue_wait + service_time + Duration::from_secs(1), "by then all have left: {:?}", longest_retry_after.get());
+    assert!(
+        longest_retry_after.get() <= queue_wait + service_time + Duration::from_secs(1),
+        "by then all have left: {:?}",
+        longest_retry_after.get()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,7 +101,12 @@ async fn where_nobody_may_wait_a_request_has_the_slot_that_is_idle_at_another_ro
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shadow_gets_its_share_of_what_any_router_serves() {
-    let group = RouterFleet::start(FleetSetup { has_shadow: true, service_time: Duration::from_millis(2), ..FleetSetup::default() }).await;
+    let group = RouterFleet::start(FleetSetup {
+        has_shadow: true,
+        service_time: Duration::from_millis(2),
+        ..FleetSetup::default()
+    })
+    .await;
     for _ in 0..40 {
         for (number, router) in group.routers.iter().enumerate() {
             assert_eq!(retry_after_of_refusal(router.scoring, number).await, None);

@@ -1,10 +1,10 @@
-//! Routers that stand still.
+//! Routers that are suspended.
 
 use std::time::Instant;
 
 use rustix::process::Signal;
 
-use crate::fleet::{RouterFleet, FleetSetup};
+use crate::fleet::{FleetSetup, RouterFleet};
 use crate::{SLOT_LEASE, wait_until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,7 +25,8 @@ async fn suspend_the_coordinator(mode: &'static str) {
     let paused = Instant::now();
     group.routers[0].signal(Signal::STOP);
     let back = group.wait_until_all_slots_are_used(Some(0)).await;
-    let has_new_coordinator = async || group.routers[1].is_coordinator().await || group.routers[2].is_coordinator().await;
+    let has_new_coordinator =
+        async || group.routers[1].is_coordinator().await || group.routers[2].is_coordinator().await;
     wait_until("another coordinator", has_new_coordinator).await;
     load.wait_for_answers(20, &[1, 2]).await;
     // It has to be longer than its lease, by its own clock too.
@@ -45,7 +46,11 @@ async fn suspend_the_coordinator(mode: &'static str) {
     );
     tally.assert_none_failed_except_on(Some(0));
     assert!(borrowed == 0.0, "{borrowed} requests of those who reach each other");
-    assert_eq!(group.metric_sum("fleet_fallback_total").await, 0.0, "who was only asleep borrows nothing either");
+    assert_eq!(
+        group.metric_sum("fleet_fallback_requests_total").await,
+        0.0,
+        "who was only asleep borrows nothing either"
+    );
     group.assert_never_above_cap();
     assert!(group.routers[1].term().await > term);
 }

@@ -7,8 +7,8 @@
 //! FLEET_SEED=7 cargo test --test fleet_simulation -- --nocapture                # one seed, with all that happens in it
 //! ```
 
-mod rng;
 mod model_check;
+mod rng;
 mod scenario;
 mod world;
 
@@ -48,7 +48,8 @@ fn whatever_happens_no_replica_gets_more_than_it_may_and_no_slot_is_lost() {
                     let began = std::time::Instant::now();
                     let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run()));
                     let run = run.unwrap_or_else(|_| Err("panic".into()));
-                    for (total, of) in totals.iter().zip([world.served, world.aborted, world.fallback_requests, world.messages])
+                    for (total, of) in
+                        totals.iter().zip([world.served, world.aborted, world.fallback_requests, world.messages])
                     {
                         total.fetch_add(of, Ordering::Relaxed);
                     }

@@ -1,5 +1,6 @@
-//! Small cases, exhaustively: every order of deliveries, breaks, ticks, a crash, a change of coordinator. Time is a count that
-//! passes for everybody alike; who is told nothing while it passes is slow, paused or cut off.
+//! An exhaustive check of small cases: every order of deliveries, disconnects, ticks, a crash, and a change of
+//! coordinator. Time is a count that passes for all routers alike; a router that gets no messages while it passes is
+//! slow, suspended or cut off.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashSet, VecDeque};
@@ -7,9 +8,11 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use inference_router::policy::fleet::ledger::{Former, Ledger};
-use inference_router::policy::fleet::member::{AllShares, Kind, Member, Right};
-use inference_router::policy::fleet::{Epoch, MemberId, Queue, ReplicaKey, Settings, ToCoordinator, ToMember};
+use inference_router::policy::fleet::ledger::{Ledger, PreviousHolders};
+use inference_router::policy::fleet::member::{FleetMember, InMemoryShares, MembershipMode, SlotBasis};
+use inference_router::policy::fleet::{
+    FleetReplicaKey, FleetTiming, MemberId, QueueSnapshot, Term, ToCoordinator, ToMember,
+};
 
 const HOLD: u64 = 1;
 
@@ -28,7 +31,7 @@ pub(crate) struct Budget {
 #[derive(Clone)]
 struct Node {
     ledger: Ledger,
-    member: Member<AllShares>,
+    member: FleetMember<InMemoryShares>,
     is_up: bool,
     /// A request waits; and the replicas of those in flight, that may last until they are aborted.
     has_queued_request: bool,
@@ -37,7 +40,7 @@ struct Node {
     to_member: VecDeque<ToMember>,
     /// Which node it is connected to.
     connected_to: Option<usize>,
-    /// Until when it leads.
+    /// When its term ends.
     term_ends_at: u64,
 }
 
@@ -46,7 +49,7 @@ pub(crate) struct Model {
     start: Instant,
     now: u64,
     nodes: Vec<Node>,
-    replicas: Vec<ReplicaKey>,
+    replicas: Vec<FleetReplicaKey>,
     /// In flight of routers that have crashed, and when these would have aborted them.
     orphaned_requests: Vec<(usize, u64)>,
     coordinator: usize,
@@ -71,22 +74,22 @@ enum Step {
 
 impl Model {
     pub(crate) fn new(routers: usize, roster: bool, budget: Budget) -> Self {
-        let settings = Settings {
-            lease: Duration::from_secs(budget.lease_and_term_seconds),
-            heartbeat: Duration::from_secs(2),
-            report: Duration::from_secs(9),
-            idle: Duration::from_secs(9),
-            patience: Duration::from_secs(9),
-            vouch: Duration::ZERO,
-            drift: 0.0,
+        let settings = FleetTiming {
+            lease_duration: Duration::from_secs(budget.lease_and_term_seconds),
+            heartbeat_interval: Duration::from_secs(2),
+            report_interval: Duration::from_secs(9),
+            idle_slot_timeout: Duration::from_secs(9),
+            steal_threshold: Duration::from_secs(9),
+            confirmation_validity: Duration::ZERO,
+            max_clock_drift: 0.0,
         };
         let start = Instant::now();
-        let key = |name| ReplicaKey { deployment: Arc::from("d"), name: Arc::from(name) };
+        let key = |name| FleetReplicaKey { deployment: Arc::from("d"), name: Arc::from(name) };
         let replicas = vec![key("p"), key("q")];
         let nodes = (0..routers).map(|_| {
             let mut node = Node {
                 ledger: Ledger::new(settings),
-                member: Member::new(settings, Kind::Strict, AllShares::default(), start),
+                member: FleetMember::new(settings, MembershipMode::Strict, InMemoryShares::default(), start),
                 is_up: true,
                 has_queued_request: false,
                 in_flight_replicas: Vec::new(),
@@ -102,8 +105,17 @@ impl Model {
             node
         });
         let nodes = nodes.collect();
-        let mut model =
-            Self { start, now: 0, nodes, replicas, orphaned_requests: Vec::new(), coordinator: 0, term: 0, uses_roster: roster, budget };
+        let mut model = Self {
+            start,
+            now: 0,
+            nodes,
+            replicas,
+            orphaned_requests: Vec::new(),
+            coordinator: 0,
+            term: 0,
+            uses_roster: roster,
+            budget,
+        };
         model.become_coordinator(0);
         (0..routers).for_each(|i| model.step(Step::Connect(i)));
         model
@@ -121,18 +133,18 @@ impl Model {
         self.term += 1;
         let all = (0..self.nodes.len()).map(Self::id).collect();
         let previous_holders = match self.term {
-            1 => Former::Only(BTreeSet::new()),
-            _ if self.uses_roster => Former::Only(all),
-            _ => Former::Anybody,
+            1 => PreviousHolders::Known(BTreeSet::new()),
+            _ if self.uses_roster => PreviousHolders::Known(all),
+            _ => PreviousHolders::Unknown,
         };
         let now = self.time();
         self.coordinator = i;
         let lease = self.budget.lease_and_term_seconds;
         self.nodes[i].term_ends_at = self.now + lease;
-        self.nodes[i].ledger.lead(Epoch(self.term), now + Duration::from_secs(lease), previous_holders, now);
+        self.nodes[i].ledger.begin_term(Term(self.term), now + Duration::from_secs(lease), previous_holders, now);
         for node in self.nodes.iter_mut().filter(|node| node.connected_to == Some(i)) {
             node.connected_to = None;
-            node.member.disconnected();
+            node.member.end_session();
         }
     }
 
@@ -152,7 +164,7 @@ impl Model {
                 steps.push(Step::EnqueueRequest(i));
             }
             let now = self.time();
-            if node.has_queued_request && self.replicas.iter().any(|key| node.member.allowed(key, now) > 0) {
+            if node.has_queued_request && self.replicas.iter().any(|key| node.member.concurrency_limit(key, now) > 0) {
                 steps.push(Step::StartRequest(i));
             }
             if !node.in_flight_replicas.is_empty() {
@@ -168,7 +180,8 @@ impl Model {
             if self.budget.crashes > 0 {
                 steps.push(Step::Crash(i));
             }
-            let over = self.now >= self.nodes[self.coordinator].term_ends_at || !self.nodes[self.coordinator].is_up && self.now > 0;
+            let over = self.now >= self.nodes[self.coordinator].term_ends_at
+                || !self.nodes[self.coordinator].is_up && self.now > 0;
             if over && self.budget.takeovers > 0 {
                 steps.push(Step::TakeOver(i));
             }
@@ -192,7 +205,7 @@ impl Model {
                     for key in node.member.tick(now) {
                         for r in std::mem::take(&mut node.in_flight_replicas) {
                             match self.replicas[r] == key {
-                                true => node.member.finish(&key, Right::Leased),
+                                true => node.member.finish_request(&key, SlotBasis::Leased),
                                 false => node.in_flight_replicas.push(r),
                             }
                         }
@@ -226,7 +239,7 @@ impl Model {
             }
             Step::StartRequest(i) => {
                 for r in 0..self.replicas.len() {
-                    if self.nodes[i].member.start(&self.replicas[r], now).is_some() {
+                    if self.nodes[i].member.start_request(&self.replicas[r], now).is_some() {
                         self.nodes[i].has_queued_request = false;
                         self.nodes[i].in_flight_replicas.push(r);
                         break;
@@ -237,13 +250,13 @@ impl Model {
             }
             Step::FinishRequest(i) => {
                 let r = self.nodes[i].in_flight_replicas.remove(0);
-                self.nodes[i].member.finish(&self.replicas[r], Right::Leased);
+                self.nodes[i].member.finish_request(&self.replicas[r], SlotBasis::Leased);
                 self.deliver_outgoing(i);
             }
             Step::Disconnect(i) => {
                 self.budget.disconnects -= 1;
                 self.nodes[i].connected_to = None;
-                self.nodes[i].member.disconnected();
+                self.nodes[i].member.end_session();
                 self.nodes[i].to_coordinator.clear();
                 self.nodes[i].to_member.clear();
             }
@@ -251,7 +264,7 @@ impl Model {
                 self.nodes[i].to_coordinator.clear();
                 self.nodes[i].to_member.clear();
                 self.nodes[i].connected_to = Some(self.coordinator);
-                self.nodes[i].member.connected(now);
+                self.nodes[i].member.begin_session(now);
                 self.deliver_outgoing(i);
             }
             Step::Crash(i) => {
@@ -266,7 +279,7 @@ impl Model {
                 self.become_coordinator(i);
                 for j in 0..self.nodes.len() {
                     if !self.nodes[j].is_up {
-                        self.nodes[i].ledger.ended(&Self::id(j), now);
+                        self.nodes[i].ledger.member_ended(&Self::id(j), now);
                     }
                 }
             }
@@ -275,7 +288,7 @@ impl Model {
 
     fn set_queue(&mut self, i: usize) {
         let now = self.start;
-        let queue = self.nodes[i].has_queued_request.then_some(Queue { length: 1, oldest: now, newest: now });
+        let queue = self.nodes[i].has_queued_request.then_some(QueueSnapshot { length: 1, oldest: now, newest: now });
         self.nodes[i].member.set_queue(&Arc::from("d"), queue);
     }
 
@@ -321,7 +334,8 @@ impl Model {
         let mut hasher = DefaultHasher::new();
         (self.now, self.coordinator, self.term, &self.orphaned_requests, &self.budget).hash(&mut hasher);
         for node in &self.nodes {
-            (node.is_up, node.has_queued_request, &node.in_flight_replicas, node.connected_to, node.term_ends_at).hash(&mut hasher);
+            (node.is_up, node.has_queued_request, &node.in_flight_replicas, node.connected_to, node.term_ends_at)
+                .hash(&mut hasher);
             (&node.ledger, &node.member, &node.to_coordinator, &node.to_member).hash(&mut hasher);
         }
         hasher.finish()

@@ -1,4 +1,4 @@
-//! Chance from a seed: the same on every machine.
+//! Random numbers from a seed, the same on every machine.
 
 #[derive(Clone)]
 pub(crate) struct SimRng(u64);
@@ -16,7 +16,7 @@ impl SimRng {
         z ^ (z >> 31)
     }
 
-    /// `from..to`
+    /// Returns a number in `from..to`.
     pub(crate) fn range(&mut self, from: u64, to: u64) -> u64 {
         from + self.next() % (to - from).max(1)
     }
@@ -25,12 +25,12 @@ impl SimRng {
         self.next().is_multiple_of(n)
     }
 
-    /// 0.0..1.0
+    /// Returns a number from 0 to 1.
     pub(crate) fn unit_interval(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// With this mean.
+    /// Returns an exponentially distributed number with this mean.
     pub(crate) fn exponential(&mut self, mean: f64) -> u64 {
         (-(1.0 - self.unit_interval()).ln() * mean) as u64
     }

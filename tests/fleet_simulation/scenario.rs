@@ -1,8 +1,8 @@
-//! What a seed stands for: the group, the replicas, the load, and what goes wrong.
+//! The scenario of a seed: the fleet, the replicas, the load, and the faults.
 
 use std::time::Duration;
 
-use inference_router::policy::fleet::Settings;
+use inference_router::policy::fleet::FleetTiming;
 
 use crate::rng::SimRng;
 use crate::world::{MS, SECOND, Time};
@@ -12,18 +12,18 @@ pub(crate) struct Scenario {
     pub(crate) routers: usize,
     pub(crate) is_strict: bool,
     pub(crate) uses_roster: bool,
-    pub(crate) settings: Settings,
-    /// Of the term of a coordinator.
+    pub(crate) settings: FleetTiming,
+    /// The length of a coordinator's term.
     pub(crate) term: Duration,
     pub(crate) deployments: Vec<DeploymentScenario>,
-    /// One way.
+    /// The delay of a message.
     pub(crate) one_way_delay: Time,
     pub(crate) clock_drift: f64,
     /// Until then things go wrong, so many times a second.
     pub(crate) faults_until: Time,
     pub(crate) faults_per_second: f64,
     pub(crate) calm_duration: Time,
-    /// Whether routers tell what goes on.
+    /// Whether routers report their load.
     pub(crate) reports_load: bool,
     /// Cut-offs and pauses rather than anything.
     pub(crate) is_harsh: bool,
@@ -77,14 +77,14 @@ impl Scenario {
     fn usual_from_seed(seed: u64) -> Self {
         let mut c = SimRng::new(seed);
         let routers = c.range(1, 8) as usize;
-        let settings = Settings {
-            lease: Duration::from_millis(*c.pick(&[1000, 2000])),
-            heartbeat: Duration::from_millis(200),
-            report: Duration::from_millis(100),
-            idle: Duration::from_millis(*c.pick(&[20, 100])),
-            patience: Duration::from_millis(5),
-            vouch: Duration::from_millis(*c.pick(&[0, 600])),
-            drift: 0.1,
+        let settings = FleetTiming {
+            lease_duration: Duration::from_millis(*c.pick(&[1000, 2000])),
+            heartbeat_interval: Duration::from_millis(200),
+            report_interval: Duration::from_millis(100),
+            idle_slot_timeout: Duration::from_millis(*c.pick(&[20, 100])),
+            steal_threshold: Duration::from_millis(5),
+            confirmation_validity: Duration::from_millis(*c.pick(&[0, 600])),
+            max_clock_drift: 0.1,
         };
         let count = *c.pick(&[1, 1, 2]);
         let deployments = (0..count).map(|_| {
@@ -95,7 +95,14 @@ impl Scenario {
             let level = *c.pick(&[0.1, 0.5, 0.9, 1.5]) * total / routers as f64;
             let load = (0..routers).map(|_| level * *c.pick(&[0.0, 0.5, 1.0, 2.0])).collect();
             let hold = Duration::from_millis(*c.pick(&[200, 500, 1000]));
-            DeploymentScenario { replicas, cap, hold, may_stream: c.one_in(3), mean_service_time, requests_per_second: load }
+            DeploymentScenario {
+                replicas,
+                cap,
+                hold,
+                may_stream: c.one_in(3),
+                mean_service_time,
+                requests_per_second: load,
+            }
         });
         Self {
             deployments: deployments.collect(),
@@ -122,7 +129,7 @@ impl Scenario {
             routers: 3,
             is_strict: true,
             uses_roster: true,
-            settings: Settings::default(),
+            settings: FleetTiming::default(),
             term: Duration::from_secs(5),
             deployments: vec![DeploymentScenario {
                 replicas: 2,

@@ -1,14 +1,16 @@
-//! Routers, replicas and what is between them, in virtual time.
+//! Routers, replicas and the network between them, in virtual time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use inference_router::policy::fleet::ledger::{Former, Ledger};
-use inference_router::policy::fleet::member::{AllShares, Kind, Member, Right, Standing};
-use inference_router::policy::fleet::{Deployment, Epoch, Load, MemberId, Queue, ReplicaKey, ToCoordinator, ToMember};
+use inference_router::policy::fleet::ledger::{Ledger, PreviousHolders};
+use inference_router::policy::fleet::member::{FleetMember, InMemoryShares, LeaseState, MembershipMode, SlotBasis};
+use inference_router::policy::fleet::{
+    DeploymentId, FleetReplicaKey, MemberId, MemberLoad, QueueSnapshot, Term, ToCoordinator, ToMember,
+};
 use inference_router::policy::scale::Signals;
-use inference_router::policy::scale::tally::Tally;
+use inference_router::policy::scale::tally::LoadTally;
 
 use crate::rng::SimRng;
 use crate::scenario::Scenario;
@@ -50,18 +52,18 @@ pub(crate) struct Router {
     rate: f64,
     base: Instant,
     pub(crate) ledger: Ledger,
-    pub(crate) member: Member<AllShares>,
+    pub(crate) member: FleetMember<InMemoryShares>,
     stream: Option<(u64, usize)>,
     pub(crate) queues: Vec<VecDeque<(Time, Instant)>>,
     inbox: Vec<Event>,
-    tallies: Vec<Tally>,
+    tallies: Vec<LoadTally>,
 
     wake_at: Time,
     term_ends_at: Option<Instant>,
     /// What it knows of who leads, and since when that has not changed.
     known_coordinator: Option<(usize, u64)>,
     lock_version_seen: (u64, Instant),
-    /// By replica.
+    /// Caps by replica.
     observed_caps: Vec<u32>,
 }
 
@@ -76,14 +78,14 @@ struct Stream {
 }
 
 pub(crate) struct Replica {
-    pub(crate) key: ReplicaKey,
+    pub(crate) key: FleetReplicaKey,
     pub(crate) deployment: usize,
-    /// Zero while it is not ready.
+    /// The cap; zero while the replica is not ready.
     pub(crate) cap: u32,
     pub(crate) is_gone: bool,
     pub(crate) leased_requests: u32,
     pub(crate) fallback_requests: u32,
-    /// The caps it had, and until when.
+    /// Earlier caps, and until when they applied.
     past: Vec<(Time, u32)>,
 }
 
@@ -91,18 +93,18 @@ pub(crate) struct Request {
     router: usize,
     incarnation: u64,
     pub(crate) replica: usize,
-    grant_basis: Right,
-    /// By its router's clock.
+    grant_basis: SlotBasis,
+    /// Start of the router on its own clock.
     started_at: Instant,
     ends_at: Time,
 }
 
-/// The `Lease` object.
+/// The leader lock.
 struct LeaderLockRecord {
     holder: Option<(usize, u64)>,
     term: u64,
     version: u64,
-    roster: Former,
+    roster: PreviousHolders,
 }
 
 pub(crate) struct World {
@@ -113,7 +115,7 @@ pub(crate) struct World {
     counter: u64,
     pub(crate) routers: Vec<Router>,
     pub(crate) replicas: Vec<Replica>,
-    deployments: Vec<Deployment>,
+    deployments: Vec<DeploymentId>,
     by_deployment: Vec<Vec<usize>>,
     pub(crate) requests: BTreeMap<u64, Request>,
     streams: BTreeMap<u64, Stream>,
@@ -138,7 +140,7 @@ impl World {
     pub(crate) fn new(seed: u64, scenario: Scenario, trace: bool) -> Self {
         let mut chance = SimRng::new(seed ^ 0xABCDEF);
         let start = Instant::now() + Duration::from_secs(1_000_000);
-        let deployments: Vec<Deployment> =
+        let deployments: Vec<DeploymentId> =
             (0..scenario.deployments.len()).map(|d| Arc::from(format!("d{d}"))).collect();
         let mut world = Self {
             now: 0,
@@ -150,7 +152,12 @@ impl World {
             deployments,
             requests: BTreeMap::new(),
             streams: BTreeMap::new(),
-            leader_lock: LeaderLockRecord { holder: None, term: 0, version: 0, roster: Former::Only(BTreeSet::new()) },
+            leader_lock: LeaderLockRecord {
+                holder: None,
+                term: 0,
+                version: 0,
+                roster: PreviousHolders::Known(BTreeSet::new()),
+            },
             blocked_links: BTreeSet::new(),
             cut_off_from_lock: BTreeSet::new(),
             has_arrivals: true,
@@ -194,10 +201,10 @@ impl World {
 
     fn router(&self, i: usize, incarnation: u64, rate: f64, base: Instant) -> Router {
         let settings = self.scenario.settings;
-        let kind = if self.scenario.is_strict { Kind::Strict } else { Kind::Available };
+        let kind = if self.scenario.is_strict { MembershipMode::Strict } else { MembershipMode::Available };
         let now = base + Duration::from_nanos((self.now as f64 * 1000.0 * rate) as u64);
-        let mut member = Member::new(settings, kind, AllShares::default(), now);
-        member.set_group(self.scenario.routers as u32, i as u32);
+        let mut member = FleetMember::new(settings, kind, InMemoryShares::default(), now);
+        member.set_fleet_position(self.scenario.routers as u32, i as u32);
         Router {
             id: MemberId { name: Arc::from(format!("r{i}")), incarnation },
             is_up: true,
@@ -210,7 +217,7 @@ impl World {
             stream: None,
             queues: vec![VecDeque::new(); self.scenario.deployments.len()],
             inbox: Vec::new(),
-            tallies: self.scenario.deployments.iter().map(|_| Tally::new(now)).collect(),
+            tallies: self.scenario.deployments.iter().map(|_| LoadTally::new(now)).collect(),
 
             wake_at: Time::MAX,
             term_ends_at: None,
@@ -252,9 +259,17 @@ impl World {
 
     fn add_replica(&mut self, d: usize, at_once: bool) {
         let r = self.replicas.len();
-        let key = ReplicaKey { deployment: self.deployments[d].clone(), name: Arc::from(format!("p{r}")) };
+        let key = FleetReplicaKey { deployment: self.deployments[d].clone(), name: Arc::from(format!("p{r}")) };
         let cap = self.scenario.deployments[d].cap;
-        self.replicas.push(Replica { key, deployment: d, cap, is_gone: false, leased_requests: 0, fallback_requests: 0, past: Vec::new() });
+        self.replicas.push(Replica {
+            key,
+            deployment: d,
+            cap,
+            is_gone: false,
+            leased_requests: 0,
+            fallback_requests: 0,
+            past: Vec::new(),
+        });
         self.by_deployment[d].push(r);
         self.notify_replica_change(r, at_once);
     }
@@ -278,7 +293,7 @@ impl World {
         let router = &mut self.routers[i];
         router.member.set_replica(&replica.key, replica.cap, true, hold);
         if replica.is_gone {
-            router.ledger.forget_replica(&replica.key);
+            router.ledger.remove_replica(&replica.key);
         } else {
             router.ledger.set_replica(&replica.key, replica.cap, hold, now);
         }
@@ -305,7 +320,10 @@ impl World {
             }
             self.run_until(self.now + SECOND)?;
         }
-        self.run_until(self.now + self.scenario.settings.surely(self.scenario.settings.lease).as_micros() as Time)?;
+        self.run_until(
+            self.now
+                + self.scenario.settings.with_drift_margin(self.scenario.settings.lease_duration).as_micros() as Time,
+        )?;
         self.check_all_slots_free()
     }
 
@@ -313,7 +331,11 @@ impl World {
     fn settling_time(&self) -> Time {
         let s = &self.scenario;
         let hold = s.deployments.iter().map(|d| d.hold).max().unwrap_or_default();
-        micros(s.settings.surely(s.term + s.settings.vouch + s.settings.lease + hold).mul_f64(1.3)) + SECOND
+        micros(
+            s.settings
+                .with_drift_margin(s.term + s.settings.confirmation_validity + s.settings.lease_duration + hold)
+                .mul_f64(1.3),
+        ) + SECOND
     }
 
     pub(crate) fn run_until(&mut self, end: Time) -> Checked {
@@ -322,7 +344,8 @@ impl World {
                 break;
             }
             let ((time, _), event) = entry.remove_entry();
-            self.busy_time += (time - self.last) * self.replicas.iter().map(|r| u64::from(r.leased_requests)).sum::<u64>();
+            self.busy_time +=
+                (time - self.last) * self.replicas.iter().map(|r| u64::from(r.leased_requests)).sum::<u64>();
             self.last = time;
             self.now = time;
             self.handled += 1;
@@ -347,7 +370,9 @@ impl World {
             Event::StreamBroken(stream, member) => {
                 self.streams.get(stream).map(|s| if *member { s.member } else { s.coordinator })
             }
-            Event::InjectFault | Event::Heal(_) | Event::Restart(_) | Event::Resume(_) | Event::ProcessEndKnown(_) => None,
+            Event::InjectFault | Event::Heal(_) | Event::Restart(_) | Event::Resume(_) | Event::ProcessEndKnown(_) => {
+                None
+            }
         };
         match affected_router {
             Some(i) if !self.routers[i].is_up => match event {
@@ -370,25 +395,25 @@ impl World {
     fn router_event(&mut self, i: usize, event: Event) -> Checked {
         let now = self.local_now(i);
         let router = &mut self.routers[i];
-        router.tallies.iter_mut().zip(&router.queues).for_each(|(tally, queue)| tally.pass(now, queue.len()));
+        router.tallies.iter_mut().zip(&router.queues).for_each(|(tally, queue)| tally.advance_to(now, queue.len()));
         match event {
             Event::Arrive(i, d) if self.has_arrivals => {
                 self.schedule_arrival(i, d);
                 if self.routers[i].queues[d].len() < 20 {
                     let at = self.now;
                     self.routers[i].queues[d].push_back((at, now));
-                    self.routers[i].tallies[d].came();
+                    self.routers[i].tallies[d].record_arrival();
                 } else {
-                    self.routers[i].tallies[d].refused();
+                    self.routers[i].tallies[d].record_rejection();
                 }
             }
             Event::RequestEnds(id) => {
                 if let Some(request) = self.requests.remove(&id) {
                     let key = self.replicas[request.replica].key.clone();
                     if request.incarnation == self.routers[i].id.incarnation {
-                        self.routers[i].member.finish(&key, request.grant_basis);
+                        self.routers[i].member.finish_request(&key, request.grant_basis);
                         let d = self.replicas[request.replica].deployment;
-                        self.routers[i].tallies[d].served(now.saturating_duration_since(request.started_at));
+                        self.routers[i].tallies[d].record_completion(now.saturating_duration_since(request.started_at));
                     }
                 }
             }
@@ -408,13 +433,13 @@ impl World {
                 }
             }
             Event::StreamBroken(stream, true) if self.routers[i].stream.is_some_and(|s| s.0 == stream) => {
-                self.routers[i].member.disconnected();
+                self.routers[i].member.end_session();
             }
             Event::StreamBroken(stream, false) => {
                 let s = &self.streams[&stream];
                 if s.incarnations.1 == self.routers[i].id.incarnation {
                     let id = MemberId { name: self.routers[s.member].id.name.clone(), incarnation: s.incarnations.0 };
-                    self.routers[i].ledger.disconnected(&id, s.session);
+                    self.routers[i].ledger.session_disconnected(&id, s.session);
                 }
             }
             _ => {}
@@ -429,19 +454,19 @@ impl World {
         }
         let id = MemberId { name: self.routers[s.member].id.name.clone(), incarnation: s.incarnations.0 };
         let recorded = match self.routers[i].ledger.roster(now) {
-            Former::Only(roster) if self.scenario.uses_roster => roster.contains(&id),
+            PreviousHolders::Known(roster) if self.scenario.uses_roster => roster.contains(&id),
             _ => true,
         };
-        if !recorded && self.routers[i].ledger.leads(now).is_some() {
+        if !recorded && self.routers[i].ledger.active_term(now).is_some() {
             let me = (i, self.routers[i].id.incarnation);
             if self.cut_off_from_lock.contains(&i) || self.leader_lock.holder != Some(me) {
                 return self.break_stream(stream);
             }
             let mut roster = self.routers[i].ledger.roster(now);
-            if let Former::Only(roster) = &mut roster {
+            if let PreviousHolders::Known(roster) = &mut roster {
                 roster.insert(id.clone());
                 // Whoever was recorded and has not said hello yet.
-                if let Former::Only(before) = &self.leader_lock.roster {
+                if let PreviousHolders::Known(before) = &self.leader_lock.roster {
                     roster.extend(before.iter().cloned());
                 }
             }
@@ -456,7 +481,7 @@ impl World {
         let (term, settings) = (self.scenario.term, self.scenario.settings);
         let safe = now + term.mul_f64(0.9 / 1.1);
         self.schedule(self.now + micros(term) / 6, Event::ElectionTick(i));
-        if self.routers[i].ledger.superseded().is_some() {
+        if self.routers[i].ledger.superseding_term().is_some() {
             self.trace_event(|| format!("r{i} is superseded"));
             self.routers[i].ledger.resign();
         }
@@ -464,18 +489,19 @@ impl World {
             let others: Vec<_> = self.routers.iter().filter(|r| r.id.name != self.routers[i].id.name).collect();
             let others: Vec<_> = others.iter().map(|r| r.id.clone()).collect();
             let router = &mut self.routers[i];
-            if settings.vouch > Duration::ZERO
-                && router.ledger.leads(now).is_some()
-                && let (Some(confirmed_at), Some(until)) = (router.ledger.vouched(&others, now), router.term_ends_at)
+            if settings.confirmation_validity > Duration::ZERO
+                && router.ledger.active_term(now).is_some()
+                && let (Some(confirmed_at), Some(until)) =
+                    (router.ledger.confirmed_at(&others, now), router.term_ends_at)
             {
-                let until = until.max(confirmed_at + settings.vouch);
+                let until = until.max(confirmed_at + settings.confirmation_validity);
                 router.term_ends_at = Some(until);
-                router.ledger.extend(until);
+                router.ledger.extend_term(until);
             }
         } else if self.leader_lock.holder == Some(me) {
             if self.routers[i].term_ends_at.is_some() {
                 self.leader_lock.version += 1;
-                self.routers[i].ledger.extend(safe);
+                self.routers[i].ledger.extend_term(safe);
                 self.routers[i].term_ends_at = Some(safe);
             }
         } else {
@@ -502,21 +528,22 @@ impl World {
         let first = self.leader_lock.term == 0;
         self.leader_lock.holder = Some(me);
         (self.leader_lock.term, self.leader_lock.version) = (self.leader_lock.term + 1, self.leader_lock.version + 1);
-        let previous_holders = if first || self.scenario.uses_roster { self.leader_lock.roster.clone() } else { Former::Anybody };
+        let previous_holders =
+            if first || self.scenario.uses_roster { self.leader_lock.roster.clone() } else { PreviousHolders::Unknown };
         self.trace_event(|| format!("r{i} leads, epoch {}, former {previous_holders:?}", self.leader_lock.term));
         let router = &mut self.routers[i];
-        router.member.disconnected();
+        router.member.end_session();
         router.stream = None;
         // Whoever connected before spoke to no coordinator, or to another.
         for stream in self.streams.values_mut().filter(|stream| stream.coordinator == i) {
             stream.dead = stream.dead.map(|dead| dead.min(self.now.saturating_sub(1)));
         }
         let router = &mut self.routers[i];
-        router.ledger.lead(Epoch(self.leader_lock.term), safe, previous_holders, now);
-        router.ledger.last_heard(router.member.heard_at());
+        router.ledger.begin_term(Term(self.leader_lock.term), safe, previous_holders, now);
+        router.ledger.set_predecessor_heard_at(router.member.coordinator_heard_at());
         router.term_ends_at = Some(safe);
         for (id, _) in self.ended_processes().into_iter().filter(|(_, known)| *known) {
-            self.routers[i].ledger.ended(&id, now);
+            self.routers[i].ledger.member_ended(&id, now);
         }
     }
 
@@ -532,15 +559,16 @@ impl World {
     /// A member that has no coordinator, or another than it should have, connects.
     fn connect_if_lost(&mut self, i: usize, now: Instant) {
         let Some((holder, incarnation)) = self.routers[i].known_coordinator else { return };
-        let lost = self.routers[i].member.is_lost(now) || self.routers[i].stream.is_none_or(|s| s.1 != holder);
-        let reachable = holder == i || !self.blocked_links.contains(&(i, holder)) && !self.blocked_links.contains(&(holder, i));
+        let lost = self.routers[i].member.needs_connection(now) || self.routers[i].stream.is_none_or(|s| s.1 != holder);
+        let reachable =
+            holder == i || !self.blocked_links.contains(&(i, holder)) && !self.blocked_links.contains(&(holder, i));
         if !lost || !reachable || !self.routers[holder].is_up || self.routers[holder].id.incarnation != incarnation {
             return;
         }
         if let Some((old, _)) = self.routers[i].stream {
             self.break_stream(old);
         }
-        let session = self.routers[i].member.connected(now);
+        let session = self.routers[i].member.begin_session(now);
         self.counter += 1;
         let id = self.counter;
         let incarnations = (self.routers[i].id.incarnation, incarnation);
@@ -636,11 +664,11 @@ impl World {
         while !self.routers[i].queues[d].is_empty() {
             let offset = self.rng.next() as usize;
             let (member, replicas) = (&mut self.routers[i].member, &self.by_deployment[d]);
-            if matches!(member.standing(now), Standing::Leased) && member.is_spent(&self.deployments[d]) {
+            if matches!(member.lease_state(now), LeaseState::Leased) && member.is_fully_used(&self.deployments[d]) {
                 break;
             }
             let found = (0..replicas.len()).map(|r| replicas[(r + offset) % replicas.len()]).find_map(|r| {
-                let right = member.start(&self.replicas[r].key, now);
+                let right = member.start_request(&self.replicas[r].key, now);
                 right.map(|right| (r, right))
             });
             let Some((r, right)) = found else { break };
@@ -648,7 +676,7 @@ impl World {
             self.start(i, r, right)?;
         }
         let queue = &self.routers[i].queues[d];
-        let queue = queue.front().zip(queue.back()).map(|(first, last)| Queue {
+        let queue = queue.front().zip(queue.back()).map(|(first, last)| QueueSnapshot {
             length: queue.len() as u32,
             oldest: first.1,
             newest: last.1,
@@ -657,15 +685,15 @@ impl World {
         let router = &mut self.routers[i];
         router.member.set_queue(&deployment, queue);
         if self.scenario.reports_load {
-            let (_, leased, borrowed) = router.member.count(&deployment);
+            let (_, leased, borrowed) = router.member.usage(&deployment);
             let waiting = queue.map_or(0, |queue| queue.length);
-            let load = Load { busy: leased + borrowed, waiting, sums: router.tallies[d].sums() };
+            let load = MemberLoad { in_flight: leased + borrowed, queued: waiting, sums: router.tallies[d].sums() };
             router.member.set_load(&deployment, load);
         }
         Ok(())
     }
 
-    fn start(&mut self, i: usize, r: usize, right: Right) -> Checked {
+    fn start(&mut self, i: usize, r: usize, right: SlotBasis) -> Checked {
         let deployment = &self.scenario.deployments[self.replicas[r].deployment];
         let (hold, streams, mean) = (deployment.hold, deployment.may_stream, deployment.mean_service_time);
         let mut service = 1 + self.rng.exponential(mean as f64);
@@ -684,21 +712,30 @@ impl World {
         let (id, end) = (self.counter, self.now + service);
         let incarnation = self.routers[i].id.incarnation;
         let began = self.local_now(i);
-        self.requests.insert(id, Request { router: i, incarnation, replica: r, grant_basis: right, started_at: began, ends_at: end });
+        self.requests.insert(
+            id,
+            Request { router: i, incarnation, replica: r, grant_basis: right, started_at: began, ends_at: end },
+        );
         self.schedule(end, Event::RequestEnds(id));
         self.trace_event(|| format!("r{i} starts {id} on p{r} {right:?} for {service} us"));
         self.served += 1;
         self.routers[i].served += 1;
         let replica = &mut self.replicas[r];
         match right {
-            Right::Leased => replica.leased_requests += 1,
-            Right::Borrowed => (replica.fallback_requests, self.fallback_requests) = (replica.fallback_requests + 1, self.fallback_requests + 1),
+            SlotBasis::Leased => replica.leased_requests += 1,
+            SlotBasis::Fallback => {
+                (replica.fallback_requests, self.fallback_requests) =
+                    (replica.fallback_requests + 1, self.fallback_requests + 1)
+            }
         }
         // A cap that is lowered holds for requests when everybody has heard of it and the slots are back.
         let allowed = replica.past.iter().filter(|past| past.0 > self.now).map(|past| past.1).max().unwrap_or(0);
         let allowed = allowed.max(replica.cap);
         if replica.leased_requests > allowed {
-            return Err(format!("replica p{r} has {} requests, r{i} sent the last, {allowed} allowed", replica.leased_requests));
+            return Err(format!(
+                "replica p{r} has {} requests, r{i} sent the last, {allowed} allowed",
+                replica.leased_requests
+            ));
         }
         Ok(())
     }
@@ -709,8 +746,8 @@ impl World {
         let (router, replica, right, incarnation) =
             (request.router, request.replica, request.grant_basis, request.incarnation);
         match right {
-            Right::Leased => self.replicas[replica].leased_requests -= 1,
-            Right::Borrowed => self.replicas[replica].fallback_requests -= 1,
+            SlotBasis::Leased => self.replicas[replica].leased_requests -= 1,
+            SlotBasis::Fallback => self.replicas[replica].fallback_requests -= 1,
         }
         if incarnation != self.routers[router].id.incarnation || !self.routers[router].is_up {
             self.requests.remove(&id);
@@ -723,10 +760,10 @@ impl World {
         Some(router)
     }
 
-    fn abort(&mut self, i: usize, key: &ReplicaKey) {
+    fn abort(&mut self, i: usize, key: &FleetReplicaKey) {
         let incarnation = self.routers[i].id.incarnation;
         let mine = self.requests.iter().filter(|(_, request)| {
-            (request.router, request.incarnation, request.grant_basis) == (i, incarnation, Right::Leased)
+            (request.router, request.incarnation, request.grant_basis) == (i, incarnation, SlotBasis::Leased)
                 && request.ends_at != Time::MAX
                 && self.replicas[request.replica].key == *key
         });
@@ -735,8 +772,8 @@ impl World {
             self.aborted += 1;
             if let Some(request) = self.requests.remove(&id) {
                 self.replicas[request.replica].leased_requests -= 1;
-                self.routers[i].member.finish(key, request.grant_basis);
-                self.routers[i].tallies[self.replicas[request.replica].deployment].left();
+                self.routers[i].member.finish_request(key, request.grant_basis);
+                self.routers[i].tallies[self.replicas[request.replica].deployment].record_departure();
             }
         }
     }
@@ -758,7 +795,7 @@ impl World {
                 for i in 0..self.routers.len() {
                     let now = self.local_now(i);
                     if self.routers[i].is_up && !self.routers[i].is_suspended {
-                        self.routers[i].ledger.ended(&id, now);
+                        self.routers[i].ledger.member_ended(&id, now);
                         self.run_router(i)?;
                     }
                 }
@@ -833,7 +870,8 @@ impl World {
             2 if before > 0 => self.replicas[r].cap = self.rng.range(1, 2 * u64::from(cap) + 1) as u32,
             3 => {
                 (self.replicas[r].cap, self.replicas[r].is_gone) = (0, true);
-                let ids = self.requests.iter().filter(|(_, request)| request.replica == r && request.ends_at != Time::MAX);
+                let ids =
+                    self.requests.iter().filter(|(_, request)| request.replica == r && request.ends_at != Time::MAX);
                 for id in ids.map(|(id, _)| *id).collect::<Vec<_>>() {
                     if let Some(request) = self.requests.get_mut(&id) {
                         request.ends_at = now;
@@ -870,14 +908,14 @@ impl World {
         self.routers[i].is_up = false;
         let incarnation = self.routers[i].id.incarnation;
         // What it had in flight goes on for a while, but the kernel closes its connections: a slot is used for no longer than
-        // until the living router would have aborted, see docs/fleet.md.
+        // until the living router would have aborted, see docs/design/fleet.md.
         let now = self.now;
         let mut again = Vec::new();
         for (id, request) in &self.requests {
             if (request.router, request.incarnation) == (i, incarnation) && request.ends_at != Time::MAX {
                 let d = self.replicas[request.replica].deployment;
                 let mut end = request.ends_at.min(now + micros(self.scenario.deployments[d].hold));
-                if request.grant_basis == Right::Leased {
+                if request.grant_basis == SlotBasis::Leased {
                     end = end.min(self.abort_time(i, d));
                 }
                 again.push((end, *id));
@@ -929,10 +967,10 @@ impl World {
         }
         self.routers[i].is_suspended = true;
         let incarnation = self.routers[i].id.incarnation;
-        // It cannot abort what streams for too long: nothing can, see docs/fleet.md.
+        // It cannot abort what streams for too long: nothing can, see docs/design/fleet.md.
         let mut again = Vec::new();
         for (id, request) in &self.requests {
-            if (request.router, request.incarnation, request.grant_basis) == (i, incarnation, Right::Leased)
+            if (request.router, request.incarnation, request.grant_basis) == (i, incarnation, SlotBasis::Leased)
                 && request.ends_at != Time::MAX
             {
                 let abort = self.abort_time(i, self.replicas[request.replica].deployment);
@@ -981,7 +1019,7 @@ impl World {
 
     /// While nothing is wrong no request waits beside a free slot for two heartbeats.
     fn check_no_wait_beside_free_slot(&mut self) -> Checked {
-        let longest = micros(self.scenario.settings.surely(self.scenario.settings.heartbeat * 2));
+        let longest = micros(self.scenario.settings.with_drift_margin(self.scenario.settings.heartbeat_interval * 2));
         for d in 0..self.deployments.len() {
             let came = self.routers.iter().filter_map(|router| router.queues[d].front()).map(|first| first.0).min();
             for i in 0..=self.routers.len() {
@@ -1011,21 +1049,24 @@ impl World {
         let deployment = &self.deployments[d];
         match (self.routers.get(i), self.leader_lock.holder) {
             (Some(router), _) => {
-                let (held, busy, borrowed) = router.member.count(deployment);
+                let (held, busy, borrowed) = router.member.usage(deployment);
                 held > busy + borrowed
             }
-            (None, Some((coordinator, _))) => self.routers[coordinator].ledger.slots(deployment, self.local_now(coordinator)).free > 0,
+            (None, Some((coordinator, _))) => {
+                self.routers[coordinator].ledger.slot_counts(deployment, self.local_now(coordinator)).free > 0
+            }
             _ => false,
         }
     }
 
     /// Every slot is with the coordinator, and nothing is in flight.
     fn check_all_slots_free(&self) -> Checked {
-        let coordinators: Vec<_> =
-            (0..self.routers.len()).filter(|i| self.routers[*i].ledger.leads(self.local_now(*i)).is_some()).collect();
+        let coordinators: Vec<_> = (0..self.routers.len())
+            .filter(|i| self.routers[*i].ledger.active_term(self.local_now(*i)).is_some())
+            .collect();
         let [coordinator] = coordinators[..] else { return Err(format!("{coordinators:?} lead")) };
         for (d, deployment) in self.deployments.iter().enumerate() {
-            let slots = self.routers[coordinator].ledger.slots(deployment, self.local_now(coordinator));
+            let slots = self.routers[coordinator].ledger.slot_counts(deployment, self.local_now(coordinator));
             let caps: u32 = self.replicas.iter().filter(|r| r.deployment == d).map(|r| r.cap).sum();
             if (slots.free, slots.leased, slots.quarantined) != (caps, 0, 0) {
                 return Err(format!("d{d} has {caps} slots, of which {slots:?}"));
@@ -1035,9 +1076,11 @@ impl World {
     }
 }
 
-fn merge_rosters(a: &Former, b: Former) -> Former {
+fn merge_rosters(a: &PreviousHolders, b: PreviousHolders) -> PreviousHolders {
     match (a, b) {
-        (Former::Only(a), Former::Only(b)) => Former::Only(a.union(&b).cloned().collect()),
-        _ => Former::Anybody,
+        (PreviousHolders::Known(a), PreviousHolders::Known(b)) => {
+            PreviousHolders::Known(a.union(&b).cloned().collect())
+        }
+        _ => PreviousHolders::Unknown,
     }
 }

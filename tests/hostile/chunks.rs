@@ -43,7 +43,8 @@ async fn a_chunk_size_is_hexadecimal_digits() {
 #[tokio::test]
 async fn a_chunk_that_never_ends_is_given_up() {
     let late = Refused(408, "client_timeout");
-    assert_all(&[("ffffffffffffffff\r\nhello\r\n0\r\n\r\n", late), ("7fffffffffffffff\r\nhello\r\n0\r\n\r\n", late)]).await;
+    assert_all(&[("ffffffffffffffff\r\nhello\r\n0\r\n\r\n", late), ("7fffffffffffffff\r\nhello\r\n0\r\n\r\n", late)])
+        .await;
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 use crate::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GOAWAY, H2Connection, HEADERS, PING, POST_PSEUDO_HEADERS, PRIORITY,
-    RST_STREAM, WINDOW_UPDATE, block, frame, head, settings, hpack_string,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GOAWAY, H2Connection, HEADERS, PING,
+    POST_PSEUDO_HEADERS, PRIORITY, RST_STREAM, WINDOW_UPDATE, block, frame, head, hpack_string, settings,
 };
 use crate::target::Target;
 

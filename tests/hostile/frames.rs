@@ -63,7 +63,10 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// A header block without indexing and without Huffman coding.
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    fields.iter().flat_map(|(name, value)| [vec![0], hpack_string(name.as_bytes()), hpack_string(value.as_bytes())].concat()).collect()
+    fields
+        .iter()
+        .flat_map(|(name, value)| [vec![0], hpack_string(name.as_bytes()), hpack_string(value.as_bytes())].concat())
+        .collect()
 }
 
 /// A string of a header block.

@@ -1,7 +1,7 @@
 //! Where a request ends: every way to make two servers disagree on it.
 
 use crate::harness::KEY;
-use crate::target::Http1Expectation::{self, RefusedKeptAlive, Passed, PassedAndClosed, Refused};
+use crate::target::Http1Expectation::{self, Passed, PassedAndClosed, Refused, RefusedKeptAlive};
 use crate::target::{Target, post};
 
 const BAD: Http1Expectation = Refused(400, "bad_request");
@@ -87,7 +87,8 @@ async fn of_a_length_and_an_encoding_the_encoding_counts_and_nothing_follows() {
     let mut target = Target::start().await;
     let smuggled = smuggled();
     let by_length = format!("content-length: {}\r\ntransfer-encoding: chunked\r\n", smuggled.len() + 5);
-    let seen = target.assert_attack("CL.TE", &post(&by_length, &format!("0\r\n\r\n{smuggled}")), PassedAndClosed("")).await;
+    let seen =
+        target.assert_attack("CL.TE", &post(&by_length, &format!("0\r\n\r\n{smuggled}")), PassedAndClosed("")).await;
     assert_eq!(seen.len(), 1, "{seen:?}");
     let chunk = format!("{:x}\r\n{smuggled}\r\n0\r\n\r\n", smuggled.len());
     let struck = target.send_attack(&post("content-length: 4\r\ntransfer-encoding: chunked\r\n", &chunk)).await;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::harness::KEY;
-use crate::target::Http1Expectation::{self, RefusedKeptAlive, Passed, Refused};
+use crate::target::Http1Expectation::{self, Passed, Refused, RefusedKeptAlive};
 use crate::target::{Target, canary, post};
 
 const BAD: Http1Expectation = Refused(400, "bad_request");

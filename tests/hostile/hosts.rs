@@ -1,7 +1,7 @@
 //! Which host a request is for, and forms of targets other than a path.
 
 use crate::harness::KEY;
-use crate::target::Http1Expectation::{self, RefusedKeptAlive, Passed, Refused};
+use crate::target::Http1Expectation::{self, Passed, Refused, RefusedKeptAlive};
 use crate::target::Target;
 
 const BAD: Http1Expectation = Refused(400, "bad_request");

@@ -10,7 +10,7 @@ enum PathExpectation {
     /// The answer has this status.
     Refused(u16),
 }
-use PathExpectation::{Refused, Reaches};
+use PathExpectation::{Reaches, Refused};
 
 /// Below `/api/v1/endpoint/`.
 const PATHS: &[(&[u8], PathExpectation)] = &[

@@ -42,7 +42,8 @@ impl RecordingModel {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let noted = seen.clone();
         let model = Model::from_connections(move |stream| {
-            let mut reader = RecordingConnection { stream, bytes: Vec::new(), recorded: noted.clone(), current_index: 0 };
+            let mut reader =
+                RecordingConnection { stream, bytes: Vec::new(), recorded: noted.clone(), current_index: 0 };
             async move { while reader.request().await.is_some() {} }
         })
         .await;

@@ -69,11 +69,15 @@ async fn a_head_that_drips_is_ended_by_its_limit() {
 #[tokio::test]
 async fn a_connection_that_says_nothing_is_closed_without_a_word() {
     let mut target = start_impatient_target("{}").await;
-    for bytes in [&b""[..], &PREFACE[..10], PREFACE, &[PREFACE, &frame(HEADERS, 0, 1, &block(&POST_PSEUDO_HEADERS))].concat()] {
+    for bytes in
+        [&b""[..], &PREFACE[..10], PREFACE, &[PREFACE, &frame(HEADERS, 0, 1, &block(&POST_PSEUDO_HEADERS))].concat()]
+    {
         let mut stream = TcpStream::connect(target.router.scoring).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let mut answer = Vec::new();
-        let end = target.serve_good_client_during(async { with_timeout("the end", stream.read_to_end(&mut answer)).await }).await;
+        let end = target
+            .serve_good_client_during(async { with_timeout("the end", stream.read_to_end(&mut answer)).await })
+            .await;
         assert!(end.is_ok_and(|_| !answer.starts_with(b"HTTP/1.1 2")), "{answer:?}");
     }
 }

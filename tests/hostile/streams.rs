@@ -2,8 +2,9 @@
 //! never made a request of HTTP/1.
 
 use crate::frames::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, H2Connection, HEADERS, PADDED, PING, POST_PSEUDO_HEADERS, PRIORITY,
-    PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, head, settings,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, H2Connection, HEADERS, PADDED, PING,
+    POST_PSEUDO_HEADERS, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame,
+    head, settings,
 };
 use crate::harness::KEY;
 use crate::target::Target;
@@ -61,7 +62,8 @@ async fn assert_stream(target: &mut Target, what: &str, bytes: &[u8], expected: 
     drop(client);
     target.send_good_request().await;
     target.wait_until_idle().await;
-    let whole: Vec<String> = target.recorder.take_requests().into_iter().filter(|s| s.is_complete).map(|s| s.body).collect();
+    let whole: Vec<String> =
+        target.recorder.take_requests().into_iter().filter(|s| s.is_complete).map(|s| s.body).collect();
     let mut bodies: Vec<&str> = if let Passed(body) = expected { vec![body] } else { vec![] };
     bodies.extend((came != ConnectionClosed).then_some(""));
     assert_eq!(whole, bodies, "{what}");
@@ -192,7 +194,8 @@ async fn pseudo_headers_cannot_carry_more_than_their_own() {
         (":authority", "user@router", Problem(400, "bad_request")),
         (":authority", "user:password@router", Problem(400, "bad_request")),
     ] {
-        assert_stream(&mut target, &format!("{name}: {value:?}"), &head_with_pseudo_header(name, value), expected).await;
+        assert_stream(&mut target, &format!("{name}: {value:?}"), &head_with_pseudo_header(name, value), expected)
+            .await;
     }
 }
 
@@ -226,7 +229,8 @@ async fn a_content_length_is_true() {
     }
     let large = head(1, 0, &[("content-length", "100000000000")]);
     assert_stream(&mut target, "a length too large", &large, Problem(413, "payload_too_large")).await;
-    assert_stream(&mut target, "a length without a body", &head(1, END_STREAM, &[("content-length", "5")]), Reset).await;
+    assert_stream(&mut target, "a length without a body", &head(1, END_STREAM, &[("content-length", "5")]), Reset)
+        .await;
 }
 
 #[tokio::test]
@@ -306,7 +310,11 @@ async fn frames_that_break_a_stream_reset_it_or_mean_nothing() {
     let post = head(1, 0, &[]);
     let ended = frame(DATA, END_STREAM, 1, b"hello");
     for (what, bytes, expected) in [
-        ("a window update of nothing", [post.clone(), frame(WINDOW_UPDATE, 0, 1, &[0; 4])].concat(), ResetOrConnectionClosed),
+        (
+            "a window update of nothing",
+            [post.clone(), frame(WINDOW_UPDATE, 0, 1, &[0; 4])].concat(),
+            ResetOrConnectionClosed,
+        ),
         (
             "a window over 2^31",
             [post.clone(), frame(WINDOW_UPDATE, 0, 1, &0x7fff_ffff_u32.to_be_bytes())].concat(),

@@ -8,12 +8,12 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use inference_router::config::Settings;
+use inference_router::config::RouterSettings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::harness::{KEY, Model, Router, with_timeout};
-use crate::recorder::{RecordingModel, RecordedRequest};
+use crate::recorder::{RecordedRequest, RecordingModel};
 
 /// The key of `other-endpoint`.
 pub const OTHER_KEY: &str = "other-key-0123456789abcdef";
@@ -58,7 +58,7 @@ impl Target {
     }
 
     /// The same with `requestSettings` of `my-endpoint` and other settings of the router.
-    pub async fn start_with(request_settings: &str, change: impl FnOnce(&mut Settings)) -> Self {
+    pub async fn start_with(request_settings: &str, change: impl FnOnce(&mut RouterSettings)) -> Self {
         let (mine, other) = (RecordingModel::start().await, RecordingModel::start().await);
         let good_model = Model::named("good").await;
         let document = |name: &str, auth: &str, model: &Model, settings: &str| {
@@ -134,7 +134,12 @@ impl Target {
     }
 
     /// Strikes with `bytes` and a canary behind them, and judges.
-    pub async fn assert_attack(&mut self, what: &str, bytes: &[u8], expected: Http1Expectation) -> Vec<RecordedRequest> {
+    pub async fn assert_attack(
+        &mut self,
+        what: &str,
+        bytes: &[u8],
+        expected: Http1Expectation,
+    ) -> Vec<RecordedRequest> {
         let struck = self.send_attack(&[bytes, canary().as_bytes()].concat()).await;
         let (ok, problem) = ((200, String::new()), |status: u16, code: &str| (status, code.to_owned()));
         let complete: Vec<&RecordedRequest> = struck.seen.iter().filter(|seen| seen.is_complete).collect();
@@ -145,7 +150,8 @@ impl Target {
             Http1Expectation::PassedAndClosed(body) => (vec![ok], vec![body], 0),
         };
         assert_eq!(struck.answers, answers, "{what}: {expected:?} expected, but {struck:?}");
-        let (canary, attack): (Vec<&RecordedRequest>, Vec<&RecordedRequest>) = complete.iter().partition(|seen| seen.target() == "/canary");
+        let (canary, attack): (Vec<&RecordedRequest>, Vec<&RecordedRequest>) =
+            complete.iter().partition(|seen| seen.target() == "/canary");
         assert_eq!(canary.len(), canaries, "{what}: {struck:?}");
         assert_eq!(attack.iter().map(|seen| seen.body.as_str()).collect::<Vec<_>>(), bodies, "{what}: {struck:?}");
         assert!(self.other_recorder.take_requests().is_empty(), "{what}: reached the other endpoint");

@@ -18,7 +18,10 @@ const ANSWER: usize = 64 << 20;
 const MAX_BUFFERED_BYTES: usize = 40 << 20;
 
 /// A model with one slot that answers with `ANSWER` bytes, as far as they are taken; says how many were.
-async fn start_large_response_model(requests: &str, limit: Duration) -> (Model, Router, mpsc::UnboundedReceiver<usize>) {
+async fn start_large_response_model(
+    requests: &str,
+    limit: Duration,
+) -> (Model, Router, mpsc::UnboundedReceiver<usize>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let model = Model::from_connections(move |stream| {
         let sender = sender.clone();
@@ -152,7 +155,8 @@ async fn a_client_that_never_reads_is_given_up() {
 
 #[tokio::test]
 async fn many_streams_without_a_window_are_bounded_together() {
-    let (_model, router, mut taken) = start_large_response_model("{maxConcurrentRequestsPerInstance: 50}", BODY_IDLE_TIMEOUT).await;
+    let (_model, router, mut taken) =
+        start_large_response_model("{maxConcurrentRequestsPerInstance: 50}", BODY_IDLE_TIMEOUT).await;
     let mut client = H2Connection::connect(router.scoring, &[(4, 0)]).await;
     let heads: Vec<u8> = (0..50).flat_map(|n| head(1 + 2 * n, END_STREAM, &[])).collect();
     client.write(&heads).await;

@@ -44,7 +44,8 @@ impl Cluster {
         let config = Config::from_custom_kubeconfig(read, &kube::config::KubeConfigOptions::default()).await.unwrap();
         let client = Client::try_from(config).unwrap();
         let neighbour = format!("{namespace}-too");
-        let cluster = Self { client, namespace, other_namespace: neighbour, kubeconfig, api_server: server, _folder: folder };
+        let cluster =
+            Self { client, namespace, other_namespace: neighbour, kubeconfig, api_server: server, _folder: folder };
         cluster.install_endpoint_crd().await;
         let namespaces = cluster.cluster_api("v1", "Namespace", "namespaces");
         for name in [&cluster.namespace, &cluster.other_namespace] {
@@ -57,7 +58,8 @@ impl Cluster {
     /// Defines `OnlineEndpoint`; without its rules in CEL where the cluster is too old to know of any.
     async fn install_endpoint_crd(&self) {
         let mut crd: Value = inference_router::model::crd::definition();
-        let definitions = self.cluster_api("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
+        let definitions =
+            self.cluster_api("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
         let apply = PatchParams::apply("test").force();
         let name = crd["metadata"]["name"].as_str().unwrap().to_owned();
         match definitions.patch(&name, &apply, &Patch::Apply(&crd)).await {
@@ -88,7 +90,8 @@ impl Cluster {
                 }],
             },
         });
-        let definitions = self.cluster_api("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
+        let definitions =
+            self.cluster_api("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions");
         let apply = PatchParams::apply("test").force();
         definitions.patch("servers.models.example", &apply, &Patch::Apply(&definition)).await.unwrap();
     }

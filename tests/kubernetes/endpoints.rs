@@ -28,7 +28,8 @@ async fn an_endpoint_is_made_changed_broken_and_deleted() {
     assert_eq!(status["scoringUri"], "https://models.example/api/v1/endpoint/scored/score");
     assert_eq!(status["deployments"][0]["readyReplicas"], 1, "{status}");
     cluster.patch_endpoint("scored", json!({"spec": {"authMode": "none", "keys": null}})).await;
-    wait_until("nobody is asked for a key", || async { (router.score("scored", "x").await.0 == 200).then_some(()) }).await;
+    wait_until("nobody is asked for a key", || async { (router.score("scored", "x").await.0 == 200).then_some(()) })
+        .await;
     // What the API server lets through and the router does not.
     let deployments = cluster.endpoints().get("scored").await.unwrap().data["spec"]["deployments"].clone();
     let mut collecting = deployments.clone();

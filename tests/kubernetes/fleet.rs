@@ -11,7 +11,7 @@ use crate::wait_until;
 /// One of a group.
 async fn start_fleet_router(cluster: &Cluster) -> Router {
     let peer = json!({"address": format!("127.0.0.1:{}", free_port())});
-    let fleet = json!({"fleet": {"peer": peer, "lease": {"kubernetes": {"name": "routers"}}, "leaseSeconds": 2}});
+    let fleet = json!({"fleet": {"peer": peer, "leaderLock": {"kubernetes": {"name": "routers"}}, "termSeconds": 2}});
     let router = Router::start_with(cluster, fleet).await;
     wait_until("the router is ready", || async { router.is_ready().await.then_some(()) }).await;
     router
@@ -29,7 +29,8 @@ async fn is_coordinator(router: &Router) -> bool {
 }
 
 async fn kubernetes_lease_spec(cluster: &Cluster) -> Value {
-    cluster.namespaced_api("coordination.k8s.io/v1", "Lease", "leases").get("routers").await.unwrap().data["spec"].clone()
+    cluster.namespaced_api("coordination.k8s.io/v1", "Lease", "leases").get("routers").await.unwrap().data["spec"]
+        .clone()
 }
 
 #[tokio::test]
@@ -46,7 +47,8 @@ async fn of_two_routers_one_coordinates_and_when_it_leaves_the_other_does_within
     let second = start_fleet_router(&cluster).await;
     let both = || async { (fleet_status(&first).await["members"].as_array()?.len() == 2).then_some(()) };
     wait_until("both are members", both).await;
-    let known = || async { (fleet_status(&second).await["coordinator"] == fleet_status(&first).await["router"]).then_some(()) };
+    let known =
+        || async { (fleet_status(&second).await["coordinator"] == fleet_status(&first).await["router"]).then_some(()) };
     wait_until("the second knows the first", known).await;
     assert!(is_coordinator(&first).await && !is_coordinator(&second).await);
     let written = kubernetes_lease_spec(&cluster).await;
@@ -115,7 +117,7 @@ async fn one_scales_by_what_all_routers_see() {
     first.terminate();
     let is_in_stabilization_window = || async {
         let text = second.http.get(format!("{}/api/endpoints", second.admin)).send().await.ok()?.text().await.ok()?;
-        (is_coordinator(&second).await && text.contains(r#""lingering""#)).then_some(())
+        (is_coordinator(&second).await && text.contains(r#""stabilization_window""#)).then_some(())
     };
     wait_until("the other decides, and that fewer would do", is_in_stabilization_window).await;
     let decided = Instant::now();

@@ -14,11 +14,11 @@ mod cluster;
 mod endpoints;
 mod fleet;
 mod kubeconfig_users;
+mod large_cluster;
 mod pods;
 mod router;
 mod scaling;
 mod secrets;
-mod large_cluster;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Pods come, become ready and unready, terminate, vanish.
+//! Pods that appear, become ready and not ready, terminate, and vanish.
 
 use std::time::Duration;
 
@@ -92,11 +92,13 @@ async fn what_vanishes_while_the_watch_is_down_is_gone_when_it_is_back() {
     server.store.delete(&pods, &cluster.namespace, "one").unwrap();
     // Nobody can say any more what happened since.
     server.store.compact_history();
-    wait_until("the router notices", || async { router.problems().await.contains("cannot be watched").then_some(()) }).await;
+    wait_until("the router notices", || async { router.problems().await.contains("cannot be watched").then_some(()) })
+        .await;
     assert_eq!(router.score("scored", KEY).await.0, 200, "what is known stays");
     server.set_available();
     router.wait_until_scores("scored", 503).await;
-    wait_until("no problem is left", || async { router.problems().await.contains("\"problems\":[]").then_some(()) }).await;
+    wait_until("no problem is left", || async { router.problems().await.contains("\"problems\":[]").then_some(()) })
+        .await;
 }
 
 /// Whatever has a `scale` subresource with a selector will do, and is scaled through it.

@@ -52,7 +52,8 @@ async fn certificates_and_signing_keys_are_in_secrets_of_the_routers_namespace()
         let problems = router.problems().await;
         parts.iter().all(|part| problems.contains(part)).then_some(())
     };
-    wait_until("the Secrets are missed", || says(&["starting", "Secret web", "Secret signing", "no such Secret"])).await;
+    wait_until("the Secrets are missed", || says(&["starting", "Secret web", "Secret signing", "no such Secret"]))
+        .await;
     write_tls_secret(&cluster, "web", &first.sign(&["localhost", "127.0.0.1"])).await;
     wait_until("one Secret is missed", || says(&["Secret signing"])).await;
     let key = signing_key();

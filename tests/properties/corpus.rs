@@ -1,4 +1,4 @@
-//! The inputs that the fuzzer starts from, and those that once broke something, hold on every toolchain.
+//! The inputs that the fuzzer starts from, and those that once failed, pass on every toolchain.
 
 use std::path::Path;
 

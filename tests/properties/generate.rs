@@ -1,4 +1,4 @@
-//! Endpoint documents, made up: most of what they say is right, some of it only nearly.
+//! A generator of endpoint documents, most parts of which are valid and some nearly.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -156,7 +156,9 @@ impl Generator {
             &["app.example", "https://*.example", "https://app.example/", "null"],
         );
         let mut cors = json!({ "allowOrigins": [origin] });
-        self.maybe(&mut cors, "allowMethods", |g| json!([g.pick_text(&["POST", "get", "M-X"], &["CONNECT", "a b", "*"])]));
+        self.maybe(&mut cors, "allowMethods", |g| {
+            json!([g.pick_text(&["POST", "get", "M-X"], &["CONNECT", "a b", "*"])])
+        });
         self.maybe(&mut cors, "allowHeaders", |g| json!([g.pick_text(&["x-a", "*", "Authorization"], &["a b", ""])]));
         self.maybe(&mut cors, "exposeHeaders", |g| json!([g.pick_text(&["x-a", "X-B"], &["a:b", ""])]));
         if cors["allowOrigins"][0] != "*" || self.should_be_wrong() {
@@ -190,7 +192,10 @@ impl Generator {
         self.maybe(&mut deployment, "swaggerPath", Self::path);
         self.maybe(&mut deployment, "forwardAuthorization", |g| g.rng.random_bool(0.5).into());
         self.maybe(&mut deployment, "host", |g| {
-            g.pick_text(&["model.internal", "Model:80", "[::1]:1", "10.0.0.1"], &["a b", "http://x", "x:0", "", "x\r\ny: z"])
+            g.pick_text(
+                &["model.internal", "Model:80", "[::1]:1", "10.0.0.1"],
+                &["a b", "http://x", "x:0", "", "x\r\ny: z"],
+            )
         });
         self.maybe(&mut deployment, "requestSettings", Self::requests);
         if deployment.get("process").is_some() {

@@ -1,4 +1,4 @@
-//! What holds for all input: of documents that a generator makes up, and of the corpora that `fuzz/` starts from.
+//! Properties that hold for all input: generated documents, and the corpora of `fuzz/`.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
 #![allow(unreachable_pub, reason = "a test is no library: nobody is outside")]

@@ -1,5 +1,5 @@
-//! What must hold of our parsers for every input: called by the fuzzer with its own inputs (`fuzz/`), and by
-//! `corpus.rs` with those it starts from.
+//! Properties of our parsers for every input. The fuzzer calls these functions with its own inputs (`fuzz/`), and
+//! `corpus.rs` with the corpora.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -9,21 +9,21 @@ use bytes::BytesMut;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Uri, Version};
-use inference_router::config::{self, Workers};
+use inference_router::config::{self, WorkerCount};
 use inference_router::control::documents;
-use inference_router::control::index::{Desired, Index};
+use inference_router::control::index::{DesiredEndpoint, Index};
 use inference_router::control::yaml;
 use inference_router::model::name::Name;
 use inference_router::model::problem::Problem;
-use inference_router::model::validate::path::path as scoring_path;
+use inference_router::model::validate::path::validate_uri_path as scoring_path;
 use inference_router::policy::access::{Access, KeyDigest};
-use inference_router::policy::identify::{Asked, Called, Unidentified, identify, lookup_key};
-use inference_router::proxy::codec::{self, Garbage, Head, Piece};
-use inference_router::proxy::headers::{self, Notable, Origin};
+use inference_router::policy::identify::{EndpointPath, ModelPath, Unidentified, lookup_key, parse_endpoint_path};
+use inference_router::proxy::codec::{self, BodyPiece, InvalidResponse, ResponseHead};
+use inference_router::proxy::headers::{self, ForwardedInfo, PresentHeaders};
+use inference_router::state::control_plane_status::ControlPlaneStatus;
 use inference_router::state::gauges;
 use inference_router::state::metrics::Metrics;
-use inference_router::state::status::Status;
-use inference_router::state::table::Published;
+use inference_router::state::routing_table::PublishedTable;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde_json::Value;
@@ -47,7 +47,7 @@ pub fn paths(data: &[u8]) {
 }
 
 fn request_path(path: &str) {
-    let called = match identify(path) {
+    let called = match parse_endpoint_path(path) {
         Ok(called) => called,
         Err(Unidentified::DotSegment) => {
             return assert!(has_dot_segment(path), "refused for what it has not: {path:?}");
@@ -55,17 +55,17 @@ fn request_path(path: &str) {
         Err(Unidentified::Encoding) => return assert!(path.contains('%'), "refused for what it has not: {path:?}"),
         Err(Unidentified::NotFound) => return,
     };
-    let Called { endpoint, asked } = called;
+    let EndpointPath { endpoint, model_path: asked } = called;
     assert!(!endpoint.contains('/'), "{endpoint:?}");
     let sub = match asked {
-        Asked::Score => "/score",
-        Asked::Swagger => "/swagger.json",
-        Asked::Path(sub) => sub,
+        ModelPath::Score => "/score",
+        ModelPath::Swagger => "/swagger.json",
+        ModelPath::Path(sub) => sub,
     };
     let family = path.find(endpoint).map_or("", |_| if path.starts_with("/api/v1/e") { "endpoint" } else { "service" });
     let whole = format!("/api/v1/{family}/{endpoint}{sub}");
     assert!(whole == path || whole == format!("{path}/"), "{path:?} is not {whole:?}");
-    assert_eq!(identify(&whole), Ok(called), "read again it is another");
+    assert_eq!(parse_endpoint_path(&whole), Ok(called), "read again it is another");
     assert!(sub.starts_with('/') && !has_dot_segment(sub), "a model could leave {sub:?}");
     // Only what is a name finds an endpoint.
     let mut buffer = [0; 32];
@@ -146,15 +146,16 @@ fn named_by_connection(fields: &HeaderMap) -> HashSet<String> {
 fn request_fields(version: Version, target: Uri, fields: HeaderMap) {
     let (mut head, ()) = Request::new(()).into_parts();
     (head.version, head.uri, head.headers) = (version, target, fields.clone());
-    let notable = Notable::of(&fields);
-    if let Err(why) = headers::check(&head, &notable) {
+    let notable = PresentHeaders::from_headers(&fields);
+    if let Err(why) = headers::validate_request_head(&head, &notable) {
         return assert_one_line(why);
     }
     assert!(fields.get_all(HOST).iter().count() <= 1 && fields.get_all(CONTENT_LENGTH).iter().count() <= 1);
-    let origin = Origin { address: HeaderValue::from_static("192.0.2.1"), scheme: HeaderValue::from_static("http") };
+    let origin =
+        ForwardedInfo { address: HeaderValue::from_static("192.0.2.1"), scheme: HeaderValue::from_static("http") };
     let id = HeaderValue::from_static("11111111-2222-4333-8444-555555555555");
-    let client_id = headers::client_request_id(&fields);
-    headers::to_model(&mut head, &notable, &origin, &id, client_id.as_ref());
+    let client_id = headers::echoed_client_request_id(&fields);
+    headers::prepare_upstream_request(&mut head, &notable, &origin, &id, client_id.as_ref());
     let sent = &head.headers;
     for name in HOP_BY_HOP.into_iter().chain(["expect"]) {
         assert!(!sent.contains_key(name), "{name} reaches the model: {sent:?}");
@@ -178,7 +179,10 @@ fn request_fields(version: Version, target: Uri, fields: HeaderMap) {
     };
     assert_eq!((last("x-forwarded-for"), last("x-forwarded-proto")), (b"192.0.2.1".to_vec(), b"http".to_vec()));
     let named = named_by_connection(&fields);
-    for name in fields.keys().map(HeaderName::as_str).filter(|name| !ROUTER_HEADERS.contains(name) && *name != "x-forwarded-host")
+    for name in fields
+        .keys()
+        .map(HeaderName::as_str)
+        .filter(|name| !ROUTER_HEADERS.contains(name) && *name != "x-forwarded-host")
     {
         let kept = fields.get_all(name).iter().eq(sent.get_all(name).iter());
         let gone = !sent.contains_key(name);
@@ -189,7 +193,7 @@ fn request_fields(version: Version, target: Uri, fields: HeaderMap) {
 
 fn response_fields(mut fields: HeaderMap) {
     let (before, named) = (fields.clone(), named_by_connection(&fields));
-    headers::from_model(&mut fields, http::StatusCode::OK);
+    headers::prepare_client_response(&mut fields, http::StatusCode::OK);
     for name in before.keys().map(HeaderName::as_str) {
         let must_go = HOP_BY_HOP.contains(&name) || name == "te" || named.contains(name);
         let may_go = must_go || name == "content-length";
@@ -199,16 +203,16 @@ fn response_fields(mut fields: HeaderMap) {
         assert!(!must_go || protected && name != "te" || !fields.contains_key(name), "{name} stays: {fields:?}");
     }
     let once = fields.clone();
-    headers::from_model(&mut fields, http::StatusCode::OK);
+    headers::prepare_client_response(&mut fields, http::StatusCode::OK);
     assert_eq!(fields, once, "done twice it is another");
 }
 
 /// Only the key opens, and only as a bearer token.
 fn credential(fields: &HeaderMap) {
     const KEY: &str = "a-key-of-an-endpoint";
-    let access = Access::Keys(vec![KeyDigest::of(KEY)]);
+    let access = Access::Keys(vec![KeyDigest::digest_key(KEY)]);
     for value in fields.get_all("authorization") {
-        let opens = access.check(Some(value.as_bytes())).is_ok();
+        let opens = access.authenticate(Some(value.as_bytes())).is_ok();
         let text = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
         assert!(!opens || text.starts_with("bearer ") && text.trim_end().ends_with(KEY), "{value:?} opens");
     }
@@ -235,7 +239,7 @@ pub fn settings(data: &[u8]) {
             assert!(settings.scoring.port() == 0 || settings.scoring != settings.admin, "{settings:?}");
             assert!(settings.endpoint_files.iter().all(|file| file.is_absolute()), "{settings:?}");
             assert!(!settings.endpoint_files.is_empty(), "{settings:?}");
-            assert!(!matches!(settings.workers, Workers::Count(count) if count.get() > 1024), "{settings:?}");
+            assert!(!matches!(settings.workers, WorkerCount::Count(count) if count.get() > 1024), "{settings:?}");
             assert_eq!(parse().ok().as_ref(), Some(&settings), "read again they are others");
         }
         Err(rejected) => {
@@ -249,20 +253,21 @@ pub fn settings(data: &[u8]) {
 pub fn endpoints(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let parsed = documents::parse(text, "endpoints.yaml");
-    let documents = yaml::documents(text);
+    let documents = yaml::parse_documents(text);
     let count = documents.len();
     assert!(parsed.endpoints.len() <= count, "more endpoints than documents");
     assert!(parsed.endpoints.len() == count || !parsed.problems.is_empty(), "refused without a word");
     assert_problems_located(&parsed.problems, &["endpoints.yaml"]);
     assert_no_key_in_problems(text, documents.into_iter().flatten(), &parsed.problems);
-    let (table, status, metrics) = (Published::default(), Arc::<Status>::default(), Arc::new(Metrics::new().unwrap()));
+    let (table, status, metrics) =
+        (PublishedTable::default(), Arc::<ControlPlaneStatus>::default(), Arc::new(Metrics::new().unwrap()));
     let mut index = Index::new(table.clone(), metrics.clone(), status.clone(), Arc::default());
-    let desired = parsed.endpoints.iter().map(|spec| Desired {
+    let desired = parsed.endpoints.iter().map(|spec| DesiredEndpoint {
         spec: Arc::new(spec.clone()),
         access: Access::Open,
-        tls: Vec::new(),
+        connectors: Vec::new(),
     });
-    index.apply(desired.collect());
+    index.replace_endpoints(desired.collect());
     let table = table.load();
     for spec in &parsed.endpoints {
         let endpoint = table.endpoint(spec.name.key()).unwrap_or_else(|| panic!("{} is not in the table", spec.name));
@@ -277,14 +282,19 @@ pub fn endpoints(data: &[u8]) {
         assert!(chosen.is_none_or(|index| spec.traffic[index] > 0));
         for written in &spec.deployments {
             let ready = endpoint.deployment(&written.name.as_str().to_ascii_uppercase()).unwrap();
-            assert_eq!(ready.header, written.name.as_str());
+            assert_eq!(ready.name_header, written.name.as_str());
             assert_eq!(ready.scoring_path.as_str(), written.scoring_path, "another path would be sent");
             assert_eq!(ready.swagger_path.as_str(), written.swagger_path, "another path would be sent");
-            assert_eq!(ready.host.as_ref().map(|host| host.as_bytes()), written.host.as_deref().map(str::as_bytes));
-            assert!(written.requests.timeout.as_millis() <= 300_000 && !written.requests.timeout.is_zero());
+            assert_eq!(
+                ready.host_header.as_ref().map(|host| host.as_bytes()),
+                written.host.as_deref().map(str::as_bytes)
+            );
+            assert!(
+                written.request_settings.timeout.as_millis() <= 300_000 && !written.request_settings.timeout.is_zero()
+            );
         }
     }
-    gauges::collect(&table, &status).unwrap();
+    gauges::collect_gauges(&table, &status).unwrap();
     metrics.registry.gather();
 }
 
@@ -292,7 +302,7 @@ pub fn endpoints(data: &[u8]) {
 fn assert_problems_located(problems: &[Problem], sources: &[&str]) {
     for problem in problems {
         assert!(sources.iter().any(|source| problem.source.starts_with(source)), "{problem:?}");
-        assert!(!problem.what.is_empty(), "{problem:?}");
+        assert!(!problem.message.is_empty(), "{problem:?}");
         assert_one_line(&problem.to_string());
     }
 }
@@ -333,9 +343,12 @@ pub fn responses(data: &[u8]) {
 /// Head with trailers, body, and whether it is complete. `None`: not even the head is.
 type ParsedResponse = Option<(String, Vec<u8>, bool)>;
 
-fn read_response<'a>(method: &Method, mut pieces: impl Iterator<Item = &'a [u8]>) -> Result<ParsedResponse, Garbage> {
+fn read_response<'a>(
+    method: &Method,
+    mut pieces: impl Iterator<Item = &'a [u8]>,
+) -> Result<ParsedResponse, InvalidResponse> {
     let mut input = BytesMut::new();
-    let Head { parts, body: mut receiving, keeps_alive } = loop {
+    let ResponseHead { parts, decoder: mut receiving, is_keep_alive: keeps_alive } = loop {
         match codec::read_head(&mut input, method)? {
             Some(head) => break head,
             None => match pieces.next() {
@@ -347,10 +360,10 @@ fn read_response<'a>(method: &Method, mut pieces: impl Iterator<Item = &'a [u8]>
     let (mut head, mut body) = (format!("{parts:?} {keeps_alive}"), Vec::new());
     loop {
         match receiving.next(&mut input)? {
-            Piece::Data(data) => body.extend_from_slice(&data),
-            Piece::Trailers(trailers) => head += &format!("{trailers:?}"),
-            Piece::End => return Ok(Some((head, body, true))),
-            Piece::Incomplete => match pieces.next() {
+            BodyPiece::Data(data) => body.extend_from_slice(&data),
+            BodyPiece::Trailers(trailers) => head += &format!("{trailers:?}"),
+            BodyPiece::End => return Ok(Some((head, body, true))),
+            BodyPiece::NeedsInput => match pieces.next() {
                 Some(piece) => input.extend_from_slice(piece),
                 None => return Ok(Some((head, body, receiving.is_over()))),
             },

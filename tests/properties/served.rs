@@ -1,4 +1,5 @@
-//! Whatever the validator accepts can be served exactly as it says; whatever it refuses is told where and why.
+//! Documents that the validator accepts are served exactly as written; problems of the others name the place and the
+//! reason.
 
 use std::collections::HashSet;
 
@@ -7,8 +8,8 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use inference_router::control::document_files::DocumentFiles;
 use inference_router::control::documents;
-use inference_router::control::files::Files;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
@@ -85,7 +86,7 @@ async fn what_is_accepted_is_served_as_written_and_what_is_not_says_where_and_wh
         } else {
             refused += 1;
             for problem in problems {
-                let said = !problem.path.is_empty() && !problem.what.is_empty() && problem.what.len() < 2_000;
+                let said = !problem.path.is_empty() && !problem.message.is_empty() && problem.message.len() < 2_000;
                 let whole = document.get("kind").is_none_or(|kind| kind != "OnlineEndpoint") || !document.is_object();
                 assert!(said || whole, "number {number}: {problem:?} of {}", shortened(&document));
             }
@@ -123,8 +124,8 @@ fn check(folder: &std::path::Path, document: &Value) -> Vec<inference_router::mo
     // Keys are read with the file.
     let file = folder.join("one.yaml");
     std::fs::write(&file, text).unwrap();
-    let loaded = Files::new(vec![file.clone()], std::sync::Arc::new(|_| None))
-        .load(&inference_router::control::files::Scope::Everything, std::time::Instant::now());
+    let loaded = DocumentFiles::new(vec![file.clone()], std::sync::Arc::new(|_| None))
+        .load(&inference_router::control::document_files::ScanScope::All, std::time::Instant::now());
     std::fs::remove_file(file).unwrap();
     loaded.unwrap().problems
 }
@@ -167,7 +168,12 @@ async fn served(client: &mut Client, document: &Value, model: &Model) {
     let live: Vec<&Value> = deployments.iter().filter(|deployment| weight(deployment) > 0).collect();
     match live.as_slice() {
         [] => {
-            assert_eq!((answer.status, &answer.body["code"]), (404, &json!("no_live_deployment")), "{}", shortened(document))
+            assert_eq!(
+                (answer.status, &answer.body["code"]),
+                (404, &json!("no_live_deployment")),
+                "{}",
+                shortened(document)
+            )
         }
         live => {
             let by = answer.headers.get("azureml-model-deployment").map(|by| by.to_str().unwrap().to_owned());
@@ -186,7 +192,12 @@ async fn served(client: &mut Client, document: &Value, model: &Model) {
     }
     if !keys.is_empty() {
         let answer = client.send("GET", &path("score"), &[]).await;
-        assert_eq!((answer.status, &answer.body["code"]), (401, &json!("missing_credential")), "{}", shortened(document));
+        assert_eq!(
+            (answer.status, &answer.body["code"]),
+            (401, &json!("missing_credential")),
+            "{}",
+            shortened(document)
+        );
         let answer = client.send("GET", &path("score"), &[("authorization", "Bearer another-key-0123")]).await;
         let code = if tokens { "malformed_token" } else { "invalid_key" };
         assert_eq!((answer.status, &answer.body["code"]), (401, &json!(code)), "{}", shortened(document));
@@ -199,8 +210,10 @@ async fn served(client: &mut Client, document: &Value, model: &Model) {
         let fields = [("origin", &*origin), ("access-control-request-method", &*method)];
         let answer = client.send("OPTIONS", &path("score"), &fields).await;
         assert_eq!(answer.status, 204, "{}", shortened(document));
-        let allowed =
-            answer.headers.get("access-control-allow-origin").unwrap_or_else(|| panic!("refused by {}", shortened(document)));
+        let allowed = answer
+            .headers
+            .get("access-control-allow-origin")
+            .unwrap_or_else(|| panic!("refused by {}", shortened(document)));
         let any = cors["allowOrigins"][0] == "*" && allowed == "*";
         assert!(any || allowed == origin.as_str(), "{allowed:?} for {}", shortened(document));
     }

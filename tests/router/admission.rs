@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use inference_router::config::{Settings, Workers};
+use inference_router::config::{RouterSettings, WorkerCount};
 use serde_json::Value;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,10 +16,13 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::harness::{PendingRequest, KEY, Model, Router, call, endpoint, full_body, raw_scoring_request, score, send, with_timeout};
+use crate::harness::{
+    KEY, Model, PendingRequest, Router, call, endpoint, full_body, raw_scoring_request, score, send, with_timeout,
+};
 use crate::raw_peers::{
-    ANSWER, ReceivedRequest, RefusingPort, first_deployment, wait_until_busy_and_queued, connect_and_send, join_task, shut_down, wait_until_idle, next_arrival, read_eof, read_message, request,
-    spawn_scoring, streaming, metric_sum, start_handover_model,
+    ANSWER, ReceivedRequest, RefusingPort, connect_and_send, first_deployment, join_task, metric_sum, next_arrival,
+    read_eof, read_message, request, shut_down, spawn_scoring, start_handover_model, streaming,
+    wait_until_busy_and_queued, wait_until_idle,
 };
 
 /// One slot, and times nobody reaches.
@@ -27,8 +30,8 @@ const ONE_SLOT: &str = "{maxConcurrentRequestsPerInstance: 1, maxQueueWaitMs: 60
 /// More slots than any test needs, and times nobody reaches.
 const MANY_SLOTS: &str = "{maxConcurrentRequestsPerInstance: 1000, maxQueueWaitMs: 60000, requestTimeoutMs: 60000}";
 
-fn with_workers(count: usize) -> impl FnOnce(&mut Settings) {
-    move |settings| settings.workers = Workers::Count(count.try_into().unwrap())
+fn with_workers(count: usize) -> impl FnOnce(&mut RouterSettings) {
+    move |settings| settings.workers = WorkerCount::Count(count.try_into().unwrap())
 }
 
 /// How many requests a model has at once, and had at most.
@@ -106,7 +109,11 @@ async fn assert_cap_is_exact(worker_count: usize, replicas: usize, cap: usize) {
     for gauge in &gauges {
         assert_eq!(gauge.highest.load(SeqCst), cap, "{what}");
     }
-    assert_eq!(gauges.iter().map(|gauge| gauge.total.load(SeqCst)).sum::<usize>(), CLIENTS * REQUESTS_PER_CLIENT, "{what}");
+    assert_eq!(
+        gauges.iter().map(|gauge| gauge.total.load(SeqCst)).sum::<usize>(),
+        CLIENTS * REQUESTS_PER_CLIENT,
+        "{what}"
+    );
     wait_until_idle(&router).await;
     shut_down(router).await;
 }
@@ -332,7 +339,13 @@ async fn a_queued_request_whose_client_left_is_dropped_although_its_body_is_unre
 async fn start_abandoned_and_queued(
     settings: &str,
     worker_count: usize,
-) -> (Router, Model, mpsc::UnboundedReceiver<ReceivedRequest>, ReceivedRequest, tokio::task::JoinHandle<crate::harness::Answer>) {
+) -> (
+    Router,
+    Model,
+    mpsc::UnboundedReceiver<ReceivedRequest>,
+    ReceivedRequest,
+    tokio::task::JoinHandle<crate::harness::Answer>,
+) {
     let (model, mut arrivals) = start_handover_model().await;
     let router = Router::start_with(&[&endpoint(&[model.address], settings)], with_workers(worker_count));
     let leaving = connect_and_send(router.scoring, &request("POST", "leaving")).await;
@@ -363,7 +376,8 @@ async fn assert_served_next(
 #[tokio::test]
 async fn when_the_client_leaves_the_slot_stays_busy_until_the_model_closes() {
     for worker_count in [1, 2] {
-        let (router, _model, mut arrivals, abandoned, waiting) = start_abandoned_and_queued(ONE_SLOT, worker_count).await;
+        let (router, _model, mut arrivals, abandoned, waiting) =
+            start_abandoned_and_queued(ONE_SLOT, worker_count).await;
         drop(abandoned);
         assert_served_next(router, &mut arrivals, waiting).await;
     }
@@ -372,7 +386,8 @@ async fn when_the_client_leaves_the_slot_stays_busy_until_the_model_closes() {
 #[tokio::test]
 async fn when_the_client_leaves_the_slot_stays_busy_until_the_model_has_answered() {
     for worker_count in [1, 2] {
-        let (router, _model, mut arrivals, mut abandoned, waiting) = start_abandoned_and_queued(ONE_SLOT, worker_count).await;
+        let (router, _model, mut arrivals, mut abandoned, waiting) =
+            start_abandoned_and_queued(ONE_SLOT, worker_count).await;
         abandoned.write("HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf").await;
         wait_until_busy_and_queued(&router, 1, 1).await;
         abandoned.write("full").await;
@@ -486,7 +501,7 @@ async fn a_request_never_waits_while_a_slot_is_free() {
         while let Some(client) = with_timeout("all clients", clients.join_next()).await {
             client.unwrap();
         }
-        assert_eq!(metric_sum(&router, "inference_router_rejected_total", "").await, 0.0);
+        assert_eq!(metric_sum(&router, "inference_router_requests_rejected_total", "").await, 0.0);
         wait_until_idle(&router).await;
         shut_down(router).await;
     }
@@ -536,9 +551,9 @@ async fn requests_that_a_replica_refused_to_take_go_to_another_and_it_is_ejected
         held.push(next_arrival(&mut arrivals).await);
     }
     assert!(metric_sum(&router, "inference_router_retries_total", "").await >= 1.0);
-    router.wait_until("the refusing replica is set aside", |all| replica_state(all, refusing.address) == "set_aside").await;
+    router.wait_until("the refusing replica is ejected", |all| replica_state(all, refusing.address) == "ejected").await;
     assert_eq!(replica_state(&router.endpoints().await, good.address), "ready");
-    assert!(metric_sum(&router, "inference_router_replicas", "state=\"set_aside\"").await >= 1.0);
+    assert!(metric_sum(&router, "inference_router_replicas", "state=\"ejected\"").await >= 1.0);
     for asked in held {
         asked.answer("ok");
     }
@@ -575,7 +590,7 @@ async fn a_replica_that_comes_back_is_probed_with_one_request_and_then_used_agai
     let held_too = spawn_scoring(&router, "hold");
     next_arrival(&mut holding).await;
     with_timeout("set aside", async {
-        while replica_state(&router.endpoints().await, address) != "set_aside" {
+        while replica_state(&router.endpoints().await, address) != "ejected" {
             assert_eq!(router.score("{}").await.text(), "good");
         }
     })
@@ -634,7 +649,7 @@ async fn a_request_that_waits_for_an_ejected_replica_is_served_when_it_is_back()
     let address = refusing.address;
     let router = Router::start(&[&endpoint(&[address], ONE_SLOT)]);
     with_timeout("set aside", async {
-        while replica_state(&router.endpoints().await, address) != "set_aside" {
+        while replica_state(&router.endpoints().await, address) != "ejected" {
             assert_eq!(router.score("{}").await.code(), "replica_unreachable");
         }
     })
@@ -658,7 +673,7 @@ async fn with_no_replica_that_can_be_reached_the_answer_says_so() {
     let first = router.score("{}").await;
     assert_eq!((first.status.as_u16(), first.code().as_str()), (502, "replica_unreachable"));
     with_timeout("set aside", async {
-        while replica_state(&router.endpoints().await, refusing.address) != "set_aside" {
+        while replica_state(&router.endpoints().await, refusing.address) != "ejected" {
             let code = router.score("{}").await.code();
             assert!(code == "replica_unreachable" || code == "no_ready_replica", "{code}");
         }

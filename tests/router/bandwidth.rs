@@ -1,4 +1,4 @@
-//! Promises of `bandwidthLimitBytesPerSecond`: what is over the limit waits, copies first, and is told.
+//! Promises of `bandwidthLimitBytesPerSecond`: data over the limit waits, copies stop first, and the delay is reported.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,9 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 use tokio::net::TcpStream;
 
-use crate::harness::{Answer, Model, Router, call, document, full_body, raw_scoring_request, replace, score, send, with_timeout};
+use crate::harness::{
+    Answer, Model, Router, call, document, full_body, raw_scoring_request, replace, score, send, with_timeout,
+};
 use crate::http::connect_http2;
 
 const MEGABYTE: usize = 1_000_000;
@@ -146,7 +148,8 @@ async fn copies_are_the_first_to_go() {
         measure(call(router.scoring, score("{}"))).await;
     }
     let count = async |result: &str| {
-        let series = "inference_router_mirror_requests_total{deployment=\"shadow\",endpoint=\"my-endpoint\",result=";
+        let series =
+            "inference_router_mirror_requests_total{deployment_name=\"shadow\",endpoint_name=\"my-endpoint\",result=";
         router.metric(&format!("{series}\"{result}\"}}")).await.unwrap_or_default()
     };
     assert_eq!(count("over_bandwidth").await, 0.0, "there is room");
@@ -244,14 +247,16 @@ async fn no_delay_is_logged_that_was_not_had() {
 #[tokio::test]
 async fn a_wait_before_there_is_a_replica_is_not_given_to_the_model() {
     let model = start_sized_model().await;
-    let (router, log) = logging(&limited_document(&model, "").replace("requestTimeoutMs: 700", "requestTimeoutMs: 1000"));
+    let (router, log) =
+        logging(&limited_document(&model, "").replace("requestTimeoutMs: 700", "requestTimeoutMs: 1000"));
     let crowd = spawn_large_requests(&router, 30);
     with_timeout("a wait", async {
         let mut held = 0;
         while held < 300 {
             let mut small = score("{}");
             small.headers_mut().insert("te", "trailers".parse().unwrap());
-            held = call(router.scoring, small).await.trailers.map_or(0, |trailers| trailer_delays_ms(Some(&trailers)).0);
+            held =
+                call(router.scoring, small).await.trailers.map_or(0, |trailers| trailer_delays_ms(Some(&trailers)).0);
         }
     })
     .await;
@@ -270,17 +275,17 @@ async fn a_wait_before_there_is_a_replica_is_not_given_to_the_model() {
 #[tokio::test]
 async fn a_client_that_leaves_after_a_long_upload_frees_no_busy_replica() {
     let (model, mut asked) = Model::manual().await;
-    let router = Router::start(&[&limited_document(&model, "").replace("requestTimeoutMs: 700", "requestTimeoutMs: 2000")]);
+    let router =
+        Router::start(&[&limited_document(&model, "").replace("requestTimeoutMs: 700", "requestTimeoutMs: 2000")]);
     let client = tokio::spawn(call(router.scoring, score(vec![b'x'; 4 * MEGABYTE])));
     let mut at_model = with_timeout("the request", asked.recv()).await.unwrap();
     while let Some(frame) = with_timeout("its body", at_model.request.body_mut().frame()).await {
         frame.unwrap();
     }
     client.abort();
-    let left =
-        "inference_router_requests_total{code=\"499\",deployment=\"blue\",endpoint=\"my-endpoint\",model_code=\"\"}";
+    let left = "inference_router_requests_total{code=\"499\",deployment_name=\"blue\",endpoint_name=\"my-endpoint\",model_code=\"\"}";
     with_timeout("the client has left", async { while router.metric(left).await != Some(1.0) {} }).await;
-    let busy = "inference_router_slots{deployment=\"blue\",endpoint=\"my-endpoint\",state=\"busy\"}";
+    let busy = "inference_router_slots{deployment_name=\"blue\",endpoint_name=\"my-endpoint\",state=\"busy\"}";
     assert_eq!(router.metric(busy).await, Some(1.0), "the model is still at it");
     at_model.answer("done");
     with_timeout("its slot is free", async { while router.metric(busy).await != Some(0.0) {} }).await;
@@ -352,8 +357,7 @@ async fn a_client_that_leaves_while_its_body_is_held_back_is_missed() {
     tokio::io::AsyncWriteExt::write_all(&mut leaving, &raw_scoring_request(80_000)).await.unwrap();
     with_timeout("one more", async { while router.metric(connections).await.unwrap_or_default() < 81.0 {} }).await;
     drop(leaving);
-    let left =
-        "inference_router_requests_total{code=\"499\",deployment=\"blue\",endpoint=\"my-endpoint\",model_code=\"\"}";
+    let left = "inference_router_requests_total{code=\"499\",deployment_name=\"blue\",endpoint_name=\"my-endpoint\",model_code=\"\"}";
     with_timeout("the client has left", async { while router.metric(left).await != Some(1.0) {} }).await;
     abort_requests(crowd).await;
 }

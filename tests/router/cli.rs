@@ -340,7 +340,7 @@ async fn a_second_signal_ends_the_router_at_once() {
     router.signal(Signal::TERM);
     let ended = router.wait_for_exit();
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("a second signal: ending at once"), "{ended:?}");
+    assert!(ended.stderr.contains("received a second signal; exiting at once"), "{ended:?}");
     assert!(with_timeout("the client", client).await.unwrap().is_err(), "there was no answer to give");
     drop(in_flight);
 }
@@ -399,7 +399,10 @@ async fn a_router_whose_standard_error_nobody_reads_any_more_serves_on_and_ends_
 async fn the_quickstart_serves_with_addresses_from_the_environment() {
     let files = folder(&[
         ("quickstart.yaml", &std::fs::read_to_string(shipped_config("quickstart.yaml")).unwrap()),
-        ("quickstart/my-endpoint.yaml", &std::fs::read_to_string(shipped_config("quickstart/my-endpoint.yaml")).unwrap()),
+        (
+            "quickstart/my-endpoint.yaml",
+            &std::fs::read_to_string(shipped_config("quickstart/my-endpoint.yaml")).unwrap(),
+        ),
     ]);
     let serve = ["serve", "--config", &path(&files, "quickstart.yaml")];
     let router = ProgramProcess::start(command(&serve).envs(ANY_PORTS));
@@ -424,7 +427,8 @@ async fn the_quickstart_serves_with_addresses_from_the_environment() {
 fn bad_settings_end_with_78_and_every_problem() {
     let files = folder(&[("bad.yaml", "scoring: {address: nowhere}\nworkers: 0\nlimit: {}\nlog: {level: loud}\n")]);
     let serve = ["serve", "--config", &path(&files, "bad.yaml")];
-    let ended = ProgramProcess::start(command(&serve).env("INFERENCE_ROUTER__LIMITS__MAX_HEADERS", "none")).wait_for_exit();
+    let ended =
+        ProgramProcess::start(command(&serve).env("INFERENCE_ROUTER__LIMITS__MAX_HEADERS", "none")).wait_for_exit();
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(78), ""), "{ended:?}");
     for part in [
         "bad.yaml: scoring.address: is \"nowhere\"",
@@ -481,7 +485,8 @@ fn wrong_usage_ends_with_2() {
 #[test]
 fn check_is_content_with_what_is_shipped() {
     let settings = shipped_config("quickstart.yaml").display().to_string();
-    for arguments in [vec!["check", &settings], vec!["check", &settings, &shipped_config("quickstart").display().to_string()]]
+    for arguments in
+        [vec!["check", &settings], vec!["check", &settings, &shipped_config("quickstart").display().to_string()]]
     {
         let ended = run(&arguments);
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "no problems; endpoints: 1"), "{ended:?}");
@@ -529,7 +534,7 @@ fn check_says_of_the_files_of_a_fleet_what_serve_does() {
     let (at, lease) = ("127.0.0.1:7071", "leader");
     let settings = |more: &str, lease: &str| {
         format!(
-            "endpoints: {{files: [endpoints]}}\nfleet: {{peer: {{address: \"{at}\"{more}}}, lease: {{file: {lease}}}}}\n"
+            "endpoints: {{files: [endpoints]}}\nfleet: {{peer: {{address: \"{at}\"{more}}}, leaderLock: {{file: {lease}}}}}\n"
         )
     };
     for (text, parts) in [
@@ -547,9 +552,9 @@ fn check_says_of_the_files_of_a_fleet_what_serve_does() {
         (settings(&format!(", secretFile: good, tls: {}", tls("broken.pem")), lease), vec!["fleet.peer.tls: "]),
         (
             settings("", "gone/leader"),
-            vec!["fleet.lease.file: names ", "gone/leader, but its folder ", ": No such file"],
+            vec!["fleet.leaderLock.file: names ", "gone/leader, but its folder ", ": No such file"],
         ),
-        (settings("", "folder"), vec!["fleet.lease.file: names ", "/folder, which is a folder"]),
+        (settings("", "folder"), vec!["fleet.leaderLock.file: names ", "/folder, which is a folder"]),
     ] {
         std::fs::write(files.path().join("router.yaml"), &text).unwrap();
         let checked = run(&["check", &path(&files, "router.yaml")]);

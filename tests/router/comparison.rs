@@ -122,13 +122,14 @@ async fn a_planted_difference_of_one_in_a_hundred_is_found_where_it_is() {
     let of = |side: &str| report[side]["statuses"]["2xx"].as_u64();
     assert_eq!((of("live"), of("shadow")), (report["pairs"].as_u64(), report["pairs"].as_u64()));
     assert!(report["live"]["latencyMs"]["p50"].as_f64().unwrap() > 0.0);
-    let series = "inference_router_mirror_comparisons_total{endpoint=\"my-endpoint\",result=\"different\"}";
+    let series = "inference_router_mirror_comparisons_total{endpoint_name=\"my-endpoint\",result=\"different\"}";
     assert_eq!(router.metric(series).await, Some(planted as f64));
 }
 
 #[tokio::test]
 async fn nothing_is_found_where_there_is_nothing() {
-    let (live, shadow) = (start_scoring_model(|number| number as f64).await, start_scoring_model(|number| number as f64).await);
+    let (live, shadow) =
+        (start_scoring_model(|number| number as f64).await, start_scoring_model(|number| number as f64).await);
     let router = Router::start(&[&compared_document(live.address, shadow.address, IGNORING, "")]);
     ask(&router, 1_000).await;
     let said = wait_for_report(&router, 490).await;
@@ -163,7 +164,9 @@ async fn other_statuses_differ_and_a_shadow_that_is_too_slow_has_that_of_a_timeo
 async fn what_cannot_be_compared_says_why() {
     let long = || start_constant_model(|| Response::new(full_body("x".repeat(5_000))));
     let packed = |body: &'static str| {
-        start_constant_model(move || Response::builder().header("content-encoding", "gzip").body(full_body(body)).unwrap())
+        start_constant_model(move || {
+            Response::builder().header("content-encoding", "gzip").body(full_body(body)).unwrap()
+        })
     };
     let cases = [
         (long().await, long().await, "{maxBodyBytes: 4999}", "too_large"),
@@ -223,7 +226,8 @@ async fn what_there_is_not_says_what_to_do() {
 
 #[tokio::test]
 async fn the_command_prints_what_a_person_can_decide_on() {
-    let (live, shadow) = (start_scoring_model(|number| number as f64).await, start_scoring_model(|number| number as f64 + 1.0).await);
+    let (live, shadow) =
+        (start_scoring_model(|number| number as f64).await, start_scoring_model(|number| number as f64 + 1.0).await);
     let router = Router::start(&[&compared_document(live.address, shadow.address, IGNORING, "")]);
     let nothing = compare(&router, &["--endpoint", "my-endpoint"]).await;
     assert!(nothing.0 == Some(0) && nothing.1.contains("nothing to compare yet"), "{nothing:?}");

@@ -1,4 +1,4 @@
-//! Odd peers: what they do must neither confuse the other side nor outlast its cause.
+//! Unusual peers: what they do must neither confuse the other side nor outlast its cause.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{KEY, Model, Router, call, endpoint, send_raw, score, with_timeout};
+use crate::harness::{KEY, Model, Router, call, endpoint, score, send_raw, with_timeout};
 
 /// A model that reads a request and answers with these bytes.
 async fn start_raw_model(bytes: &'static [u8]) -> Model {
@@ -24,7 +24,8 @@ async fn start_raw_model(bytes: &'static [u8]) -> Model {
 
 #[tokio::test]
 async fn a_model_that_changes_the_protocol_unasked_is_an_error() {
-    let model = start_raw_model(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: odd\r\n\r\n").await;
+    let model =
+        start_raw_model(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: odd\r\n\r\n").await;
     let router = Router::start(&[&endpoint(&[model.address], "{}")]);
     let answer = router.score("{}").await;
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::BAD_GATEWAY, "replica_closed"));
@@ -32,9 +33,10 @@ async fn a_model_that_changes_the_protocol_unasked_is_an_error() {
 
 #[tokio::test]
 async fn of_two_lengths_a_model_gives_the_encoding_counts() {
-    let model =
-        start_raw_model(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
-            .await;
+    let model = start_raw_model(
+        b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    )
+    .await;
     let router = Router::start(&[&endpoint(&[model.address], "{}")]);
     assert_eq!(router.score("{}").await.text(), "hello");
 }
@@ -94,7 +96,7 @@ async fn a_client_that_leaves_in_the_middle_of_its_body_is_counted_as_one_that_l
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     drop(stream);
-    let left = r#"inference_router_requests_total{code="499",deployment="blue",endpoint="my-endpoint",model_code=""}"#;
+    let left = r#"inference_router_requests_total{code="499",deployment_name="blue",endpoint_name="my-endpoint",model_code=""}"#;
     with_timeout("the count", async {
         while router.metric(left).await != Some(1.0) {
             tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Promises of section 6: every error of the router, in both sets of status codes.
+//! Promises about errors (`docs/reference/errors.md`): every error of the router, in both sets of status codes.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
 
@@ -10,11 +10,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use inference_router::config::Settings;
-use inference_router::model::limits::StatusCodes::{self, Kubernetes, Managed};
+use inference_router::config::RouterSettings;
+use inference_router::model::router_settings::StatusCodes::{self, Kubernetes, Managed};
 use tokio::sync::mpsc;
 
-use crate::harness::{Answer, KEY, Model, Router, call, document, endpoint, full_body, unused_address, score, with_timeout};
+use crate::harness::{
+    Answer, KEY, Model, Router, call, document, endpoint, full_body, score, unused_address, with_timeout,
+};
 use crate::wire::{self, Wire, next_value};
 
 const BOTH: [StatusCodes; 2] = [Kubernetes, Managed];
@@ -30,7 +32,7 @@ fn start(document: &str, codes: StatusCodes) -> Router {
     start_with(document, codes, |_| ())
 }
 
-fn start_with(document: &str, codes: StatusCodes, change: impl FnOnce(&mut Settings)) -> Router {
+fn start_with(document: &str, codes: StatusCodes, change: impl FnOnce(&mut RouterSettings)) -> Router {
     Router::start_with(&[document], |settings| {
         settings.status_codes = codes;
         settings.shutdown.drain_timeout = Duration::from_millis(100);
@@ -305,7 +307,12 @@ async fn a_client_too_slow_with_its_head_gets_408_client_timeout() {
         });
         let mut client = Wire::connect(router.scoring).await;
         client.write(format!("{POST}host: router")).await;
-        assert_problem_without_request_id(&read_answer_to_end(&mut client).await, 408, "client_timeout", &[model.address]);
+        assert_problem_without_request_id(
+            &read_answer_to_end(&mut client).await,
+            408,
+            "client_timeout",
+            &[model.address],
+        );
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
@@ -334,7 +341,12 @@ async fn a_head_with_too_many_bytes_is_431_head_too_large() {
             start_with(&endpoint(&[model.address], "{}"), codes, |settings| settings.limits.max_header_bytes = 8192);
         let mut client = Wire::connect(router.scoring).await;
         client.write(format!("{POST}{}x-long: {}\r\n\r\n", fields(), "x".repeat(10_000))).await;
-        assert_problem_without_request_id(&read_answer_to_end(&mut client).await, 431, "head_too_large", &[model.address]);
+        assert_problem_without_request_id(
+            &read_answer_to_end(&mut client).await,
+            431,
+            "head_too_large",
+            &[model.address],
+        );
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
@@ -347,7 +359,12 @@ async fn a_head_with_too_many_fields_is_431_head_too_large() {
         let mut client = Wire::connect(router.scoring).await;
         let many: String = (0..30).map(|n| format!("x-{n}: y\r\n")).collect();
         client.write(format!("{POST}{}{many}\r\n", fields())).await;
-        assert_problem_without_request_id(&read_answer_to_end(&mut client).await, 431, "head_too_large", &[model.address]);
+        assert_problem_without_request_id(
+            &read_answer_to_end(&mut client).await,
+            431,
+            "head_too_large",
+            &[model.address],
+        );
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }

@@ -1,4 +1,4 @@
-//! What every test of the router needs: a router in this process, models that do as they are told, and clients.
+//! The harness of the router's tests: a router in this process, scripted models, and clients.
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::future::Future;
@@ -14,9 +14,9 @@ use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use inference_router::app::{App, RunError, Source, Surroundings};
-use inference_router::config::{Log, LogFormat, LogLevel, Settings, Workers};
-use inference_router::model::limits::Shutdown;
+use inference_router::app::{App, AppEnvironment, AppRunError, EndpointSource};
+use inference_router::config::{LogFormat, LogLevel, LogSettings, RouterSettings, WorkerCount};
+use inference_router::model::router_settings::ShutdownSettings;
 use inference_router::state::lifecycle::Lifecycle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +24,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Longest wait for anything in a test: only a broken router takes it.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+/// The pause between two looks at a condition that is waited for.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// The key of endpoints made by [`endpoint`].
 pub const KEY: &str = "test-key-0123456789abcdef";
 
@@ -41,7 +43,7 @@ pub struct Router {
     pub folder: tempfile::TempDir,
     pub lifecycle: Lifecycle,
     stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<Result<(), RunError>>>,
+    thread: Option<JoinHandle<Result<(), AppRunError>>>,
 }
 
 impl Router {
@@ -51,7 +53,7 @@ impl Router {
     }
 
     /// The same with other settings.
-    pub fn start_with(documents: &[&str], change: impl FnOnce(&mut Settings)) -> Self {
+    pub fn start_with(documents: &[&str], change: impl FnOnce(&mut RouterSettings)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (number, document) in documents.iter().enumerate() {
             std::fs::write(folder.path().join(format!("{number}.yaml")), document).unwrap();
@@ -63,19 +65,19 @@ impl Router {
     pub fn start_in(
         folder: tempfile::TempDir,
         access_log: Box<dyn std::io::Write + Send>,
-        change: impl FnOnce(&mut Settings),
+        change: impl FnOnce(&mut RouterSettings),
     ) -> Self {
-        let mut settings = Settings {
+        let mut settings = RouterSettings {
             scoring: "127.0.0.1:0".parse().unwrap(),
             admin: "127.0.0.1:0".parse().unwrap(),
-            workers: Workers::Count(1.try_into().unwrap()),
-            shutdown: Shutdown { unready_delay: Duration::ZERO, drain_timeout: Duration::from_secs(10) },
-            log: Log { level: LogLevel::Info, format: LogFormat::Text, access: false },
-            ..Settings::default()
+            workers: WorkerCount::Count(1.try_into().unwrap()),
+            shutdown: ShutdownSettings { unready_delay: Duration::ZERO, drain_timeout: Duration::from_secs(10) },
+            log: LogSettings { level: LogLevel::Info, format: LogFormat::Text, access: false },
+            ..RouterSettings::default()
         };
         change(&mut settings);
-        let surroundings = Surroundings {
-            source: Source::Files(vec![folder.path().to_owned()]),
+        let surroundings = AppEnvironment {
+            endpoint_source: EndpointSource::Files(vec![folder.path().to_owned()]),
             environment: Arc::new(|_| None),
             executable: env!("CARGO_BIN_EXE_inference-router").into(),
             access_log,
@@ -99,7 +101,7 @@ impl Router {
     }
 
     /// Stops the router, and waits until it has ended.
-    pub fn join(mut self) -> Result<(), RunError> {
+    pub fn join(mut self) -> Result<(), AppRunError> {
         self.stop = None;
         self.thread.take().unwrap().join().unwrap()
     }
@@ -129,7 +131,8 @@ impl Router {
     pub async fn wait_until(&self, what: &str, condition: impl Fn(&serde_json::Value) -> bool) {
         with_timeout(what, async {
             while !condition(&self.endpoints().await) {
-                tokio::task::yield_now().await;
+                // Asking without a pause would keep a core from what is waited for.
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         })
         .await;

@@ -1,4 +1,4 @@
-//! Promises of section 5: scoring over HTTP.
+//! Promises about scoring over HTTP (`docs/reference/http.md`).
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
 
@@ -128,7 +128,8 @@ async fn any_other_path_reaches_the_model_as_it_is_with_its_query() {
             "/a?",
             "/.hidden/..name/a..b/...",
         ] {
-            let answer = send_with_fields(&router, Method::POST, &format!("/api/v1/{family}/my-endpoint{path}"), &[]).await;
+            let answer =
+                send_with_fields(&router, Method::POST, &format!("/api/v1/{family}/my-endpoint{path}"), &[]).await;
             assert_eq!(answer.status, 200, "{path}: {answer:?}");
             assert_eq!(answer.json()["target"], path);
         }
@@ -280,9 +281,10 @@ async fn the_request_id_is_always_fresh_and_the_same_for_model_and_client() {
 
 #[tokio::test]
 async fn a_models_own_request_id_does_not_replace_the_routers() {
-    let model =
-        Model::http(|_| async { Response::builder().header("x-request-id", "models-own").body(full_body("")).unwrap() })
-            .await;
+    let model = Model::http(|_| async {
+        Response::builder().header("x-request-id", "models-own").body(full_body("")).unwrap()
+    })
+    .await;
     let router = start(&endpoint(&[model.address], "{}"));
     let answer = get(&router, &[]).await;
     assert_eq!(answer.headers.get_all("x-request-id").iter().count(), 1);
@@ -565,8 +567,7 @@ async fn a_response_whose_connection_breaks_is_not_whole() {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(stream);
     assert_eq!(client.read_to_end().await, "", "the last chunk would say that it is whole");
-    let broken =
-        r#"inference_router_rejected_total{deployment="blue",endpoint="my-endpoint",reason="response_broke_off"}"#;
+    let broken = r#"inference_router_requests_rejected_total{deployment_name="blue",endpoint_name="my-endpoint",reason="response_broke_off"}"#;
     assert_eq!(router.metric(broken).await, Some(1.0));
 }
 
@@ -926,8 +927,10 @@ async fn a_client_that_stops_reading_stops_the_model() {
     let upstream = upstream.stream.get_mut();
     let taken = write_until_stalled(upstream).await;
     assert!(taken <= MAX_BUFFERED_BYTES, "{taken} bytes were taken for a client that reads nothing");
-    let (drained, ()) =
-        with_timeout("the rest", async { tokio::join!(read_all_bytes(&mut client.stream), write_remaining(upstream, taken)) }).await;
+    let (drained, ()) = with_timeout("the rest", async {
+        tokio::join!(read_all_bytes(&mut client.stream), write_remaining(upstream, taken))
+    })
+    .await;
     assert_eq!(drained, LARGE_BODY_BYTES);
 }
 
@@ -942,8 +945,10 @@ async fn a_model_that_stops_reading_stops_the_client() {
     let stream = client.stream.get_mut();
     let taken = write_until_stalled(stream).await;
     assert!(taken <= MAX_BUFFERED_BYTES, "{taken} bytes were taken for a model that reads nothing");
-    let (drained, ()) =
-        with_timeout("the rest", async { tokio::join!(read_all_bytes(&mut upstream.stream), write_remaining(stream, taken)) }).await;
+    let (drained, ()) = with_timeout("the rest", async {
+        tokio::join!(read_all_bytes(&mut upstream.stream), write_remaining(stream, taken))
+    })
+    .await;
     assert_eq!(drained, LARGE_BODY_BYTES);
     upstream.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
     assert_eq!(client.message().await.1, "ok");
@@ -985,7 +990,10 @@ async fn http2_is_spoken_with_prior_knowledge() {
     let model = echo().await;
     let router = start(&endpoint(&[model.address], "{}"));
     let mut client = connect_http2(&router).await;
-    let answer = collect(with_timeout("an answer", client.send_request(http2_scoring_request(full_body("hello")))).await.unwrap()).await;
+    let answer = collect(
+        with_timeout("an answer", client.send_request(http2_scoring_request(full_body("hello")))).await.unwrap(),
+    )
+    .await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!((answer.json()["target"].as_str(), answer.json()["body"].as_str()), (Some("/score"), Some("hello")));
     assert_eq!(echoed(&answer, "host"), Some(model.address.to_string()));
@@ -1000,7 +1008,12 @@ async fn http2_is_spoken_with_prior_knowledge() {
 async fn the_authority_of_http2_is_the_forwarded_host() {
     let model = echo().await;
     let router = start(&endpoint(&[model.address], "{}"));
-    let answer = collect(with_timeout("an answer", connect_http2(&router).await.send_request(http2_scoring_request(full_body("")))).await.unwrap()).await;
+    let answer = collect(
+        with_timeout("an answer", connect_http2(&router).await.send_request(http2_scoring_request(full_body(""))))
+            .await
+            .unwrap(),
+    )
+    .await;
     assert_eq!(echoed(&answer, "x-forwarded-host").as_deref(), Some("router.example"));
 }
 
@@ -1009,7 +1022,10 @@ async fn http2_streams_are_independent() {
     let (model, mut asked) = Model::manual().await;
     let router = start(&endpoint(&[model.address], LONG_TIMEOUTS));
     let mut client = connect_http2(&router).await;
-    let (first, second) = (client.send_request(http2_scoring_request(full_body("1"))), client.send_request(http2_scoring_request(full_body("2"))));
+    let (first, second) = (
+        client.send_request(http2_scoring_request(full_body("1"))),
+        client.send_request(http2_scoring_request(full_body("2"))),
+    );
     let (first, second) = (tokio::spawn(first), tokio::spawn(second));
     let mut reached = Vec::new();
     for _ in 0..2 {

@@ -10,18 +10,20 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use inference_router::app::RunError;
-use inference_router::config::Workers;
-use inference_router::state::lifecycle::Phase;
+use inference_router::app::AppRunError;
+use inference_router::config::WorkerCount;
+use inference_router::state::lifecycle::LifecyclePhase;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::harness::{KEY, Model, Router, call, document, endpoint, full_body, send_raw, replace, score, send, with_timeout, try_call};
+use crate::harness::{
+    KEY, Model, Router, call, document, endpoint, full_body, replace, score, send, send_raw, try_call, with_timeout,
+};
 use crate::raw_peers::{
-    ANSWER, RefusingPort, wait_until_busy_and_queued, connect_and_send, join_task, shut_down, wait_until_idle, next_arrival, read_eof, read_message, request, spawn_scoring,
-    streaming, metric_sum, start_handover_model,
+    ANSWER, RefusingPort, connect_and_send, join_task, metric_sum, next_arrival, read_eof, read_message, request,
+    shut_down, spawn_scoring, start_handover_model, streaming, wait_until_busy_and_queued, wait_until_idle,
 };
 
 const LONG_TIMEOUTS: &str = "{maxConcurrentRequestsPerInstance: 10, maxQueueWaitMs: 60000, requestTimeoutMs: 60000}";
@@ -47,14 +49,14 @@ async fn wait_until_refused(address: SocketAddr) {
 
 async fn wait_until_draining(router: &Router) {
     with_timeout("the drain", async {
-        while router.lifecycle.phase() != Phase::Draining {
+        while router.lifecycle.phase() != LifecyclePhase::Draining {
             tokio::task::yield_now().await;
         }
     })
     .await;
 }
 
-async fn join_router(router: Router) -> Result<(), RunError> {
+async fn join_router(router: Router) -> Result<(), AppRunError> {
     with_timeout("the end of the router", tokio::task::spawn_blocking(move || router.join())).await.unwrap()
 }
 
@@ -106,7 +108,7 @@ async fn a_router_told_to_stop_is_unready_first_then_drains_then_ends() {
     for worker_count in [1, 2] {
         let (model, mut arrivals) = Model::manual().await;
         let mut router = Router::start_with(&[&endpoint(&[model.address], LONG_TIMEOUTS)], |settings| {
-            settings.workers = Workers::Count(worker_count.try_into().unwrap());
+            settings.workers = WorkerCount::Count(worker_count.try_into().unwrap());
             settings.shutdown.unready_delay = Duration::from_millis(1500);
             settings.shutdown.drain_timeout = Duration::from_secs(60);
         });
@@ -180,7 +182,11 @@ async fn new_connections_are_refused_during_the_drain() {
     router.begin_shutdown();
     wait_until_draining(&router).await;
     wait_until_refused(router.scoring).await;
-    assert_eq!(router.lifecycle.phase(), Phase::Draining, "refused while it drains, not only when it has gone");
+    assert_eq!(
+        router.lifecycle.phase(),
+        LifecyclePhase::Draining,
+        "refused while it drains, not only when it has gone"
+    );
     asked.answer("ok");
     assert_eq!(join_task(plain).await.status, 200);
     join_router(router).await.unwrap();
@@ -215,7 +221,7 @@ async fn the_drain_timeout_cuts_what_is_still_in_flight_and_says_so() {
     let told = Instant::now();
     router.begin_shutdown();
     let ended = join_router(router).await;
-    assert!(matches!(ended, Err(RunError::Forced)), "{ended:?}");
+    assert!(matches!(ended, Err(AppRunError::DrainTimedOut)), "{ended:?}");
     assert!(told.elapsed() >= Duration::from_millis(300));
     // No good answer, whatever else.
     if let Ok(answer) = join_task(cut).await {
@@ -392,22 +398,22 @@ fn labels_of<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
 async fn every_metric_is_there_after_a_few_requests() {
     let (router, _models, _refusing) = start_router_with_all_metrics().await;
     let text = router.admin("/metrics").await.text();
-    let both = ["endpoint", "deployment"];
+    let both = ["endpoint_name", "deployment_name"];
     let wanted: [(&str, &[&str]); 17] = [
-        ("requests_total", &["endpoint", "deployment", "code", "model_code"]),
+        ("requests_total", &["endpoint_name", "deployment_name", "code", "model_code"]),
         ("request_duration_seconds_bucket", &both),
         ("routing_duration_seconds_bucket", &[]),
         ("queue_wait_seconds_bucket", &both),
         ("model_duration_seconds_bucket", &both),
         ("requests_in_flight", &both),
         ("queue_length", &both),
-        ("slots", &["endpoint", "deployment", "state"]),
+        ("slots", &["endpoint_name", "deployment_name", "state"]),
         ("request_bytes_total", &both),
         ("response_bytes_total", &both),
-        ("rejected_total", &["reason"]),
+        ("requests_rejected_total", &["reason"]),
         ("retries_total", &["reason"]),
         ("auth_failures_total", &["reason"]),
-        ("replicas", &["endpoint", "deployment", "state"]),
+        ("replicas", &["endpoint_name", "deployment_name", "state"]),
         ("connections", &["listener"]),
         ("config_reloads_total", &["result"]),
         ("build_info", &[]),
@@ -432,7 +438,7 @@ async fn every_metric_is_there_after_a_few_requests() {
         let label = format!("state=\"{state}\"");
         assert!(labels_of(&text, "inference_router_slots").iter().any(|labels| labels.contains(&label)), "{state}");
     }
-    for state in ["ready", "pending", "set_aside", "draining"] {
+    for state in ["ready", "pending", "ejected", "draining"] {
         let label = format!("state=\"{state}\"");
         assert!(labels_of(&text, "inference_router_replicas").iter().any(|labels| labels.contains(&label)), "{state}");
     }
@@ -443,15 +449,15 @@ async fn every_metric_is_there_after_a_few_requests() {
 async fn metrics_count_what_happened() {
     let (router, _models, _refusing) = start_router_with_all_metrics().await;
     let requests = async |part: &str| metric_sum(&router, "inference_router_requests_total", part).await;
-    assert_eq!(requests("code=\"404\",deployment=\"blue\"").await, 5.0);
-    assert_eq!(requests("code=\"502\",deployment=\"blue\"").await, 5.0, "a model's 500");
+    assert_eq!(requests("code=\"404\",deployment_name=\"blue\"").await, 5.0);
+    assert_eq!(requests("code=\"502\",deployment_name=\"blue\"").await, 5.0, "a model's 500");
     assert_eq!(requests("model_code=\"500\"").await, 5.0);
-    assert_eq!(requests("deployment=\"green\"").await, 3.0);
+    assert_eq!(requests("deployment_name=\"green\"").await, 3.0);
     assert_eq!(metric_sum(&router, "inference_router_auth_failures_total", "").await, 2.0);
-    assert!(metric_sum(&router, "inference_router_rejected_total", "").await >= 1.0);
+    assert!(metric_sum(&router, "inference_router_requests_rejected_total", "").await >= 1.0);
     assert_eq!(metric_sum(&router, "inference_router_requests_in_flight", "").await, 0.0);
     assert_eq!(metric_sum(&router, "inference_router_queue_length", "").await, 0.0);
-    let answered = metric_sum(&router, "inference_router_response_bytes_total", "deployment=\"green\"").await;
+    let answered = metric_sum(&router, "inference_router_response_bytes_total", "deployment_name=\"green\"").await;
     assert!(answered >= 4.0, "{answered}");
     shut_down(router).await;
 }
@@ -639,7 +645,7 @@ async fn a_connection_over_the_limit_is_answered_503_and_closed() {
         let model = Model::named("ok").await;
         let router = Router::start_with(&[&endpoint(&[model.address], LONG_TIMEOUTS)], |settings| {
             settings.limits.max_connections = 3;
-            settings.workers = Workers::Count(worker_count.try_into().unwrap());
+            settings.workers = WorkerCount::Count(worker_count.try_into().unwrap());
         });
         let mut kept = Vec::new();
         for _ in 0..3 {

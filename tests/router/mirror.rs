@@ -1,4 +1,4 @@
-//! Promises of mirrored traffic: what a shadow gets, and that nobody notices.
+//! Promises of mirroring: what a shadow receives, and that live requests do not notice.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::harness::{Answer, KEY, Model, Router, call, document, full_body, unused_address, replace, score, send, with_timeout};
+use crate::harness::{
+    Answer, KEY, Model, Router, call, document, full_body, replace, score, send, unused_address, with_timeout,
+};
 use crate::shared::SyncStream;
 
 /// An endpoint whose deployment `blue` at `live` has all traffic, and `shadow` copies of this many percent.
@@ -69,7 +71,8 @@ async fn count_failures(router: &Router, requests: usize) -> usize {
 }
 
 async fn mirror_result_count(router: &Router, result: &str) -> f64 {
-    let series = "inference_router_mirror_requests_total{deployment=\"shadow\",endpoint=\"my-endpoint\",result=";
+    let series =
+        "inference_router_mirror_requests_total{deployment_name=\"shadow\",endpoint_name=\"my-endpoint\",result=";
     router.metric(&format!("{series}\"{result}\"}}")).await.unwrap_or_default()
 }
 
@@ -155,7 +158,8 @@ async fn of_twenty_thousand_requests_the_share_is_copied() {
         let router = Router::start(&[&mirrored_document(live.address, shadow.address, percent, "")]);
         assert_eq!(count_failures(&router, 20_000).await, 0);
         let wanted = 20_000.0 * f64::from(percent) / 100.0;
-        let copied = async || mirror_result_count(&router, "answered").await + mirror_result_count(&router, "no_slot").await;
+        let copied =
+            async || mirror_result_count(&router, "answered").await + mirror_result_count(&router, "no_slot").await;
         with_timeout("the copies", async { while copied().await < wanted * 0.99 {} }).await;
         let (copied, arrived) = (copied().await, copies.load(Ordering::Relaxed) as f64);
         assert!(copied <= wanted && arrived <= wanted, "never above: {copied}, {arrived} of {wanted}");
@@ -319,7 +323,7 @@ async fn shadows_that_fail_in_any_way_cost_the_live_requests_nothing() {
         }
         let blue = &router.endpoints().await["endpoints"][0]["deployments"][0];
         assert_eq!((&blue["replicas"][0]["state"], &blue["queue"]), (&"ready".into(), &0.into()), "{how}");
-        assert_eq!(router.metric("inference_router_requests_total{code=\"200\",deployment=\"blue\",endpoint=\"my-endpoint\",model_code=\"200\"}").await, Some(200.0));
+        assert_eq!(router.metric("inference_router_requests_total{code=\"200\",deployment_name=\"blue\",endpoint_name=\"my-endpoint\",model_code=\"200\"}").await, Some(200.0));
     }
 }
 
@@ -378,7 +382,7 @@ async fn start_abandoned_copy(on_client_abort: &str) -> (Router, Answer) {
         };
         client.abort();
         with_timeout("the client's leave", async {
-            let left = "inference_router_requests_total{code=\"499\",deployment=\"blue\",endpoint=\"my-endpoint\",model_code=\"\"}";
+            let left = "inference_router_requests_total{code=\"499\",deployment_name=\"blue\",endpoint_name=\"my-endpoint\",model_code=\"\"}";
             while router.metric(left).await.is_none() {}
         })
         .await;

@@ -10,7 +10,9 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
-use inference_router::control::processes::{Event, ReplicaSpec, Settings, Supervisor, Wanted};
+use inference_router::control::processes::{
+    DesiredReplicas, ProcessEvent, ProcessSettings, ProcessSupervisor, ReplicaSpec,
+};
 use inference_router::model::endpoint::Process;
 use inference_router::model::name::Name;
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,20 +25,23 @@ const EXECUTABLE: &str = env!("CARGO_BIN_EXE_inference-router");
 /// Writes its process id to a file named after its port, then is a model.
 const SERVE: &str = r#"echo $$ > "$PIDS/{port}"; exec "$0" model-server --port {port}"#;
 
-fn wanted(spec: ReplicaSpec, count: u32) -> Wanted {
-    Wanted { spec, count, busy: BTreeMap::new() }
+fn wanted(spec: ReplicaSpec, count: u32) -> DesiredReplicas {
+    DesiredReplicas { spec, count, in_flight: BTreeMap::new() }
 }
 
 struct SupervisorFixture {
-    supervisor: Supervisor,
-    events: mpsc::Receiver<Event>,
+    supervisor: ProcessSupervisor,
+    events: mpsc::Receiver<ProcessEvent>,
     folder: tempfile::TempDir,
 }
 
 impl SupervisorFixture {
     fn new(grace: Duration, drain_timeout: Duration) -> Self {
         let (sender, events) = mpsc::channel(1);
-        let supervisor = Supervisor::new(Settings { executable: EXECUTABLE.into(), grace, drain_timeout }, sender);
+        let supervisor = ProcessSupervisor::new(
+            ProcessSettings { router_executable: EXECUTABLE.into(), termination_grace: grace, drain_timeout },
+            sender,
+        );
         log();
         Self { supervisor, events, folder: tempfile::tempdir().unwrap() }
     }
@@ -47,24 +52,24 @@ impl SupervisorFixture {
 
     /// Applies `count` replicas of `script` and waits until they are ready.
     async fn apply_until_ready(&mut self, endpoint: &str, script: &str, count: u32) -> HashMap<u32, SocketAddr> {
-        self.supervisor.apply(vec![wanted(self.spec(endpoint, script), count)]);
+        self.supervisor.apply_desired(vec![wanted(self.spec(endpoint, script), count)]);
         let mut addresses = HashMap::new();
         while addresses.len() < count as usize {
-            if let Event::Ready { key, address } = self.next().await {
+            if let ProcessEvent::Ready { key, address } = self.next().await {
                 addresses.insert(key.index, address);
             }
         }
         addresses
     }
 
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self) -> ProcessEvent {
         timeout(WAIT_TIMEOUT, self.events.recv()).await.expect("no event in time").expect("the supervisor is gone")
     }
 
     /// The next event must be that replica `index` is gone.
     async fn next_gone(&mut self, index: u32) -> Option<oneshot::Sender<()>> {
         match self.next().await {
-            Event::Gone { key, drained } if key.index == index => drained,
+            ProcessEvent::Gone { key, drained_tx: drained } if key.index == index => drained,
             other => panic!("not the end of replica {index}: {other:?}"),
         }
     }
@@ -144,11 +149,11 @@ async fn a_killed_replica_is_gone_and_comes_back_on_another_port() {
     let first = rig.apply_until_ready("killed", SERVE, 1).await[&0];
     kill_process(rig.pid_at(first), Signal::KILL).unwrap();
     assert!(rig.next_gone(0).await.is_none(), "a dead replica is not to be drained");
-    assert!(matches!(rig.next().await, Event::Pending { .. }));
-    let Event::Ready { key, address } = rig.next().await else { panic!("not ready") };
+    assert!(matches!(rig.next().await, ProcessEvent::Pending { .. }));
+    let ProcessEvent::Ready { key, address } = rig.next().await else { panic!("not ready") };
     assert_eq!(key.to_string(), "killed/blue/0");
     assert_ne!(address, first);
-    let why = "replica ended by itself: killed by signal 9; next start in 100ms";
+    let why = "replica exited: killed by signal 9; restarting in 100ms";
     assert!(log_lines_of("killed/blue/0").iter().any(|(_, level, fields)| level == "WARN" && fields["message"] == why));
     rig.supervisor.stop().await;
 }
@@ -158,7 +163,7 @@ async fn a_surplus_replica_is_stopped_only_when_it_is_drained() {
     let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, WAIT_TIMEOUT);
     let addresses = rig.apply_until_ready("surplus", SERVE, 2).await;
     let one = vec![wanted(rig.spec("surplus", SERVE), 1)];
-    rig.supervisor.apply(one);
+    rig.supervisor.apply_desired(one);
     let drained = rig.next_gone(1).await.expect("requests may be in flight");
     assert!(is_listening(addresses[&1]));
     drained.send(()).unwrap();
@@ -171,7 +176,7 @@ async fn a_surplus_replica_is_stopped_only_when_it_is_drained() {
 async fn draining_does_not_take_longer_than_its_timeout() {
     let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, Duration::from_millis(200));
     let address = rig.apply_until_ready("undrained", SERVE, 1).await[&0];
-    rig.supervisor.apply(vec![]);
+    rig.supervisor.apply_desired(vec![]);
     let never_sent = rig.next_gone(0).await;
     wait_until("the replica stops", || !is_listening(address)).await;
     drop(never_sent);
@@ -183,20 +188,20 @@ async fn draining_does_not_take_longer_than_its_timeout() {
 async fn an_old_replica_leaves_only_when_a_new_one_is_ready() {
     let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, WAIT_TIMEOUT);
     let old = rig.apply_until_ready("changed", SERVE, 2).await;
-    rig.supervisor.apply(vec![wanted(rig.spec("changed", &format!("true; {SERVE}")), 2)]);
+    rig.supervisor.apply_desired(vec![wanted(rig.spec("changed", &format!("true; {SERVE}")), 2)]);
     let (mut new, mut gone) = (0, BTreeSet::new());
     while gone.len() < 2 {
         match rig.next().await {
-            Event::Ready { key, .. } => {
+            ProcessEvent::Ready { key, .. } => {
                 assert!(!old.contains_key(&key.index));
                 new += 1;
             }
-            Event::Gone { key, drained } => {
-                assert!(drained.is_some() && old.contains_key(&key.index));
+            ProcessEvent::Gone { key, drained_tx } => {
+                assert!(drained_tx.is_some() && old.contains_key(&key.index));
                 gone.insert(key.index);
                 assert!(gone.len() <= new, "{gone:?} left with {new} new ones ready");
             }
-            Event::Pending { .. } => {}
+            ProcessEvent::Pending { .. } => {}
         }
     }
     wait_until("the old replicas stop", || !old.values().any(|address| is_listening(*address))).await;
@@ -207,7 +212,7 @@ async fn an_old_replica_leaves_only_when_a_new_one_is_ready() {
 async fn stopping_needs_nobody_who_receives_events() {
     let mut rig = SupervisorFixture::new(WAIT_TIMEOUT, WAIT_TIMEOUT);
     let address = rig.apply_until_ready("unheard", SERVE, 1).await[&0];
-    rig.supervisor.apply(vec![wanted(rig.spec("unheard", SERVE), 4)]);
+    rig.supervisor.apply_desired(vec![wanted(rig.spec("unheard", SERVE), 4)]);
     wait_until("the channel is full", || rig.events.len() == 1).await;
     timeout(WAIT_TIMEOUT, rig.supervisor.stop()).await.expect("stops with its events unread");
     assert!(!is_listening(address));
@@ -231,19 +236,19 @@ async fn a_program_that_does_not_exist_is_reported_and_tried_ever_more_slowly() 
     let mut missing = rig.spec("missing", "");
     missing.process.command = vec!["no-such-model".to_owned()];
     let started = Instant::now();
-    rig.supervisor.apply(vec![wanted(missing, 1), wanted(rig.spec("sound", SERVE), 1)]);
+    rig.supervisor.apply_desired(vec![wanted(missing, 1), wanted(rig.spec("sound", SERVE), 1)]);
     let (mut starts, mut sound) = (0, None);
     // One without trouble, and four after it.
     while starts < 5 || sound.is_none() {
         match rig.next().await {
-            Event::Pending { key, trouble } if key.endpoint.matches("missing") => {
-                assert_eq!(trouble.is_some(), starts > 0, "{trouble:?}");
+            ProcessEvent::Pending { key, failure } if key.endpoint.matches("missing") => {
+                assert_eq!(failure.is_some(), starts > 0, "{failure:?}");
                 starts += 1;
             }
-            Event::Ready { key, address } if key.endpoint.matches("sound") => sound = Some(address),
-            Event::Gone { key, .. } => assert!(key.endpoint.matches("missing")),
-            Event::Pending { .. } => {}
-            Event::Ready { key, .. } => panic!("{key} is ready"),
+            ProcessEvent::Ready { key, address } if key.endpoint.matches("sound") => sound = Some(address),
+            ProcessEvent::Gone { key, .. } => assert!(key.endpoint.matches("missing")),
+            ProcessEvent::Pending { .. } => {}
+            ProcessEvent::Ready { key, .. } => panic!("{key} is ready"),
         }
     }
     assert!(started.elapsed() >= Duration::from_millis(100 + 200 + 400));

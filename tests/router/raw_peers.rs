@@ -1,4 +1,4 @@
-//! Models and clients byte by byte, for what HTTP libraries hide: who closes what, and when.
+//! Models and clients byte by byte, for what HTTP libraries hide: which side closes what, and when.
 
 use std::io;
 use std::net::SocketAddr;
@@ -157,7 +157,11 @@ pub fn first_deployment(endpoints: &Value) -> &Value {
 /// Waits until so many requests are in slots and in the queue of the first deployment.
 pub async fn wait_until_busy_and_queued(router: &Router, busy: usize, queued: usize) {
     let what = format!("{busy} busy slots and {queued} queued requests");
-    router.wait_until(&what, |all| first_deployment(all)["slots"]["busy"] == busy && first_deployment(all)["queue"] == queued).await;
+    router
+        .wait_until(&what, |all| {
+            first_deployment(all)["slots"]["busy"] == busy && first_deployment(all)["queue"] == queued
+        })
+        .await;
 }
 
 /// Waits until no request is anywhere in the router.

@@ -13,7 +13,10 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::harness::{Answer, KEY, Model, Router, call, document, endpoint, replace, score, send, with_timeout};
-use crate::raw_peers::{first_deployment, wait_until_busy_and_queued, join_task, shut_down, wait_until_idle, next_arrival, spawn_scoring, streaming, metric_sum};
+use crate::raw_peers::{
+    first_deployment, join_task, metric_sum, next_arrival, shut_down, spawn_scoring, streaming,
+    wait_until_busy_and_queued, wait_until_idle,
+};
 
 /// Times nobody reaches.
 const LONG_TIMEOUTS: &str = "maxQueueWaitMs: 60000, requestTimeoutMs: 60000";
@@ -259,7 +262,11 @@ async fn queued_requests_survive_a_reload() {
 }
 
 async fn wait_until_cap(router: &Router, cap: usize) {
-    router.wait_until("the new cap", |all| first_deployment(all)["requestSettings"]["maxConcurrentRequestsPerInstance"] == cap).await;
+    router
+        .wait_until("the new cap", |all| {
+            first_deployment(all)["requestSettings"]["maxConcurrentRequestsPerInstance"] == cap
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -448,7 +455,10 @@ async fn an_emptied_file_keeps_the_last_good_version() {
         std::fs::remove_file(router.file("1.yaml")).unwrap();
         router.wait_until("a later change", |all| !names(all).contains(&"later")).await;
         assert_eq!(router.score("{}").await.status, 200, "{emptied:?}");
-        assert!(!readiness_problems(&router).await.is_empty(), "{emptied:?}: an emptied file is an error that can be seen");
+        assert!(
+            !readiness_problems(&router).await.is_empty(),
+            "{emptied:?}: an emptied file is an error that can be seen"
+        );
         shut_down(router).await;
     }
 }
@@ -512,7 +522,7 @@ async fn reloads_every_few_milliseconds_under_load_fail_no_request() {
     let models = [Model::named("ok").await, Model::named("ok").await, Model::named("ok").await];
     let [a, b, c] = [models[0].address, models[1].address, models[2].address];
     let router = Router::start_with(&[&endpoint(&[a, b], &cap(2))], |settings| {
-        settings.workers = inference_router::config::Workers::Count(2.try_into().unwrap());
+        settings.workers = inference_router::config::WorkerCount::Count(2.try_into().unwrap());
     });
     let stop = Arc::new(AtomicBool::new(false));
     let mut clients = JoinSet::new();

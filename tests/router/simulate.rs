@@ -124,7 +124,8 @@ fn a_picture_is_drawn() {
     let svg = std::fs::read_to_string(rig.0.path().join("out.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("deployment blue") && svg.contains("asked for"), "{svg}");
     assert!(
-        rig.stderr_of_failure(1, "--rps 10 --minutes 5 --plot nowhere/out.svg").contains("nowhere/out.svg cannot be written")
+        rig.stderr_of_failure(1, "--rps 10 --minutes 5 --plot nowhere/out.svg")
+            .contains("nowhere/out.svg cannot be written")
     );
 }
 

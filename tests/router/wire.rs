@@ -1,4 +1,4 @@
-//! HTTP/1 by hand, for clients and for models: what is on the wire, byte by byte, and when.
+//! HTTP/1 written and read by hand, for clients and models: what is on the wire, byte by byte, and when.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong in a test is to be seen at once")]
 

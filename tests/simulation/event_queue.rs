@@ -1,4 +1,4 @@
-//! What will happen, and when.
+//! Planned events in the order of their time.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -14,7 +14,7 @@ pub(crate) enum Event {
     Request { request: usize, generation: u32, event: RequestEvent },
     /// The client goes away, wherever its request is.
     Abort(usize),
-    /// A back-off is over.
+    /// A backoff is over.
     Tick,
     /// A replica stops: its connections break, new ones fail.
     Dies(usize),

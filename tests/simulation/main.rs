@@ -13,9 +13,9 @@
 //! ```
 
 mod event_queue;
-mod retry_after;
 mod model;
 mod request;
+mod retry_after;
 mod runs;
 mod scenario;
 mod world;

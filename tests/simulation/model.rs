@@ -1,8 +1,11 @@
-//! What ought to be: lists of who waits and who is in flight, and the promises, checked by looking at all of them.
+//! A naive model of admission: lists of queued requests and requests in flight, with every promise checked over all of
+//! them.
 
 use std::time::Duration;
 
-use inference_router::policy::admit::{Admission, Arrival, Avoid, Occupancy, ReplicaId, Rules, Ticket};
+use inference_router::policy::admit::{
+    Admission, AdmissionOutcome, AdmissionRules, AvoidedReplicas, Occupancy, ReplicaId, Ticket,
+};
 
 use crate::{Checked, MILLISECOND, SECOND, Time, ensure};
 
@@ -13,7 +16,7 @@ const EJECTION_BACKOFF: (Time, Time) = (250 * MILLISECOND, 30 * SECOND);
 /// A deployment, naively.
 #[derive(Debug)]
 pub(crate) struct Model {
-    rules: Rules,
+    rules: AdmissionRules,
     /// Every replica there ever was; its number is its place.
     replicas: Vec<Replica>,
     /// In the order in which they are to be served.
@@ -54,7 +57,7 @@ pub(crate) struct QueuedRequest {
 }
 
 impl Model {
-    pub(crate) fn new(rules: Rules) -> Self {
+    pub(crate) fn new(rules: AdmissionRules) -> Self {
         Self { rules, replicas: Vec::new(), queue: Vec::new(), longest_held: 0 }
     }
 
@@ -105,13 +108,19 @@ impl Model {
         self.replicas[replica].presence = Presence::Present;
     }
 
-    pub(crate) fn set_rules(&mut self, rules: Rules) {
+    pub(crate) fn set_rules(&mut self, rules: AdmissionRules) {
         self.rules = rules;
     }
 
-    pub(crate) fn check_arrival(&mut self, request: usize, avoid: &[usize], deadline: Time, arrival: &Arrival) -> Checked {
+    pub(crate) fn check_arrival(
+        &mut self,
+        request: usize,
+        avoid: &[usize],
+        deadline: Time,
+        arrival: &AdmissionOutcome,
+    ) -> Checked {
         match arrival {
-            Arrival::Granted(id) => {
+            AdmissionOutcome::Granted(id) => {
                 let replica = self.number(*id)?;
                 let passed_over = self.queue.iter().find(|waiter| !waiter.avoid.contains(&replica));
                 if let Some(waiter) = passed_over {
@@ -119,7 +128,7 @@ impl Model {
                 }
                 self.occupy_slot(request, replica, avoid)
             }
-            Arrival::Queued(ticket) => {
+            AdmissionOutcome::Queued(ticket) => {
                 // Those that were tried before go before those that were not, and behind each other.
                 let repeated = |avoid: &[usize]| !avoid.is_empty();
                 let ahead = self.queue.iter().filter(|waiter| repeated(&waiter.avoid) || !repeated(avoid)).count();
@@ -128,7 +137,7 @@ impl Model {
                 let length = self.queue.len();
                 ensure(repeated(avoid) || length <= self.rules.queue_length, || format!("{length} wait"))
             }
-            Arrival::Full => {
+            AdmissionOutcome::Full => {
                 let full = avoid.is_empty() && self.queue.len() >= self.rules.queue_length;
                 ensure(full, || format!("request {request} turned away, but {} wait", self.queue.len()))?;
                 let free = self.free_replicas_for(avoid).next();
@@ -137,7 +146,7 @@ impl Model {
         }
     }
 
-    /// A waiter gets a slot.
+    /// Checks that a queued request may get this slot.
     pub(crate) fn check_grant(&mut self, request: usize, replica: usize) -> Checked {
         let first = self.queue.iter().position(|waiter| !waiter.avoid.contains(&replica));
         let Some(place) = first.filter(|place| self.queue[*place].request == request) else {
@@ -235,7 +244,9 @@ impl Model {
                 (SECOND, SECOND.max(all_left + self.longest_held / slots + 1))
             }
         };
-        ensure((least..=most).contains(&retry_after), || format!("told to wait {retry_after}, not from {least} to {most}"))
+        ensure((least..=most).contains(&retry_after), || {
+            format!("told to wait {retry_after}, not from {least} to {most}")
+        })
     }
 
     /// After every step, whatever it was: nobody waits in vain, and the state machine says of itself what is true.
@@ -247,12 +258,13 @@ impl Model {
             }
         }
         for QueuedRequest { request, avoid, .. } in self.queue.iter().filter(|waiter| !waiter.avoid.is_empty()) {
-            let mut ids = Avoid::default();
-            avoid.iter().for_each(|replica| ids.add(self.id(*replica)));
-            let usable =
-                |(number, replica): (usize, &Replica)| replica.cap(self.rules) > 0 && !avoid.contains(&number);
+            let mut ids = AvoidedReplicas::default();
+            avoid.iter().for_each(|replica| ids.insert(self.id(*replica)));
+            let usable = |(number, replica): (usize, &Replica)| replica.cap(self.rules) > 0 && !avoid.contains(&number);
             let hope = self.replicas.iter().enumerate().any(usable);
-            ensure(admission.any_ready_but(ids) == hope, || format!("request {request} is not to hope: {hope}"))?;
+            ensure(admission.has_ready_replica_except(ids) == hope, || {
+                format!("request {request} is not to hope: {hope}")
+            })?;
         }
         let mut expected = Occupancy { waiting: self.queue.len(), ..Occupancy::default() };
         for (number, replica) in self.replicas.iter().enumerate() {
@@ -266,15 +278,15 @@ impl Model {
                 Presence::Present => {
                     expected.busy += busy;
                     expected.free += limit.saturating_sub(busy);
-                    *(if limit > 0 { &mut expected.ready } else { &mut expected.set_aside }) += 1;
+                    *(if limit > 0 { &mut expected.ready } else { &mut expected.ejected }) += 1;
                 }
             }
-            let said = admission.replica(replica.id).0 as usize;
+            let said = admission.replica_load(replica.id).0 as usize;
             ensure(said == busy, || format!("replica {number} is said to have {said} in flight, not {busy}"))?;
         }
         let occupancy = admission.occupancy();
         ensure(occupancy == expected, || format!("{occupancy:?}, not {expected:?}"))?;
-        ensure(admission.any_ready() == (expected.ready > 0), || "any_ready is wrong".to_owned())
+        ensure(admission.has_ready_replica() == (expected.ready > 0), || "any_ready is wrong".to_owned())
     }
 
     /// Replicas with a slot that a request avoiding `avoid` could have now.
@@ -285,9 +297,9 @@ impl Model {
 }
 
 impl Replica {
-    fn cap(&self, rules: Rules) -> usize {
+    fn cap(&self, rules: AdmissionRules) -> usize {
         match (self.presence, self.availability) {
-            (Presence::Present, Availability::Available) => rules.per_replica.get() as usize,
+            (Presence::Present, Availability::Available) => rules.replica_cap.get() as usize,
             (Presence::Present, Availability::Probing) => 1,
             _ => 0,
         }

@@ -1,6 +1,6 @@
 //! A request on its way.
 
-use inference_router::policy::admit::{Avoid, Ticket};
+use inference_router::policy::admit::{AvoidedReplicas, Ticket};
 
 use crate::Time;
 
@@ -12,7 +12,7 @@ pub(crate) struct Request {
     pub(crate) time_to_head: Time,
     /// Replicas that failed it.
     pub(crate) avoid: Vec<usize>,
-    pub(crate) avoid_ids: Avoid,
+    pub(crate) avoid_ids: AvoidedReplicas,
     /// Goes up whenever what was planned for it no longer counts.
     pub(crate) generation: u32,
     pub(crate) stage: Stage,

@@ -1,7 +1,7 @@
-//! Is `retry-after` honest? What turned-away clients were told, beside what they would have waited.
+//! Checks that `retry-after` is accurate: compares what rejected clients were told with what they would have waited.
 //!
-//! The truth: had nobody come any more, the time until everyone who waited had been served or had left, and a slot was
-//! free. The simulation knows it, for it knows how long every request will take.
+//! The truth is the time until every queued request had been served or had left and a slot was free, if no further
+//! request had arrived. The simulation knows it, because it knows how long every request takes.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -67,7 +67,8 @@ pub(crate) fn check_retry_after(told: &[RetryAfterSample], service: ServiceTime)
         // Nothing foresees the rare request that takes as long as a hundred, unless it is one of many.
         ServiceTime::HeavyTailed(_) => told.queued >= told.slots.max(MIN_QUEUED_FOR_MEAN),
     });
-    let (said, truth) = on_average.fold((0, 0), |(said, truth), told| (said + told.retry_after, truth + told.actual_wait_rounded()));
+    let (said, truth) =
+        on_average.fold((0, 0), |(said, truth), told| (said + told.retry_after, truth + told.actual_wait_rounded()));
     ensure(said <= 2 * truth && truth <= 2 * said, || {
         format!("told to wait {:.2} times too long on average", said as f64 / truth as f64)
     })?;

@@ -1,4 +1,4 @@
-//! Runs every seed, on every core, and tells of those that fail.
+//! Runs every seed on every core, and reports failing ones.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,8 +1,8 @@
-//! What a seed chooses: the deployment, its clients, its replicas, and what goes wrong.
+//! The scenario of a seed: the deployment, its clients, its replicas, and the faults.
 
 use std::num::NonZeroU32;
 
-use inference_router::policy::admit::Rules;
+use inference_router::policy::admit::AdmissionRules;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -12,7 +12,7 @@ use crate::{MILLISECOND, SECOND, Time};
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
     pub(crate) replicas: usize,
-    pub(crate) rules: Rules,
+    pub(crate) rules: AdmissionRules,
     pub(crate) queue_wait: Time,
     /// From dispatch to response head, and how long a response that nobody wants is waited for.
     pub(crate) timeout: Time,
@@ -62,7 +62,7 @@ impl Scenario {
         let rules = Self::rules(rng);
         let replicas = rng.random_range(0..=5);
         let service = ServiceTime::any(rng, 5 * MILLISECOND, 2 * SECOND);
-        let slots = (replicas.max(1) as u32 * rules.per_replica.get()) as f64;
+        let slots = (replicas.max(1) as u32 * rules.replica_cap.get()) as f64;
         // From far too few requests to four times too many.
         let load = slots * rng.random_range(0.2..4.0);
         let requests = rng.random_range(20..=180);
@@ -101,7 +101,7 @@ impl Scenario {
         };
         Self {
             replicas,
-            rules: Rules { per_replica, queue_length },
+            rules: AdmissionRules { replica_cap: per_replica, queue_length },
             queue_wait: (service.mean() as f64 * rng.random_range(patience..20.0)) as Time,
             timeout: 86_400 * SECOND,
             service_time: service,
@@ -117,9 +117,9 @@ impl Scenario {
     }
 
     /// Rules as they are at first, and as they are changed to.
-    pub(crate) fn rules(rng: &mut SmallRng) -> Rules {
-        Rules {
-            per_replica: NonZeroU32::new(rng.random_range(1..=4)).expect("at least one"),
+    pub(crate) fn rules(rng: &mut SmallRng) -> AdmissionRules {
+        AdmissionRules {
+            replica_cap: NonZeroU32::new(rng.random_range(1..=4)).expect("at least one"),
             queue_length: *pick(rng, &[0, 1, 3, 10, 40]),
         }
     }

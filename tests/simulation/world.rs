@@ -1,17 +1,17 @@
-//! Clients, replicas and an operator, played into the state machine the way `state::slots` and `proxy` do it.
+//! Clients, replicas and an operator, played into the state machine as `state::slots` and `proxy` do it.
 
 mod operator;
 
 use std::time::{Duration, Instant};
 
-use inference_router::policy::admit::{Admission, Arrival, Avoid, Grant, RETRIES};
+use inference_router::policy::admit::{Admission, AdmissionOutcome, AvoidedReplicas, Grant, MAX_RETRIES};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::event_queue::{EventQueue, Event, RequestEvent};
-use crate::retry_after::{RetryAfterSample, actual_wait};
+use crate::event_queue::{Event, EventQueue, RequestEvent};
 use crate::model::{Model, micros};
-use crate::request::{Outcome, Request, HeldSlot, Stage};
+use crate::request::{HeldSlot, Outcome, Request, Stage};
+use crate::retry_after::{RetryAfterSample, actual_wait};
 use crate::scenario::{Scenario, exponential};
 use crate::{Checked, SECOND, Time, ensure};
 
@@ -101,7 +101,7 @@ impl World {
             Event::Abort(request) => self.abort(request),
             Event::Tick => {
                 self.model.apply_tick(self.now);
-                let grants = self.admission.tick(self.instant_at(self.now));
+                let grants = self.admission.start_due_probes(self.instant_at(self.now));
                 self.deliver_grants(grants)
             }
             Event::Dies(replica) => {
@@ -124,7 +124,7 @@ impl World {
             service_time: service,
             time_to_head: head,
             avoid: Vec::new(),
-            avoid_ids: Avoid::default(),
+            avoid_ids: AvoidedReplicas::default(),
             generation: 0,
             stage: Stage::Idle,
             outcome: None,
@@ -144,16 +144,18 @@ impl World {
     fn acquire(&mut self, request: usize) -> Checked {
         let deadline = self.now + self.scenario.queue_wait;
         let (avoid, now) = (self.requests[request].avoid_ids, self.instant_at(self.now));
-        let arrival = self.admission.arrive(avoid, now, self.instant_at(deadline), || request);
-        self.trace_event(|world| format!("  request {request} avoiding {:?}: {arrival:?}", world.requests[request].avoid));
+        let arrival = self.admission.request_slot(avoid, now, self.instant_at(deadline), || request);
+        self.trace_event(|world| {
+            format!("  request {request} avoiding {:?}: {arrival:?}", world.requests[request].avoid)
+        });
         self.model.check_arrival(request, &self.requests[request].avoid, deadline, &arrival)?;
         match arrival {
-            Arrival::Granted(id) => self.dispatch(request, self.model.number(id)?, self.now),
-            Arrival::Queued(ticket) => {
+            AdmissionOutcome::Granted(id) => self.dispatch(request, self.model.number(id)?, self.now),
+            AdmissionOutcome::Queued(ticket) => {
                 self.enter(request, Stage::Queued(ticket));
                 self.schedule_for(request, deadline - self.now, RequestEvent::QueueWaitOver);
             }
-            Arrival::Full => self.reject_request(request, Outcome::Rejected)?,
+            AdmissionOutcome::Full => self.reject_request(request, Outcome::Rejected)?,
         }
         Ok(())
     }
@@ -178,7 +180,7 @@ impl World {
     fn handle_request_event(&mut self, request: usize, what: RequestEvent) -> Checked {
         match (self.requests[request].stage, what) {
             (Stage::Queued(ticket), RequestEvent::QueueWaitOver) => {
-                let left = self.admission.leave(ticket);
+                let left = self.admission.cancel_queued(ticket);
                 self.model.check_leave(request, ticket, left)?;
                 self.reject_request(request, Outcome::TimedOut)
             }
@@ -190,7 +192,7 @@ impl World {
             (Stage::Sent(slot), RequestEvent::Answers) => {
                 self.requests[request].stage = Stage::Answered(slot);
                 self.model.succeeded(slot.replica);
-                let grants = self.admission.succeeded(self.model.id(slot.replica));
+                let grants = self.admission.record_success(self.model.id(slot.replica));
                 self.deliver_grants(grants)
             }
             (Stage::Sent(slot), RequestEvent::BreaksOff) => {
@@ -203,7 +205,9 @@ impl World {
                 self.release_slot(request, slot, Some(Outcome::Failed))
             }
             (Stage::Answered(slot), RequestEvent::Ends) => self.release_slot(request, slot, Some(Outcome::Served)),
-            (Stage::Abandoned(slot), RequestEvent::Ends | RequestEvent::TimeoutPasses | RequestEvent::BreaksOff) => self.release_slot(request, slot, None),
+            (Stage::Abandoned(slot), RequestEvent::Ends | RequestEvent::TimeoutPasses | RequestEvent::BreaksOff) => {
+                self.release_slot(request, slot, None)
+            }
             (stage, what) => Err(format!("the simulation is wrong: {what:?} for request {request} in {stage:?}")),
         }
     }
@@ -219,7 +223,9 @@ impl World {
     }
 
     fn connected(&mut self, request: usize, slot: HeldSlot) -> Checked {
-        if self.replica_behaviors[slot.replica] == ConnectBehavior::Accepts && !self.rng.random_bool(self.scenario.connect_failure_share) {
+        if self.replica_behaviors[slot.replica] == ConnectBehavior::Accepts
+            && !self.rng.random_bool(self.scenario.connect_failure_share)
+        {
             let Request { service_time: service, time_to_head: head, .. } = self.requests[request];
             self.enter(request, Stage::Sent(slot));
             self.schedule_for(request, head, RequestEvent::Answers);
@@ -233,15 +239,15 @@ impl World {
         let tried = &mut self.requests[request];
         let retry = tried.avoid.len();
         tried.avoid.push(slot.replica);
-        tried.avoid_ids.add(id);
-        let again = retry < RETRIES && self.admission.any_ready_but(tried.avoid_ids);
+        tried.avoid_ids.insert(id);
+        let again = retry < MAX_RETRIES && self.admission.has_ready_replica_except(tried.avoid_ids);
         self.release_slot(request, slot, (!again).then_some(Outcome::Failed))?;
         if again { self.acquire(request) } else { Ok(()) }
     }
 
     /// `Slot::failed`.
     fn failed(&mut self, replica: usize) -> Checked {
-        let until = self.admission.failed(self.model.id(replica), self.instant_at(self.now));
+        let until = self.admission.record_failure(self.model.id(replica), self.instant_at(self.now));
         let until = until.map(|until| micros(until.duration_since(self.start)));
         self.model.failed(replica, self.now, until)?;
         if let Some(until) = until {
@@ -258,12 +264,12 @@ impl World {
         }
         match self.requests[request].stage {
             Stage::Queued(ticket) => {
-                let left = self.admission.leave(ticket);
+                let left = self.admission.cancel_queued(ticket);
                 self.model.check_leave(request, ticket, left)?;
                 self.end_without_slot(request, Outcome::Aborted)
             }
             Stage::Granted(ticket, slot) => {
-                let left = self.admission.leave(ticket);
+                let left = self.admission.cancel_queued(ticket);
                 self.model.check_leave(request, ticket, left)?;
                 self.release_slot(request, slot, Some(Outcome::Aborted))
             }
@@ -285,7 +291,7 @@ impl World {
     /// `Slot::drop`.
     fn release_slot(&mut self, request: usize, slot: HeldSlot, outcome: Option<Outcome>) -> Checked {
         let held = self.now - slot.since;
-        let (grant, gone) = self.admission.release(self.model.id(slot.replica), Duration::from_micros(held));
+        let (grant, gone) = self.admission.release_slot(self.model.id(slot.replica), Duration::from_micros(held));
         self.model.check_release(request, slot.replica, held, gone)?;
         self.enter(request, Stage::Idle);
         outcome.map_or(Ok(()), |outcome| self.record(request, outcome))?;
@@ -302,8 +308,14 @@ impl World {
                 stage.slot_in_use().map(|slot| slot.since + service)
             };
             let in_flight = self.model.in_flight().filter_map(ends);
-            let truth = actual_wait(self.now, in_flight, self.model.queued_requests(), |one| self.requests[one].service_time);
-            self.retry_after_samples.push(RetryAfterSample { retry_after: said, actual: truth, queued: self.model.queued_requests().len(), slots: self.model.slots() });
+            let truth =
+                actual_wait(self.now, in_flight, self.model.queued_requests(), |one| self.requests[one].service_time);
+            self.retry_after_samples.push(RetryAfterSample {
+                retry_after: said,
+                actual: truth,
+                queued: self.model.queued_requests().len(),
+                slots: self.model.slots(),
+            });
         }
         self.end_without_slot(request, outcome)
     }
@@ -332,8 +344,8 @@ impl World {
         for replica in self.model.replicas_by_presence(true) {
             self.remove(replica)?;
         }
-        let left = self.admission.ids().count();
-        ensure(left == 0 && !self.admission.any_ready(), || format!("{left} replicas are left"))
+        let left = self.admission.replica_ids().count();
+        ensure(left == 0 && !self.admission.has_ready_replica(), || format!("{left} replicas are left"))
     }
 
     /// What was planned for a request before no longer counts.

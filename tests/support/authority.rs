@@ -1,4 +1,4 @@
-//! Whoever signs certificates.
+//! A certificate authority for tests.
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 
@@ -10,14 +10,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
-/// Both versions that are spoken.
+/// Both supported versions of TLS.
 pub const TLS_VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
 
 pub fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// Whoever signs certificates.
+/// A certificate authority.
 pub struct Authority {
     pub pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -63,7 +63,11 @@ impl Authority {
         self.client_config_with(&TLS_VERSIONS, None)
     }
 
-    pub fn client_config_with(&self, versions: &[&'static SupportedProtocolVersion], client_certificate: Option<&CertifiedKeyPair>) -> ClientConfig {
+    pub fn client_config_with(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        client_certificate: Option<&CertifiedKeyPair>,
+    ) -> ClientConfig {
         let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(versions).unwrap();
         let builder = builder.with_root_certificates(self.roots());
         match client_certificate {

@@ -1,5 +1,5 @@
-//! What tests of a cluster need: an API server in memory, as much of one as the router and the tests ask for, with faults
-//! on demand; and whoever signs certificates.
+//! Support for tests of a cluster: an in-memory API server with as much behavior as the router and the tests need, with
+//! injected faults; and a certificate authority.
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 

@@ -4,8 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use inference_router::policy::signing::Signing;
-use inference_router::policy::token::Token;
+use inference_router::policy::signing::TokenSigner;
+use inference_router::policy::token::ParsedToken;
 
 fn run(folder: &Path, words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_inference-router")).current_dir(folder).args(words).output().unwrap()
@@ -50,8 +50,10 @@ fn keys_are_made_shown_once_and_readable_by_their_owner_only() {
     }
     let again = stderr_of_failure(folder, &["keys", "generate", "--endpoint", "my-endpoint", "--folder", "keys"], 1);
     assert!(again.contains("exists") && again.contains("keys rotate"), "{again}");
-    let rotated =
-        stdout_of_success(folder, &["keys", "rotate", "--endpoint", "my-endpoint", "--key", "secondary", "--folder", "keys"]);
+    let rotated = stdout_of_success(
+        folder,
+        &["keys", "rotate", "--endpoint", "my-endpoint", "--key", "secondary", "--folder", "keys"],
+    );
     let now = |name: &str| std::fs::read_to_string(folder.join(format!("keys/my-endpoint-{name}.key"))).unwrap();
     assert_eq!(rotated.trim(), format!("secondary: {}", now("secondary").trim()));
     assert_ne!(now("secondary").trim(), keys[1]);
@@ -115,21 +117,26 @@ fn a_token_is_made_with_a_key_that_was_made() {
     assert!(run(folder, &["check", "router.yaml"]).status.success());
     let issued: serde_json::Value = serde_json::from_str(&stdout_of_success(folder, &ask)).unwrap();
     let pem = std::fs::read(folder.join("signing.pem")).unwrap();
-    let signing = Signing::new("inference-router", std::time::Duration::from_secs(1), &pem, &[]).unwrap();
-    let token = Token::parse(issued["accessToken"].as_str().unwrap()).unwrap();
-    let claims = token.verified(signing.keys()).unwrap();
+    let signing = TokenSigner::new("inference-router", std::time::Duration::from_secs(1), &pem, &[]).unwrap();
+    let token = ParsedToken::parse(issued["accessToken"].as_str().unwrap()).unwrap();
+    let claims = token.verify(signing.keys()).unwrap();
     assert_eq!(claims.subject(), "me");
     let expiry = issued["expiryTimeUtc"].as_u64().unwrap();
-    assert_eq!(claims.open("my-endpoint", expiry), Ok(()));
+    assert_eq!(claims.authorize_endpoint("my-endpoint", expiry), Ok(()));
     assert!((1790..=1800).contains(&(expiry - crate::signers::unix_seconds())), "{expiry}");
     for (ttl, says) in [("0s", "--ttl"), ("721h", "--ttl")] {
         assert!(
-            stderr_of_failure(folder, &["token", "--config", "router.yaml", "--endpoint", "my-endpoint", "--ttl", ttl], 1)
-                .contains(says)
+            stderr_of_failure(
+                folder,
+                &["token", "--config", "router.yaml", "--endpoint", "my-endpoint", "--ttl", ttl],
+                1
+            )
+            .contains(says)
         );
     }
     assert!(
-        stderr_of_failure(folder, &["token", "--config", "router.yaml", "--endpoint", "nobody"], 1).contains("no endpoint nobody")
+        stderr_of_failure(folder, &["token", "--config", "router.yaml", "--endpoint", "nobody"], 1)
+            .contains("no endpoint nobody")
     );
 }
 

@@ -1,4 +1,4 @@
-//! An issuer of tokens, good or bad, and an endpoint that trusts it.
+//! A token issuer, valid or faulty, and an endpoint that trusts it.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,7 +42,9 @@ impl FakeIssuer {
             async move {
                 if request.uri().path() == "/.well-known/openid-configuration" {
                     let url = format!("http://{host}");
-                    return Response::new(full_body(json!({"issuer": url, "jwks_uri": format!("{url}/keys")}).to_string()));
+                    return Response::new(full_body(
+                        json!({"issuer": url, "jwks_uri": format!("{url}/keys")}).to_string(),
+                    ));
                 }
                 match says {
                     KeySetResponse::Keys(keys) => Response::new(full_body(keys)),

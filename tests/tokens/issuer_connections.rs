@@ -1,4 +1,4 @@
-//! How issuers are reached: over TLS, through a proxy, with a token of the router's own.
+//! Connections to issuers: over TLS, through a proxy, with a token of the router's own.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::harness::{Model, Router, with_timeout};
 use crate::issuer::call_with_token;
-use crate::signers::{Signer, unix_seconds, jwk_set};
+use crate::signers::{Signer, jwk_set, unix_seconds};
 
 /// Reads a request's head.
 async fn head(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
@@ -78,7 +78,7 @@ async fn an_issuer_over_tls_is_trusted_by_its_authority_only() {
     let router = Router::start_in(folder, Box::new(std::io::sink()), |_| ());
     let token = signer.sign(&serde_json::json!({"iss": "corp", "aud": "me", "exp": unix_seconds() + 60}));
     assert_eq!(call_with_token(&router, &token).await.text(), "scored");
-    let failed = r#"inference_router_token_keys_fetches_total{issuer="corp",result="error"}"#;
+    let failed = r#"inference_router_key_set_fetches_total{issuer="corp",result="error"}"#;
     with_timeout("a failure of the other", async { while router.metric(failed).await.is_none() {} }).await;
 }
 
@@ -154,7 +154,8 @@ impl std::io::Write for LogBuffer {
 #[tokio::test]
 async fn the_access_log_says_who_called_and_never_with_what() {
     let (model, signer) = (Model::named("scored").await, Signer::ed25519("k"));
-    let issuer = crate::issuer::FakeIssuer::start(crate::issuer::KeySetResponse::Keys(jwk_set(&[signer.public()]))).await;
+    let issuer =
+        crate::issuer::FakeIssuer::start(crate::issuer::KeySetResponse::Keys(jwk_set(&[signer.public()]))).await;
     let (folder, log) = (tempfile::tempdir().unwrap(), LogBuffer::default());
     std::fs::write(folder.path().join("0.yaml"), issuer.endpoint(&model, "")).unwrap();
     let router = Router::start_in(folder, Box::new(log.clone()), |settings| settings.log.access = true);

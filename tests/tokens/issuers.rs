@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::harness::{Model, Router, call, with_timeout};
 use crate::issuer::{FakeIssuer, KeySetResponse, call_with_token};
-use crate::signers::{Signer, with_changed_claims, unix_seconds, jwk_set};
+use crate::signers::{Signer, jwk_set, unix_seconds, with_changed_claims};
 
 fn keys(signers: &[Signer]) -> KeySetResponse {
     KeySetResponse::Keys(jwk_set(&signers.iter().map(Signer::public).collect::<Vec<_>>()))
@@ -25,7 +25,7 @@ async fn tokens_of_every_kind_of_key_open_the_endpoint() {
         }
     }
     assert_eq!(issuer.key_fetch_count(), 1, "keys are fetched ahead, not for requests");
-    let fetched = format!(r#"inference_router_token_keys_fetches_total{{issuer="{}",result="ok"}}"#, issuer.url());
+    let fetched = format!(r#"inference_router_key_set_fetches_total{{issuer="{}",result="ok"}}"#, issuer.url());
     assert_eq!(router.metric(&fetched).await, Some(1.0));
 }
 
@@ -54,7 +54,7 @@ async fn each_denial_says_what_is_wrong_and_is_counted() {
         assert!(challenge.starts_with("Bearer ") && challenge.contains(&format!("error=\"{error}\"")), "{challenge}");
         let told = answer.text();
         assert!(!told.contains("score\"") && !told.contains(&issuer.url()), "says what would be right: {told}");
-        let counted = format!(r#"inference_router_auth_failures_total{{endpoint="my-endpoint",reason="{code}"}}"#);
+        let counted = format!(r#"inference_router_auth_failures_total{{endpoint_name="my-endpoint",reason="{code}"}}"#);
         assert!(router.metric(&counted).await >= Some(1.0), "{counted}");
     }
     let answer =
@@ -72,7 +72,8 @@ async fn a_new_key_is_fetched_for_the_first_token_that_names_it_and_for_no_flood
     let before = old.sign(&issuer.claims());
     assert_eq!(call_with_token(&router, &before).await.status, 200);
     issuer.set_response(KeySetResponse::Keys(jwk_set(&[new.public()])));
-    let (one, two) = (new.sign(&issuer.claims()), new.sign(&with_changed_claims(&issuer.claims(), json!({"sub": "other"}))));
+    let (one, two) =
+        (new.sign(&issuer.claims()), new.sign(&with_changed_claims(&issuer.claims(), json!({"sub": "other"}))));
     let (one, two) = tokio::join!(call_with_token(&router, &one), call_with_token(&router, &two));
     assert_eq!((one.status.as_u16(), two.status.as_u16()), (200, 200));
     assert_eq!(issuer.key_fetch_count(), 2, "one flight for both");
@@ -125,7 +126,10 @@ async fn an_issuer_that_lies_at_the_start_is_asked_again_until_it_does_not() {
 #[tokio::test]
 async fn a_slow_issuer_holds_up_only_whoever_needs_it() {
     let (model, signer) = (Model::named("scored").await, Signer::ed25519("k"));
-    let (slow, good) = (FakeIssuer::start(KeySetResponse::NoResponse).await, FakeIssuer::start(KeySetResponse::Keys(jwk_set(&[signer.public()]))).await);
+    let (slow, good) = (
+        FakeIssuer::start(KeySetResponse::NoResponse).await,
+        FakeIssuer::start(KeySetResponse::Keys(jwk_set(&[signer.public()]))).await,
+    );
     let other = slow.endpoint(&model, "").replace("my-endpoint", "slow-one");
     let router = Router::start(&[&good.endpoint(&model, ""), &other]);
     let token = signer.sign(&slow.claims());
@@ -148,7 +152,7 @@ async fn keys_are_fetched_ahead_of_need_and_once_for_all_endpoints() {
     let documents: Vec<String> =
         (0..20).map(|number| issuer.endpoint(&model, "").replace("my-endpoint", &format!("e-{number}"))).collect();
     let router = Router::start_with(&documents.iter().map(String::as_str).collect::<Vec<_>>(), |settings| {
-        settings.workers = inference_router::config::Workers::Count(4.try_into().unwrap());
+        settings.workers = inference_router::config::WorkerCount::Count(4.try_into().unwrap());
     });
     issuer.wait_until_key_fetches(1).await;
     let token = signer.sign(&issuer.claims());

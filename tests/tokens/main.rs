@@ -7,9 +7,9 @@ mod command;
 #[path = "../router/harness.rs"]
 mod harness;
 mod issuer;
+mod issuer_connections;
 mod issuers;
 mod mutations;
 mod router_tokens;
-mod issuer_connections;
 mod rules;
 mod signers;

@@ -1,6 +1,6 @@
-//! No token that was changed is good, wherever and however it was changed.
+//! No changed token is valid, wherever and however it was changed.
 
-use inference_router::policy::token::{KeySet, Token};
+use inference_router::policy::token::{KeySet, ParsedToken};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
@@ -13,7 +13,7 @@ const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 fn no_mutated_token_is_accepted() {
     let signers = Signer::one_of_each_kind();
     let keys = KeySet::parse(jwk_set(&signers.each_ref().map(Signer::public)).as_bytes()).unwrap();
-    let is_good = |token: &str| Token::parse(token).is_ok_and(|token| token.verified(&keys).is_ok());
+    let is_good = |token: &str| ParsedToken::parse(token).is_ok_and(|token| token.verify(&keys).is_ok());
     let claims = json!({"iss": "i", "aud": "a", "sub": "me", "exp": 5_000_000_000_u64});
     for (signer, seed) in signers.iter().zip(0..) {
         let token = signer.sign(&claims);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
-use inference_router::policy::token::LEEWAY;
+use inference_router::policy::token::CLOCK_LEEWAY_SECONDS;
 use serde_json::json;
 
 use crate::harness::{Answer, KEY, Model, Router, call, document, with_timeout};
@@ -56,7 +56,10 @@ async fn a_key_gets_a_token_and_the_token_opens_its_endpoint_only() {
         assert_eq!(told["tokenType"], "Bearer");
         let (expiry, refresh) =
             (told["expiryTimeUtc"].as_u64().unwrap(), told["refreshAfterTimeUtc"].as_u64().unwrap());
-        assert!((3590..=3600).contains(&(expiry - unix_seconds())) && refresh < expiry && refresh > unix_seconds(), "{told}");
+        assert!(
+            (3590..=3600).contains(&(expiry - unix_seconds())) && refresh < expiry && refresh > unix_seconds(),
+            "{told}"
+        );
         let mine = token(&answer);
         assert_eq!(call_with_token(&setup.router, &mine).await.text(), "scored");
         let theirs = token(&setup.request_token("other-one", KEY).await);
@@ -74,8 +77,8 @@ async fn a_key_gets_a_token_and_the_token_opens_its_endpoint_only() {
         assert_eq!(public["keys"][0]["use"], "sig");
         assert!(public["keys"][0]["d"].is_null() && !public["keys"][0]["x"].is_null(), "{public}");
         // Issuer and audience are those of the router: nobody else's token will do.
-        let forged =
-            Signer::ed25519("x").sign(&json!({"iss": "inference-router", "aud": "my-endpoint", "exp": unix_seconds() + 60}));
+        let forged = Signer::ed25519("x")
+            .sign(&json!({"iss": "inference-router", "aud": "my-endpoint", "exp": unix_seconds() + 60}));
         assert_eq!(call_with_token(&setup.router, &forged).await.code(), "unknown_signing_key");
         let foreign = signer.sign(&json!({"iss": "other", "aud": "my-endpoint", "exp": unix_seconds() + 60}));
         assert_eq!(call_with_token(&setup.router, &foreign).await.code(), "wrong_issuer");
@@ -123,7 +126,7 @@ async fn signing_keys_rotate_without_breaking_anybody() {
 async fn a_token_ends_with_its_time_also_when_it_was_known_to_be_good() {
     let signer = Signer::ed25519("k");
     let setup = RouterWithSigningKey::start(&signer).await;
-    let claims = json!({"iss": "inference-router", "aud": "my-endpoint", "sub": "me", "exp": unix_seconds() + 2 - LEEWAY});
+    let claims = json!({"iss": "inference-router", "aud": "my-endpoint", "sub": "me", "exp": unix_seconds() + 2 - CLOCK_LEEWAY_SECONDS});
     let short = signer.sign_as(&jsonwebtoken::Header::new(signer.algorithm), &claims);
     assert_eq!(call_with_token(&setup.router, &short).await.status, 200);
     with_timeout("its end", async {

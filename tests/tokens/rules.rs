@@ -1,24 +1,24 @@
-//! What a token must say, to the second.
+//! The required claims of a token, with times to the second.
 
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use inference_router::model::endpoint::{Issuer, KeySetSource};
-use inference_router::model::refusal::Denied;
-use inference_router::policy::signing::{Signing, WrongKey};
-use inference_router::policy::token::{KeySet, LEEWAY, Token};
+use inference_router::model::refusal::AuthFailure;
+use inference_router::policy::signing::{TokenSigner, WrongKey};
+use inference_router::policy::token::{CLOCK_LEEWAY_SECONDS, KeySet, ParsedToken};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
-use crate::signers::{Signer, with_changed_claims, jwk_set};
+use crate::signers::{Signer, jwk_set, with_changed_claims};
 
 const NOW: u64 = 1_000_000;
 
 fn issuer() -> Issuer {
     let issuer = "https://issuer.example".to_owned();
     Issuer {
-        keys: KeySetSource { issuer, jwks_uri: None, ca_file: None, bearer_token_file: None, allow_http: false },
+        key_set: KeySetSource { issuer, jwks_uri: None, ca_file: None, bearer_token_file: None, allow_http: false },
         audiences: vec!["one".to_owned(), "two".to_owned()],
         required_claims: vec![("tid".to_owned(), vec![json!("t"), json!(7)])],
         scopes: vec!["score".to_owned()],
@@ -30,9 +30,9 @@ fn valid_claims() -> Value {
     json!({"iss": "https://issuer.example", "aud": "one", "sub": "me", "exp": NOW + 10, "tid": "t", "scp": "read score"})
 }
 
-fn verdict(keys: &str, token: &str, issuer: &Issuer, now: u64) -> Result<(), Denied> {
-    let token = Token::parse(token)?;
-    token.verified(&KeySet::parse(keys.as_bytes()).unwrap())?.satisfy(issuer, now)
+fn verdict(keys: &str, token: &str, issuer: &Issuer, now: u64) -> Result<(), AuthFailure> {
+    let token = ParsedToken::parse(token)?;
+    token.verify(&KeySet::parse(keys.as_bytes()).unwrap())?.validate_for_issuer(issuer, now)
 }
 
 #[test]
@@ -43,12 +43,12 @@ fn every_kind_of_signature_is_checked() {
     for (signer, other) in signers.iter().zip(&others) {
         assert_eq!(verdict(&keys, &signer.sign(&valid_claims()), &issuer(), NOW), Ok(()), "{:?}", signer.algorithm);
         // The same name and kind, another key.
-        assert_eq!(verdict(&keys, &other.sign(&valid_claims()), &issuer(), NOW), Err(Denied::BadSignature));
+        assert_eq!(verdict(&keys, &other.sign(&valid_claims()), &issuer(), NOW), Err(AuthFailure::BadSignature));
         let unnamed = signer.sign_as(&Header::new(signer.algorithm), &valid_claims());
         assert_eq!(verdict(&keys, &unnamed, &issuer(), NOW), Ok(()), "a token need not name its key");
         let misnamed = Header { kid: Some("none".to_owned()), ..Header::new(signer.algorithm) };
         let misnamed = signer.sign_as(&misnamed, &valid_claims());
-        assert_eq!(verdict(&keys, &misnamed, &issuer(), NOW), Err(Denied::UnknownSigningKey));
+        assert_eq!(verdict(&keys, &misnamed, &issuer(), NOW), Err(AuthFailure::UnknownSigningKey));
     }
 }
 
@@ -57,8 +57,9 @@ fn the_key_says_which_algorithm() {
     let signer = Signer::rsa("rsa");
     let public = signer.public();
     let keys = jwk_set(std::slice::from_ref(&public));
-    let other = signer.sign_as(&Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::RS512) }, &valid_claims());
-    assert_eq!(verdict(&keys, &other, &issuer(), NOW), Err(Denied::UnknownSigningKey));
+    let other =
+        signer.sign_as(&Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::RS512) }, &valid_claims());
+    assert_eq!(verdict(&keys, &other, &issuer(), NOW), Err(AuthFailure::UnknownSigningKey));
     // A key that does not say so is good for all of its kind.
     let mut open = public.clone();
     open.as_object_mut().unwrap().remove("alg");
@@ -67,16 +68,16 @@ fn the_key_says_which_algorithm() {
     let secret = EncodingKey::from_secret(public["n"].as_str().unwrap().as_bytes());
     let header = Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::HS256) };
     let forged = jsonwebtoken::encode(&header, &valid_claims(), &secret).unwrap();
-    assert_eq!(verdict(&keys, &forged, &issuer(), NOW), Err(Denied::UnknownSigningKey));
+    assert_eq!(verdict(&keys, &forged, &issuer(), NOW), Err(AuthFailure::UnknownSigningKey));
     let shared = json!({"kty": "oct", "kid": "rsa", "alg": "HS256", "k": public["n"]});
-    assert_eq!(verdict(&jwk_set(&[shared, public]), &forged, &issuer(), NOW), Err(Denied::UnknownSigningKey));
+    assert_eq!(verdict(&jwk_set(&[shared, public]), &forged, &issuer(), NOW), Err(AuthFailure::UnknownSigningKey));
     let encode = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
     for alg in ["none", "None", "nOnE", "", "XX"] {
         let unsigned = format!("{}.{}.", encode(json!({"alg": alg})), encode(valid_claims()));
-        assert_eq!(verdict(&keys, &unsigned, &issuer(), NOW), Err(Denied::Malformed), "{alg}");
+        assert_eq!(verdict(&keys, &unsigned, &issuer(), NOW), Err(AuthFailure::Malformed), "{alg}");
     }
     let critical = format!("{}.{}.", encode(json!({"alg": "RS256", "crit": ["exp"]})), encode(valid_claims()));
-    assert_eq!(verdict(&keys, &critical, &issuer(), NOW), Err(Denied::Malformed));
+    assert_eq!(verdict(&keys, &critical, &issuer(), NOW), Err(AuthFailure::Malformed));
 }
 
 #[test]
@@ -87,7 +88,11 @@ fn keys_for_other_uses_check_nothing() {
         assert!(KeySet::parse(jwk_set(std::slice::from_ref(&other)).as_bytes()).is_err(), "{other}");
     }
     let one_bad = jwk_set(&[json!({"kty": "EC", "crv": "P-256", "x": "?", "y": "?"}), json!(5), signer.public()]);
-    assert_eq!(verdict(&one_bad, &signer.sign(&valid_claims()), &issuer(), NOW), Ok(()), "a key that is none spoils no other");
+    assert_eq!(
+        verdict(&one_bad, &signer.sign(&valid_claims()), &issuer(), NOW),
+        Ok(()),
+        "a key that is none spoils no other"
+    );
     for document in ["", "[]", "{}", r#"{"keys": []}"#, r#"{"keys": {}}"#, "<html>"] {
         assert!(KeySet::parse(document.as_bytes()).is_err(), "{document}");
     }
@@ -121,14 +126,15 @@ fn a_key_without_a_name_hides_no_new_one() {
     let (unnamed, new) = (Signer::rsa("x"), Signer::rsa("new"));
     let keys = jwk_set(&[with_changed_claims(&unnamed.public(), json!({"kid": null}))]);
     assert_eq!(verdict(&keys, &unnamed.sign(&valid_claims()), &issuer(), NOW), Ok(()));
-    assert_eq!(verdict(&keys, &new.sign(&valid_claims()), &issuer(), NOW), Err(Denied::UnknownSigningKey));
+    assert_eq!(verdict(&keys, &new.sign(&valid_claims()), &issuer(), NOW), Err(AuthFailure::UnknownSigningKey));
 }
 
 #[test]
 fn each_claim_counts() {
     let signer = Signer::ed25519("ed");
     let keys = jwk_set(&[signer.public()]);
-    let says = |change: Value| verdict(&keys, &signer.sign(&with_changed_claims(&valid_claims(), change)), &issuer(), NOW);
+    let says =
+        |change: Value| verdict(&keys, &signer.sign(&with_changed_claims(&valid_claims(), change)), &issuer(), NOW);
     for change in [
         json!({"aud": ["x", "two"]}),
         json!({"tid": 7}),
@@ -143,20 +149,20 @@ fn each_claim_counts() {
         assert_eq!(says(change.clone()), Ok(()), "{change}");
     }
     for (change, denied) in [
-        (json!({"aud": "three"}), Denied::WrongAudience),
-        (json!({"aud": null}), Denied::WrongAudience),
-        (json!({"aud": []}), Denied::WrongAudience),
-        (json!({"aud": {"one": 1}}), Denied::WrongAudience),
-        (json!({"tid": "u"}), Denied::MissingClaim),
-        (json!({"tid": null}), Denied::MissingClaim),
-        (json!({"tid": "7"}), Denied::MissingClaim),
-        (json!({"scp": "scores"}), Denied::MissingClaim),
-        (json!({"scp": null}), Denied::MissingClaim),
-        (json!({"scp": null, "roles": "score"}), Denied::MissingClaim),
-        (json!({"exp": null}), Denied::Malformed),
-        (json!({"exp": "1000010"}), Denied::Malformed),
-        (json!({"exp": -1}), Denied::Malformed),
-        (json!({"nbf": "soon"}), Denied::Malformed),
+        (json!({"aud": "three"}), AuthFailure::WrongAudience),
+        (json!({"aud": null}), AuthFailure::WrongAudience),
+        (json!({"aud": []}), AuthFailure::WrongAudience),
+        (json!({"aud": {"one": 1}}), AuthFailure::WrongAudience),
+        (json!({"tid": "u"}), AuthFailure::MissingClaim),
+        (json!({"tid": null}), AuthFailure::MissingClaim),
+        (json!({"tid": "7"}), AuthFailure::MissingClaim),
+        (json!({"scp": "scores"}), AuthFailure::MissingClaim),
+        (json!({"scp": null}), AuthFailure::MissingClaim),
+        (json!({"scp": null, "roles": "score"}), AuthFailure::MissingClaim),
+        (json!({"exp": null}), AuthFailure::Malformed),
+        (json!({"exp": "1000010"}), AuthFailure::Malformed),
+        (json!({"exp": -1}), AuthFailure::Malformed),
+        (json!({"nbf": "soon"}), AuthFailure::Malformed),
     ] {
         assert_eq!(says(change.clone()), Err(denied), "{change}");
     }
@@ -166,32 +172,34 @@ fn each_claim_counts() {
 fn time_counts_with_a_minutes_leeway() {
     let signer = Signer::ed25519("ed");
     let keys = jwk_set(&[signer.public()]);
-    let at = |change: Value, now: u64| verdict(&keys, &signer.sign(&with_changed_claims(&valid_claims(), change)), &issuer(), now);
-    assert_eq!(at(json!({"exp": NOW}), NOW + LEEWAY), Ok(()));
-    assert_eq!(at(json!({"exp": NOW}), NOW + LEEWAY + 1), Err(Denied::Expired));
-    assert_eq!(at(json!({"nbf": NOW + LEEWAY}), NOW), Ok(()));
-    assert_eq!(at(json!({"nbf": NOW + LEEWAY + 1}), NOW), Err(Denied::NotYetValid));
+    let at = |change: Value, now: u64| {
+        verdict(&keys, &signer.sign(&with_changed_claims(&valid_claims(), change)), &issuer(), now)
+    };
+    assert_eq!(at(json!({"exp": NOW}), NOW + CLOCK_LEEWAY_SECONDS), Ok(()));
+    assert_eq!(at(json!({"exp": NOW}), NOW + CLOCK_LEEWAY_SECONDS + 1), Err(AuthFailure::Expired));
+    assert_eq!(at(json!({"nbf": NOW + CLOCK_LEEWAY_SECONDS}), NOW), Ok(()));
+    assert_eq!(at(json!({"nbf": NOW + CLOCK_LEEWAY_SECONDS + 1}), NOW), Err(AuthFailure::NotYetValid));
     assert_eq!(at(json!({"exp": u64::MAX}), NOW), Ok(()));
     assert_eq!(at(json!({"exp": 1e300}), NOW), Ok(()));
-    assert_eq!(at(json!({"exp": 0}), NOW), Err(Denied::Expired));
+    assert_eq!(at(json!({"exp": 0}), NOW), Err(AuthFailure::Expired));
 }
 
 #[test]
 fn the_routers_own_tokens_are_for_one_endpoint() {
     let hour = Duration::from_secs(3600);
     for signer in [Signer::ed25519("a"), Signer::p256("b")] {
-        let signing = Signing::new("router", hour, signer.pem.as_bytes(), &[]).unwrap();
+        let signing = TokenSigner::new("router", hour, signer.pem.as_bytes(), &[]).unwrap();
         let issued = signing.issue("mine", "me", NOW, None).unwrap();
-        assert_eq!((issued.expires, issued.refresh_after), (NOW + 3600, NOW + 2880));
-        let token = Token::parse(&issued.token).unwrap();
+        assert_eq!((issued.expires_at, issued.refresh_after), (NOW + 3600, NOW + 2880));
+        let token = ParsedToken::parse(&issued.token).unwrap();
         assert_eq!(token.issuer(), "router");
-        let claims = token.verified(signing.keys()).unwrap();
+        let claims = token.verify(signing.keys()).unwrap();
         assert_eq!(claims.subject(), "me");
-        assert_eq!(claims.open("mine", NOW), Ok(()));
-        assert_eq!(claims.open("yours", NOW), Err(Denied::WrongEndpoint));
-        assert_eq!(claims.open("mine", NOW + 3600 + LEEWAY + 1), Err(Denied::Expired));
+        assert_eq!(claims.authorize_endpoint("mine", NOW), Ok(()));
+        assert_eq!(claims.authorize_endpoint("yours", NOW), Err(AuthFailure::WrongEndpoint));
+        assert_eq!(claims.authorize_endpoint("mine", NOW + 3600 + CLOCK_LEEWAY_SECONDS + 1), Err(AuthFailure::Expired));
         let short = signing.issue("mine", "me", NOW, Some(Duration::from_secs(5))).unwrap();
-        assert_eq!(short.expires, NOW + 5);
+        assert_eq!(short.expires_at, NOW + 5);
     }
 }
 
@@ -201,19 +209,19 @@ fn tokens_of_previous_keys_stay_good() {
     let hour = Duration::from_secs(3600);
     let sign = |current: &Signer, previous: &[&Signer]| {
         let previous: Vec<Vec<u8>> = previous.iter().map(|signer| signer.pem.clone().into_bytes()).collect();
-        Signing::new("router", hour, current.pem.as_bytes(), &previous).unwrap()
+        TokenSigner::new("router", hour, current.pem.as_bytes(), &previous).unwrap()
     };
     let token = sign(&old, &[]).issue("mine", "me", NOW, None).unwrap().token;
     let after = sign(&new, &[&old, &new]);
-    assert!(Token::parse(&token).unwrap().verified(after.keys()).is_ok());
+    assert!(ParsedToken::parse(&token).unwrap().verify(after.keys()).is_ok());
     assert_eq!(after.jwks()["keys"].as_array().unwrap().len(), 2, "the same key twice is one");
     assert!(after.jwks().to_string().contains("\"kid\""));
     assert!(!after.jwks().to_string().contains("\"d\""), "nothing private");
     let without = sign(&other, &[&new]);
-    let verified = Token::parse(&token).unwrap().verified(without.keys()).map(|_| ());
-    assert_eq!(verified, Err(Denied::UnknownSigningKey));
+    let verified = ParsedToken::parse(&token).unwrap().verify(without.keys()).map(|_| ());
+    assert_eq!(verified, Err(AuthFailure::UnknownSigningKey));
     let wrong = |current: &str, previous: &str| {
-        Signing::new("router", hour, current.as_bytes(), &[previous.as_bytes().to_vec()]).map(|_| ())
+        TokenSigner::new("router", hour, current.as_bytes(), &[previous.as_bytes().to_vec()]).map(|_| ())
     };
     assert_eq!(wrong("x", &old.pem), Err(WrongKey { previous: None }));
     assert_eq!(wrong(&Signer::rsa("x").pem, &old.pem), Err(WrongKey { previous: None }));

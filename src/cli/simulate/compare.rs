@@ -1,14 +1,14 @@
-//! Several settings beside each other.
+//! Comparison of several settings.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use crate::model::endpoint::{Deployment, ScaleSettings, Utilization, defaults};
+use crate::model::endpoint::{Deployment, ScaleSettings, TargetUtilization, defaults};
 
-/// Most settings that are compared at once.
+/// The largest number of combinations.
 const MOST: usize = 200;
 
-/// One setting, and the values it takes.
+/// One setting and the values it takes.
 #[derive(Debug, Clone)]
 pub(super) struct Axis {
     setting: Setting,
@@ -24,7 +24,7 @@ enum Setting {
     QueueMs,
 }
 
-/// Each with its word, and the values it may have.
+/// The settings by their keyword, with the allowed values.
 const SETTINGS: [(&str, Setting, std::ops::RangeInclusive<u32>); 5] = [
     ("target", Setting::Target, 1..=100),
     ("min", Setting::Min, 0..=1_000),
@@ -33,7 +33,7 @@ const SETTINGS: [(&str, Setting, std::ops::RangeInclusive<u32>); 5] = [
     ("queue-ms", Setting::QueueMs, 0..=300_000),
 ];
 
-/// Reads `target=50,70`.
+/// Parses `target=50,70`.
 pub(super) fn axis(text: &str) -> Result<Axis, String> {
     let known: Vec<&str> = SETTINGS.iter().map(|(word, ..)| *word).collect();
     let (name, values) = text.split_once('=').ok_or_else(|| format!("write it as `target=50,70`, not `{text}`"))?;
@@ -50,18 +50,19 @@ pub(super) fn axis(text: &str) -> Result<Axis, String> {
 
 /// A deployment in variants.
 pub(super) struct Variants {
-    /// What is compared.
+    /// The settings that are compared.
     pub(super) names: Vec<&'static str>,
-    /// The values of that, and the deployment with them.
+    /// Their values, and the deployment with these.
     pub(super) all: Vec<(Vec<u32>, Deployment)>,
 }
 
 impl Variants {
-    /// Each value of each axis with each of the others.
+    /// Combines each value of each axis with each value of the others.
     ///
     /// # Errors
-    /// What does not go together.
-    pub(super) fn of(deployment: &Deployment, axes: &[Axis]) -> Result<Self, String> {
+    ///
+    /// What cannot be combined.
+    pub(super) fn parse_setting(deployment: &Deployment, axes: &[Axis]) -> Result<Self, String> {
         let names: Vec<&'static str> = axes.iter().map(Axis::word).collect();
         if axes.iter().enumerate().any(|(index, axis)| axes[..index].iter().any(|other| other.setting == axis.setting))
         {
@@ -82,9 +83,11 @@ impl Variants {
             };
             all = all.iter().flat_map(with).collect();
         }
-        // The router would refuse it too.
-        let crossed = all.iter().find_map(|(_, deployment)| match &deployment.scale {
-            ScaleSettings::Utilization(settings) if settings.min > settings.max => Some((settings.min, settings.max)),
+        // The router would refuse this deployment too.
+        let crossed = all.iter().find_map(|(_, deployment)| match &deployment.scale_settings {
+            ScaleSettings::TargetUtilization(settings) if settings.min_replicas > settings.max_replicas => {
+                Some((settings.min_replicas, settings.max_replicas))
+            }
             _ => None,
         });
         if let Some((min, max)) = crossed {
@@ -106,31 +109,32 @@ impl Setting {
     fn set(self, deployment: &mut Deployment, value: u32) {
         match self {
             Self::Concurrent => {
-                deployment.requests.max_concurrent_per_instance = NonZeroU32::new(value).unwrap_or(NonZeroU32::MIN)
+                deployment.request_settings.max_concurrent_per_instance =
+                    NonZeroU32::new(value).unwrap_or(NonZeroU32::MIN)
             }
-            Self::QueueMs => deployment.requests.max_queue_wait = Duration::from_millis(value.into()),
+            Self::QueueMs => deployment.request_settings.max_queue_wait = Duration::from_millis(value.into()),
             Self::Target => scaled(deployment, |it| it.target_percent = u8::try_from(value).unwrap_or(100)),
-            Self::Min => scaled(deployment, |it| it.min = value),
-            Self::Max => scaled(deployment, |it| it.max = value),
+            Self::Min => scaled(deployment, |it| it.min_replicas = value),
+            Self::Max => scaled(deployment, |it| it.max_replicas = value),
         }
     }
 }
 
-/// Changes its autoscaling; where it has a fixed number of replicas, it scales from 1 to that instead.
-fn scaled(deployment: &mut Deployment, change: impl FnOnce(&mut Utilization)) {
-    let instances = match &mut deployment.scale {
-        ScaleSettings::Utilization(settings) => return change(settings),
+/// Changes the autoscaling of a deployment. A fixed number of replicas becomes autoscaling from 1 to that number.
+fn scaled(deployment: &mut Deployment, change: impl FnOnce(&mut TargetUtilization)) {
+    let instances = match &mut deployment.scale_settings {
+        ScaleSettings::TargetUtilization(settings) => return change(settings),
         ScaleSettings::Fixed { instances } => *instances,
         ScaleSettings::Unmanaged => 1,
     };
-    let mut settings = Utilization {
-        min: 1,
-        max: instances.max(1),
+    let mut settings = TargetUtilization {
+        min_replicas: 1,
+        max_replicas: instances.max(1),
         target_percent: u8::try_from(defaults::TARGET_UTILIZATION_PERCENTAGE).unwrap_or(100),
-        interval: defaults::POLLING_INTERVAL,
+        polling_interval: defaults::POLLING_INTERVAL,
         idle_before_zero: defaults::IDLE_BEFORE_ZERO,
         cold_start_timeout: Duration::from_millis(defaults::COLD_START_TIMEOUT_MS.unsigned_abs()),
     };
     change(&mut settings);
-    deployment.scale = ScaleSettings::Utilization(settings);
+    deployment.scale_settings = ScaleSettings::TargetUtilization(settings);
 }

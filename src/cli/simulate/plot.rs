@@ -1,16 +1,16 @@
-//! Outcomes as pictures.
+//! Outcomes as SVG drawings.
 
 use std::error::Error;
 
 use plotters::prelude::*;
 
 use crate::model::endpoint::Deployment;
-use crate::simulate::outcome::{Interval, Outcome};
+use crate::simulate::outcome::{Interval, SimulationOutcome};
 
 const WIDTH: u32 = 1000;
-/// Of one deployment: above, replicas and demand; below, rejections.
+/// Heights of the two panels of a deployment: replicas and demand above, rejections below.
 const HEIGHTS: [u32; 2] = [320, 160];
-/// Points of a line: more than can be told apart.
+/// The number of points of a line, which is more than can be distinguished.
 const POINTS: usize = 1000;
 
 const READY: RGBColor = RGBColor(0x9e, 0xc1, 0xe6);
@@ -18,11 +18,12 @@ const DESIRED: RGBColor = RGBColor(0x1b, 0x4f, 0x8a);
 const DEMAND: RGBColor = RGBColor(0xd9, 0x7b, 0x1f);
 const REJECTED: RGBColor = RGBColor(0xb7, 0x1c, 0x1c);
 
-/// One panel for each deployment, as SVG.
+/// Draws one panel for each deployment, as SVG.
 ///
 /// # Errors
+///
 /// When the library cannot draw.
-pub(super) fn draw(runs: &[(&Deployment, Outcome)]) -> Result<String, Box<dyn Error>> {
+pub(super) fn draw(runs: &[(&Deployment, SimulationOutcome)]) -> Result<String, Box<dyn Error>> {
     let mut svg = String::new();
     {
         let height = HEIGHTS.iter().sum::<u32>() * u32::try_from(runs.len())?;
@@ -42,7 +43,7 @@ pub(super) fn draw(runs: &[(&Deployment, Outcome)]) -> Result<String, Box<dyn Er
 type Area<'s> = DrawingArea<SVGBackend<'s>, plotters::coord::Shift>;
 
 fn replicas(area: &Area<'_>, deployment: &Deployment, intervals: &[Interval]) -> Result<(), Box<dyn Error>> {
-    let each = f64::from(deployment.requests.max_concurrent_per_instance.get());
+    let each = f64::from(deployment.request_settings.max_concurrent_per_instance.get());
     let most = |interval: &Interval| f64::from(interval.desired.max(interval.ready)).max(interval.demand / each);
     let top = intervals.iter().map(most).fold(1.0, f64::max) * 1.1;
     let mut chart = ChartBuilder::on(area)
@@ -87,7 +88,8 @@ fn rejections(area: &Area<'_>, intervals: &[Interval]) -> Result<(), Box<dyn Err
     Ok(())
 }
 
-/// Few enough to draw: replicas as at the end of each, demand and rejections as in all.
+/// Reduces the intervals to few enough to draw: replicas as at the end of each group, demand and rejections of the
+/// whole group.
 fn thinned(intervals: &[Interval]) -> Vec<Interval> {
     let chunks = intervals.chunks(intervals.len().div_ceil(POINTS).max(1));
     let one = |chunk: &[Interval]| Interval {
@@ -98,7 +100,7 @@ fn thinned(intervals: &[Interval]) -> Vec<Interval> {
     chunks.map(one).collect()
 }
 
-/// Each value from the end of the interval before to its own.
+/// Draws each value from the end of the previous interval to its own end.
 fn steps(intervals: &[Interval], value: impl Fn(&Interval) -> f64) -> Vec<(f64, f64)> {
     let mut since = 0.0;
     let both = intervals.iter().flat_map(|interval| {

@@ -5,23 +5,23 @@ use std::time::Duration;
 
 use super::compare::Variants;
 use crate::model::endpoint::{Deployment, ScaleSettings};
-use crate::simulate::outcome::{Interval, Outcome};
+use crate::simulate::outcome::{Interval, SimulationOutcome};
 
-/// Rows of what happened over time.
+/// The number of rows of the table over time.
 const ROWS: usize = 24;
 
-/// All that is to be said of one run.
-pub(super) fn outcome(deployment: &Deployment, percent: u8, outcome: &Outcome, start_seconds: f64) -> String {
+/// Formats the outcome of one run.
+pub(super) fn outcome(deployment: &Deployment, percent: u8, outcome: &SimulationOutcome, start_seconds: f64) -> String {
     let mut text = format!("{}\n\n", settings(deployment, percent, start_seconds));
     text += "  minute  replicas  asked for  demand  requests  rejected\n";
     for row in rows(&outcome.intervals) {
         let Interval { at, desired, ready, demand, requests, rejected } = row;
         let minute = at.as_secs_f64() / 60.0;
-        // Writing to a text does not fail.
+        // Writing to a string does not fail.
         let _ = writeln!(text, "{minute:8.1}{ready:10}{desired:11}{demand:8.1}{requests:10}{rejected:10}");
     }
-    let Outcome { requests, served, rejected, timed_out, unfinished, .. } = outcome;
-    let Outcome { utilization, replica_hours, most, changes, .. } = outcome;
+    let SimulationOutcome { requests, served, rejected, timed_out, unfinished, .. } = outcome;
+    let SimulationOutcome { utilization, replica_hours, most, changes, .. } = outcome;
     let _ = write!(
         text,
         "\nrequests {requests}, served {served}, rejected with 503 {rejected} ({:.3} %), timed out with 504 {timed_out}, \
@@ -38,12 +38,12 @@ pub(super) fn outcome(deployment: &Deployment, percent: u8, outcome: &Outcome, s
     text
 }
 
-/// A table, a row for each variant.
+/// Formats a table with a row for each variant.
 pub(super) fn comparison(
     deployment: &Deployment,
     percent: u8,
     variants: &Variants,
-    run: impl Fn(&Deployment) -> Outcome,
+    run: impl Fn(&Deployment) -> SimulationOutcome,
 ) -> String {
     let head =
         ["rejected %", "timed out", "wait p50 ms", "wait p99 ms", "utilization %", "replica-hours", "most", "changes"];
@@ -76,19 +76,19 @@ pub(super) fn comparison(
 }
 
 fn settings(deployment: &Deployment, percent: u8, start_seconds: f64) -> String {
-    let scale = match &deployment.scale {
+    let scale = match &deployment.scale_settings {
         ScaleSettings::Fixed { instances } => format!("always {instances} replicas"),
         ScaleSettings::Unmanaged => "1 replica, as nothing says how many".to_owned(),
-        ScaleSettings::Utilization(settings) => format!(
+        ScaleSettings::TargetUtilization(settings) => format!(
             "{} to {} replicas for {} % utilization, which start in {start_seconds} s",
-            settings.min, settings.max, settings.target_percent
+            settings.min_replicas, settings.max_replicas, settings.target_percent
         ),
     };
-    let (name, each) = (&deployment.name, deployment.requests.max_concurrent_per_instance);
+    let (name, each) = (&deployment.name, deployment.request_settings.max_concurrent_per_instance);
     format!("deployment {name}: {percent} % of the traffic, {scale}; each takes {each} at a time")
 }
 
-/// What happened, in so few rows that they can be read: replicas as at the end of each, demand as its mean.
+/// Reduces the intervals to few enough rows: replicas as at the end of each group, demand as its mean.
 fn rows(intervals: &[Interval]) -> impl Iterator<Item = Interval> {
     let together = intervals.len().div_ceil(ROWS).max(1);
     intervals.chunks(together).map(|chunk| {

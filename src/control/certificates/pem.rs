@@ -1,4 +1,4 @@
-//! PEM files, and what is in them.
+//! PEM files and their content.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,41 +14,41 @@ use sha2::{Digest, Sha256};
 use x509_cert::der::{Decode, oid::AssociatedOid};
 use x509_cert::ext::pkix::{SubjectAltName, name::GeneralName};
 
-use crate::control::secrets::{Entries, NamedSecrets};
+use crate::control::secret_cache::{SecretCache, SecretData};
 use crate::control::small_file;
-use crate::model::tls::{CertificateSource, NAMES_IN_FOLDERS};
+use crate::model::tls::{CERTIFICATE_FILE_NAMES, CertificateSource};
 
-/// The one implementation of cryptography in the program.
-pub(in crate::control) fn provider() -> Arc<CryptoProvider> {
+/// Returns the only cryptography provider of the program.
+pub(in crate::control) fn crypto_provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER.get_or_init(|| Arc::new(aws_lc_rs::default_provider())).clone()
 }
 
-/// What is wrong with a file.
+/// What is wrong with a PEM file.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::control) struct Bad {
+pub(in crate::control) struct PemError {
     file: PathBuf,
     what: String,
 }
 
-impl Bad {
+impl PemError {
     pub(in crate::control) fn new(file: &Path, what: impl Into<String>) -> Self {
         Self { file: file.to_owned(), what: what.into() }
     }
 }
 
-impl fmt::Display for Bad {
+impl fmt::Display for PemError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.file.display(), self.what)
     }
 }
 
-/// Files as they were read, each with why it could not be.
+/// Files as they were read, each with its content or the reason why it could not be read.
 #[derive(Clone, PartialEq, Eq)]
-pub(in crate::control) struct Material(Vec<(PathBuf, Result<Vec<u8>, String>)>);
+pub(in crate::control) struct PemFiles(Vec<(PathBuf, Result<Vec<u8>, String>)>);
 
-impl Material {
-    /// Reads them, in this order.
+impl PemFiles {
+    /// Reads the files in this order.
     pub(in crate::control) fn read(files: impl IntoIterator<Item = PathBuf>) -> Self {
         let read = |file: PathBuf| {
             let read = small_file::read(&file).map_err(|error| error.to_string());
@@ -57,10 +57,10 @@ impl Material {
         Self(files.into_iter().map(read).collect())
     }
 
-    /// These entries of a Secret, as if they were files.
-    pub(in crate::control) fn of_secret(
+    /// Uses these entries of a Secret as if they were files.
+    pub(in crate::control) fn from_secret(
         name: &str,
-        secret: &Result<Arc<Entries>, String>,
+        secret: &Result<Arc<SecretData>, String>,
         entries: impl IntoIterator<Item = &'static str>,
     ) -> Self {
         let entry = |entry: &'static str| {
@@ -73,13 +73,13 @@ impl Material {
         Self(entries.into_iter().map(entry).collect())
     }
 
-    /// Where they are.
-    pub(super) fn into_files(self) -> impl Iterator<Item = PathBuf> {
+    /// Returns the paths of the files.
+    pub(super) fn into_paths(self) -> impl Iterator<Item = PathBuf> {
         self.0.into_iter().map(|(file, _)| file)
     }
 
-    /// Adds what they hold.
-    pub(super) fn digest(&self, digest: &mut Sha256) {
+    /// Adds the content of the files to a digest.
+    pub(super) fn update_digest(&self, digest: &mut Sha256) {
         for (_, read) in &self.0 {
             let text = read.as_deref().unwrap_or_default();
             digest.update(text.len().to_be_bytes());
@@ -87,56 +87,61 @@ impl Material {
         }
     }
 
-    fn file(&self, index: usize) -> Result<(&Path, &[u8]), Bad> {
+    fn file_content(&self, index: usize) -> Result<(&Path, &[u8]), PemError> {
         match self.0.get(index) {
             Some((file, Ok(text))) => Ok((file, text)),
             Some((file, Err(error))) => {
-                Err(Bad::new(file, format!("cannot be read ({error}); create it, or correct the settings")))
+                Err(PemError::new(file, format!("cannot be read ({error}); create it, or correct the settings")))
             }
-            None => Err(Bad::new(Path::new(""), "is not named")),
+            None => Err(PemError::new(Path::new(""), "is not named")),
         }
     }
 }
 
-/// What is in a Secret of the type `kubernetes.io/tls`.
-pub(super) const PAIR_IN_SECRETS: [&str; 2] = ["tls.crt", "tls.key"];
+/// The entries of a Secret of type `kubernetes.io/tls`.
+pub(super) const SECRET_CERTIFICATE_ENTRIES: [&str; 2] = ["tls.crt", "tls.key"];
 
-/// A certificate with its key.
+/// A certificate with its chain and its private key.
 pub(in crate::control) struct Certificate {
-    /// What it is called in metrics and messages.
+    /// The name of the certificate in metrics and messages.
     pub(super) name: String,
-    pub(in crate::control) key: Arc<CertifiedKey>,
-    /// The DNS names it is for, in lower case; perhaps with a wildcard.
-    pub(super) names: Vec<String>,
-    /// Since 1970.
-    pub(super) expires: Duration,
+    pub(in crate::control) certified_key: Arc<CertifiedKey>,
+    /// The DNS names of the certificate in lower case, possibly with a wildcard.
+    pub(super) dns_names: Vec<String>,
+    /// The time at which the certificate expires, as a Unix time.
+    pub(super) not_after_unix: Duration,
 }
 
-/// Reads a certificate and its key.
-pub(in crate::control) fn read_pair(source: &CertificateSource, secrets: &NamedSecrets) -> Material {
+/// Reads the files of a certificate and its key.
+pub(in crate::control) fn read_pair(source: &CertificateSource, secrets: &SecretCache) -> PemFiles {
     let (cert, key) = match source {
-        CertificateSource::Secret(name) => return Material::of_secret(name, &secrets.get(name), PAIR_IN_SECRETS),
+        CertificateSource::Secret(name) => {
+            return PemFiles::from_secret(name, &secrets.get(name), SECRET_CERTIFICATE_ENTRIES);
+        }
         CertificateSource::Pair { cert, key } => (cert.clone(), key.clone()),
         CertificateSource::Folder(folder) => {
-            let pairs = NAMES_IN_FOLDERS.map(|(cert, key)| (folder.join(cert), folder.join(key)));
-            let there = pairs.iter().position(|(cert, key)| cert.exists() || key.exists());
+            let pairs = CERTIFICATE_FILE_NAMES.map(|(cert, key)| (folder.join(cert), folder.join(key)));
+            let existing = pairs.iter().position(|(cert, key)| cert.exists() || key.exists());
             let [first, second] = pairs;
-            if there == Some(1) { second } else { first }
+            if existing == Some(1) { second } else { first }
         }
     };
-    Material::read([cert, key])
+    PemFiles::read([cert, key])
 }
 
-/// The certificate that [`read_pair`] has read.
-pub(in crate::control) fn certificate(files: &CertificateSource, read: &Material) -> Result<Certificate, Bad> {
-    let (cert_file, cert) = read.file(0)?;
-    let (key_file, key) = read.file(1)?;
-    let chain = certificates(cert_file, cert)?;
-    let key = private_key(key_file, key)?;
-    let (names, expires) = describe(&chain[0])
-        .map_err(|error| Bad::new(cert_file, format!("has a certificate that cannot be read: {error}")))?;
-    let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => Bad::new(
+/// Parses the certificate that [`read_pair`] has read.
+pub(in crate::control) fn parse_certificate(
+    source: &CertificateSource,
+    read: &PemFiles,
+) -> Result<Certificate, PemError> {
+    let (cert_file, cert) = read.file_content(0)?;
+    let (key_file, key) = read.file_content(1)?;
+    let chain = parse_certificates(cert_file, cert)?;
+    let key = parse_private_key(key_file, key)?;
+    let (names, expires) = dns_names_and_expiry(&chain[0])
+        .map_err(|error| PemError::new(cert_file, format!("has a certificate that cannot be read: {error}")))?;
+    let key = CertifiedKey::from_der(chain, key, &crypto_provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => PemError::new(
             key_file,
             format!(
                 "is not the key of the first certificate in {}; put the two that belong together, and the certificate \
@@ -144,50 +149,57 @@ pub(in crate::control) fn certificate(files: &CertificateSource, read: &Material
                 cert_file.display()
             ),
         ),
-        error => Bad::new(key_file, format!("has a key that cannot be used: {error}; use ECDSA P-256, RSA or Ed25519")),
+        error => {
+            PemError::new(key_file, format!("has a key that cannot be used: {error}; use ECDSA P-256, RSA or Ed25519"))
+        }
     })?;
-    Ok(Certificate { name: files.name().display().to_string(), key: Arc::new(key), names, expires })
+    Ok(Certificate {
+        name: source.name().display().to_string(),
+        certified_key: Arc::new(key),
+        dns_names: names,
+        not_after_unix: expires,
+    })
 }
 
-/// Authorities, from the one file that was read, and that file.
-pub(in crate::control) fn roots(read: &Material) -> Result<(PathBuf, RootCertStore), Bad> {
-    let (file, text) = read.file(0)?;
+/// Parses the certificate authorities from the one file that was read, and returns them with its path.
+pub(in crate::control) fn parse_roots(read: &PemFiles) -> Result<(PathBuf, RootCertStore), PemError> {
+    let (file, text) = read.file_content(0)?;
     let mut roots = RootCertStore::empty();
-    for authority in certificates(file, text)? {
+    for authority in parse_certificates(file, text)? {
         roots
             .add(authority)
-            .map_err(|error| Bad::new(file, format!("has a certificate that cannot be an authority: {error}")))?;
+            .map_err(|error| PemError::new(file, format!("has a certificate that cannot be an authority: {error}")))?;
     }
     Ok((file.to_owned(), roots))
 }
 
-/// At least one.
-fn certificates(file: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Bad> {
+/// Parses the certificates of a file, at least one.
+fn parse_certificates(file: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
-    let found = found.map_err(|error| Bad::new(file, format!("is not PEM that can be read: {error}")))?;
+    let found = found.map_err(|error| PemError::new(file, format!("is not PEM that can be read: {error}")))?;
     if found.is_empty() {
         let what = "has no certificate; it must be PEM with a line `-----BEGIN CERTIFICATE-----`";
-        return Err(Bad::new(file, what));
+        return Err(PemError::new(file, what));
     }
     Ok(found)
 }
 
-fn private_key(file: &Path, text: &[u8]) -> Result<PrivateKeyDer<'static>, Bad> {
-    const ENCRYPTED: &[u8] = b"ENCRYPTED";
+fn parse_private_key(file: &Path, text: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
+    const ENCRYPTED_KEY_MARKER: &[u8] = b"ENCRYPTED";
     PrivateKeyDer::from_pem_slice(text).map_err(|_| {
-        if text.windows(ENCRYPTED.len()).any(|part| part == ENCRYPTED) {
-            return Bad::new(
+        if text.windows(ENCRYPTED_KEY_MARKER.len()).any(|part| part == ENCRYPTED_KEY_MARKER) {
+            return PemError::new(
                 file,
                 "has a key with a passphrase, which nobody would be there to enter; remove it with \
                                    `openssl pkey`",
             );
         }
-        Bad::new(file, "has no private key; it must be PEM with a line `-----BEGIN PRIVATE KEY-----`")
+        PemError::new(file, "has no private key; it must be PEM with a line `-----BEGIN PRIVATE KEY-----`")
     })
 }
 
-/// The names in a certificate, and when it expires.
-fn describe(certificate: &CertificateDer<'_>) -> Result<(Vec<String>, Duration), x509_cert::der::Error> {
+/// Returns the DNS names of a certificate and the time at which it expires.
+fn dns_names_and_expiry(certificate: &CertificateDer<'_>) -> Result<(Vec<String>, Duration), x509_cert::der::Error> {
     let certificate = x509_cert::Certificate::from_der(certificate)?.tbs_certificate;
     let mut names = Vec::new();
     for extension in certificate.extensions.iter().flatten().filter(|e| e.extn_id == SubjectAltName::OID) {

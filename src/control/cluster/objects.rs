@@ -1,4 +1,4 @@
-//! What of Kubernetes objects is looked at; the rest is not even kept.
+//! The parts of Kubernetes objects that the router uses. The rest is not even kept in memory.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -11,35 +11,35 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use super::store::Scope;
+use super::watch_store::WatchScope;
 use crate::model::endpoint::Endpoint;
+use crate::model::endpoint_status::EndpointStatus;
 use crate::model::problem::Problem;
 use crate::model::resource::{API_VERSION, KIND};
-use crate::model::status::EndpointStatus;
-use crate::model::validate::{self, Origin};
+use crate::model::validate::{self, DocumentOrigin};
 
-/// An object's place in its cluster.
+/// The namespace and name of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Key {
-    /// Its namespace.
+pub(super) struct ObjectKey {
+    /// The namespace of the object.
     pub(super) namespace: Arc<str>,
-    /// Its name there.
+    /// The name of the object in its namespace.
     pub(super) name: Arc<str>,
 }
 
-impl Key {
-    /// Before all others.
-    pub(super) fn first() -> Self {
+impl ObjectKey {
+    /// Returns the key that sorts before all others.
+    pub(super) fn lowest() -> Self {
         Self { namespace: "".into(), name: "".into() }
     }
 
-    /// It alone, as what is watched.
-    pub(super) fn scope(&self) -> Scope {
+    /// Returns the scope of a watch of this object only.
+    pub(super) fn watch_scope(&self) -> WatchScope {
         format!("{}/{}", self.namespace, self.name).into()
     }
 
-    /// That of an object.
-    pub(super) fn of(object: &impl Resource) -> Self {
+    /// Returns the key of an object.
+    pub(super) fn from_object(object: &impl Resource) -> Self {
         let meta = object.meta();
         let text = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
         Self { namespace: text(&meta.namespace), name: text(&meta.name) }
@@ -48,36 +48,36 @@ impl Key {
 
 /// An object of any kind, of which only `S` of the spec and `T` of the status are read.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct Partial<S, T> {
-    /// Names and labels.
+pub(super) struct PartialObject<S, T> {
+    /// The standard metadata.
     #[serde(default)]
     pub(super) metadata: ObjectMeta,
-    /// Of the spec.
+    /// The parts of the spec that are read.
     #[serde(default = "Option::default")]
     pub(super) spec: Option<S>,
-    /// Of the status.
+    /// The parts of the status that are read.
     #[serde(default = "Option::default")]
     pub(super) status: Option<T>,
 }
 
-impl<S, T> Resource for Partial<S, T> {
+impl<S, T> Resource for PartialObject<S, T> {
     type DynamicType = ApiResource;
     type Scope = DynamicResourceScope;
 
-    fn kind(of: &ApiResource) -> Cow<'_, str> {
-        of.kind.as_str().into()
+    fn kind(resource: &ApiResource) -> Cow<'_, str> {
+        resource.kind.as_str().into()
     }
-    fn group(of: &ApiResource) -> Cow<'_, str> {
-        of.group.as_str().into()
+    fn group(resource: &ApiResource) -> Cow<'_, str> {
+        resource.group.as_str().into()
     }
-    fn version(of: &ApiResource) -> Cow<'_, str> {
-        of.version.as_str().into()
+    fn version(resource: &ApiResource) -> Cow<'_, str> {
+        resource.version.as_str().into()
     }
-    fn api_version(of: &ApiResource) -> Cow<'_, str> {
-        of.api_version.as_str().into()
+    fn api_version(resource: &ApiResource) -> Cow<'_, str> {
+        resource.api_version.as_str().into()
     }
-    fn plural(of: &ApiResource) -> Cow<'_, str> {
-        of.plural.as_str().into()
+    fn plural(resource: &ApiResource) -> Cow<'_, str> {
+        resource.plural.as_str().into()
     }
     fn meta(&self) -> &ObjectMeta {
         &self.metadata
@@ -87,19 +87,19 @@ impl<S, T> Resource for Partial<S, T> {
     }
 }
 
-/// Nothing of it, whatever it is.
-pub(super) type Nothing = IgnoredAny;
+/// A part of an object that is not read, whatever it contains.
+pub(super) type IgnoredPart = IgnoredAny;
 
-/// An `OnlineEndpoint` as it comes.
-pub(super) type RawEndpoint = Partial<Value, Value>;
-/// A pod as it comes.
-pub(super) type RawPod = Partial<Nothing, PodStatus>;
-/// Anything with pods, as it comes.
-pub(super) type RawWorkload = Partial<WorkloadSpec, Nothing>;
-/// A HorizontalPodAutoscaler as it comes.
-pub(super) type RawAutoscaler = Partial<AutoscalerSpec, Nothing>;
+/// An `OnlineEndpoint` as received from the API server.
+pub(super) type RawEndpointObject = PartialObject<Value, Value>;
+/// A pod as received from the API server.
+pub(super) type RawPod = PartialObject<IgnoredPart, PodStatus>;
+/// A workload of any kind as received from the API server.
+pub(super) type RawWorkload = PartialObject<WorkloadSpec, IgnoredPart>;
+/// A HorizontalPodAutoscaler as received from the API server.
+pub(super) type RawHpa = PartialObject<HpaSpec, IgnoredPart>;
 
-/// Of a pod's status.
+/// The parts of a pod's status that are read.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PodStatus {
@@ -116,55 +116,56 @@ struct PodCondition {
     status: String,
 }
 
-/// Of a workload's spec, as far as it looks like that of a Deployment: other kinds may mean something else by the same words,
-/// and one that cannot be read must not keep the others from being seen.
+/// The parts of a workload's spec that are read, as in a Deployment. They are untyped, because other kinds may use the
+/// same field names for something else, and one object that cannot be parsed must not break the watch of all others.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct WorkloadSpec {
-    /// Which pods are its own.
+    /// The selector of the workload's pods.
     pub(super) selector: Option<Value>,
-    /// How many there should be.
+    /// The desired number of replicas.
     pub(super) replicas: Option<Value>,
 }
 
-/// Of a HorizontalPodAutoscaler's spec.
+/// The parts of a HorizontalPodAutoscaler's spec that are read.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct AutoscalerSpec {
-    /// What it scales.
-    pub(super) scale_target_ref: TargetRef,
+pub(super) struct HpaSpec {
+    /// The workload that the autoscaler scales.
+    pub(super) scale_target_ref: ScaleTargetRef,
 }
 
-/// What is scaled.
+/// A reference from a HorizontalPodAutoscaler to the workload that it scales.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct TargetRef {
-    /// As `apps/v1`.
+pub(super) struct ScaleTargetRef {
+    /// The API version, such as `apps/v1`.
     #[serde(default)]
     pub(super) api_version: String,
-    /// As `Deployment`.
+    /// The kind, such as `Deployment`.
     pub(super) kind: String,
-    /// In the same namespace.
+    /// The name of the workload in the namespace of the autoscaler.
     pub(super) name: String,
 }
 
-/// A pod.
+/// The parts of a pod that the router uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pod {
-    /// Unlike its name never given to another.
+    /// The UID of the pod, which unlike its name is never reused.
     pub(super) uid: Arc<str>,
-    /// What selectors go by; ascending, since few are looked up among many.
+    /// The labels, against which selectors are matched, in ascending order of names; boxed, because there are many
+    /// pods.
     pub(super) labels: Box<[(Box<str>, Box<str>)]>,
-    /// Where it can be reached, once it can.
+    /// The IP address of the pod, once it has one.
     pub(super) ip: Option<IpAddr>,
-    /// Whether it says that it is ready.
+    /// Whether the condition `Ready` of the pod is true.
     pub(super) is_ready: bool,
-    /// Whether it is being deleted, or has ended: it gets nothing new, ready or not.
-    pub(super) is_leaving: bool,
+    /// Whether the pod is being deleted or has ended. Such a pod gets no new requests, even if it is ready.
+    pub(super) is_terminating: bool,
 }
 
 impl Pod {
-    /// The parts that count.
-    pub(super) fn of(raw: RawPod) -> Self {
+    /// Extracts the parts of a pod that the router uses.
+    pub(super) fn from_raw(raw: RawPod) -> Self {
         let status = raw.status.as_ref();
         let is_true = |condition: &PodCondition| condition.kind == "Ready" && condition.status == "True";
         let labels = raw.metadata.labels.iter().flatten();
@@ -172,57 +173,60 @@ impl Pod {
             uid: raw.metadata.uid.as_deref().unwrap_or_default().into(),
             ip: status.and_then(|status| status.pod_ip.as_deref()).and_then(|ip| ip.parse().ok()),
             is_ready: status.is_some_and(|status| status.conditions.iter().flatten().any(is_true)),
-            // Of one that has ended, evicted perhaps, nobody takes the condition back, and its address may be another's.
-            is_leaving: raw.metadata.deletion_timestamp.is_some()
+            // When a pod has ended, for example by eviction, its condition `Ready` may stay true although its address
+            // may already belong to another pod.
+            is_terminating: raw.metadata.deletion_timestamp.is_some()
                 || status.is_some_and(|status| matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"))),
             labels: labels.map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
         }
     }
 
-    /// Whether it can get requests.
+    /// Returns whether the pod can take requests.
     pub(super) fn is_available(&self) -> bool {
-        self.is_ready && !self.is_leaving && self.ip.is_some()
+        self.is_ready && !self.is_terminating && self.ip.is_some()
     }
 }
 
-/// An `OnlineEndpoint`.
+/// The parts of an `OnlineEndpoint` object that the router uses.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct EndpointObject {
-    /// Unlike its name never given to another.
+    /// The UID of the object, which unlike its name is never reused.
     pub(super) uid: Arc<str>,
-    /// Of two with the same name the older one counts; the text of a time sorts as the time does.
-    pub(super) created: Arc<str>,
-    /// Counts changes of the spec.
+    /// The creation time. Of two objects with the same name the older one serves; the text sorts as the time does.
+    pub(super) created_at: Arc<str>,
+    /// The generation, which counts changes of the spec.
     pub(super) generation: i64,
-    /// What it says, or what is wrong with it.
+    /// The validated endpoint, or the problems of the document.
     pub(super) checked: Result<Arc<Endpoint>, Arc<[Problem]>>,
-    /// As the router has written it last.
+    /// The status as it is in the cluster.
     pub(super) status: Arc<EndpointStatus>,
 }
 
 impl EndpointObject {
-    /// The parts that count.
-    pub(super) fn of(raw: RawEndpoint) -> Self {
+    /// Extracts the parts of an `OnlineEndpoint` that the router uses, and validates its document.
+    pub(super) fn from_raw(raw: RawEndpointObject) -> Self {
         let created = raw.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default();
         let metadata = serde_json::json!({"name": raw.name_any(), "namespace": raw.namespace()});
         let mut document = serde_json::json!({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata});
         if let Some(spec) = raw.spec {
             document["spec"] = spec;
         }
-        // What somebody else has made of it is written anew.
+        // A status that cannot be parsed, because another client has written it, counts as empty and is overwritten.
         let status = raw.status.and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default();
         Self {
             uid: raw.metadata.uid.unwrap_or_default().into(),
-            created: created.into(),
+            created_at: created.into(),
             generation: raw.metadata.generation.unwrap_or_default(),
-            checked: validate::read(document, Origin::Cluster).map(Arc::new).map_err(|refused| refused.problems.into()),
+            checked: validate::decode_and_validate(document, DocumentOrigin::Cluster)
+                .map(Arc::new)
+                .map_err(|refused| refused.problems.into()),
             status: Arc::new(status),
         }
     }
 
-    /// Whether only its status is another than that of `other`.
+    /// Returns whether the objects are equal except for their status.
     pub(super) fn is_same_but_for_status(&self, other: &Self) -> bool {
-        (&self.uid, &self.created, self.generation, &self.checked)
-            == (&other.uid, &other.created, other.generation, &other.checked)
+        (&self.uid, &self.created_at, self.generation, &self.checked)
+            == (&other.uid, &other.created_at, other.generation, &other.checked)
     }
 }

@@ -1,5 +1,6 @@
-//! Asks the API server who somebody is, and whether they may have a token of an endpoint: TokenReview, then
-//! SubjectAccessReview of `create onlineendpoints/token`, which is Azure's `onlineEndpoints/token/action`.
+//! Authentication and authorization of token requests by the API server: a TokenReview for the identity of the caller,
+//! then a SubjectAccessReview of `create onlineendpoints/token`, which corresponds to Azure's
+//! `onlineEndpoints/token/action`.
 
 use std::sync::Arc;
 
@@ -11,53 +12,53 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 
-use crate::model::crd::{GROUP, PLURAL};
-use crate::model::refusal::Denied;
-use crate::state::reviews::Review;
+use crate::model::crd::{API_GROUP, PLURAL_NAME};
+use crate::model::refusal::AuthFailure;
+use crate::state::access_reviews::AccessReview;
 
-/// Asked at the same time: a flood of tokens must not become one of the API server.
-const AT_ONCE: usize = 8;
+/// The number of concurrent reviews: a flood of token requests must not become a flood of requests to the API server.
+const MAX_CONCURRENT_REVIEWS: usize = 8;
 
-/// Asks for whoever comes, for ever.
-pub(super) async fn run(client: Client, mut reviews: Receiver<Review>) {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+/// Runs the review of each request until the channel is closed.
+pub(super) async fn run(client: Client, mut reviews: Receiver<AccessReview>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_REVIEWS));
     let mut tasks = JoinSet::new();
     while let Some(review) = reviews.recv().await {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
         while tasks.try_join_next().is_some() {}
-        if review.verdict.is_closed() {
+        if review.result_tx.is_closed() {
             continue;
         }
         let client = client.clone();
         tasks.spawn(async move {
-            let Review { token, namespace, endpoint, verdict } = review;
-            match ask(client, token, &namespace, &endpoint).await {
-                // Nobody waits any more.
-                Ok(told) => drop(verdict.send(told)),
+            let AccessReview { token, namespace, endpoint, result_tx } = review;
+            match review_token(client, token, &namespace, &endpoint).await {
+                // A failed send means that nobody waits for the outcome any more.
+                Ok(outcome) => drop(result_tx.send(outcome)),
                 Err(error) => tracing::warn!(
                     namespace,
                     endpoint,
                     %error,
-                    "a token of the cluster cannot be looked at; the service account must be allowed to create tokenreviews \
-                     and subjectaccessreviews"
+                    "token review failed; the service account must be allowed to create tokenreviews and \
+                     subjectaccessreviews"
                 ),
             }
-            drop(place);
+            drop(permit);
         });
     }
 }
 
-async fn ask(
+async fn review_token(
     client: Client,
     token: String,
     namespace: &str,
     endpoint: &str,
-) -> Result<Result<String, Denied>, kube::Error> {
+) -> Result<Result<String, AuthFailure>, kube::Error> {
     let spec = TokenReviewSpec { token: Some(token), ..TokenReviewSpec::default() };
     let review = TokenReview { spec, ..TokenReview::default() };
-    let told = Api::<TokenReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
-    let user = told.status.filter(|status| status.authenticated == Some(true)).and_then(|status| status.user);
-    let Some(user) = user else { return Ok(Err(Denied::InvalidKey)) };
+    let token_review = Api::<TokenReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
+    let user = token_review.status.filter(|status| status.authenticated == Some(true)).and_then(|status| status.user);
+    let Some(user) = user else { return Ok(Err(AuthFailure::InvalidKey)) };
     let UserInfo { username, uid, groups, extra } = user;
     let spec = SubjectAccessReviewSpec {
         user: username.clone(),
@@ -66,8 +67,8 @@ async fn ask(
         extra,
         resource_attributes: Some(ResourceAttributes {
             verb: Some("create".to_owned()),
-            group: Some(GROUP.to_owned()),
-            resource: Some(PLURAL.to_owned()),
+            group: Some(API_GROUP.to_owned()),
+            resource: Some(PLURAL_NAME.to_owned()),
             subresource: Some("token".to_owned()),
             namespace: Some(namespace.to_owned()),
             name: Some(endpoint.to_owned()),
@@ -76,7 +77,7 @@ async fn ask(
         ..SubjectAccessReviewSpec::default()
     };
     let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
-    let told = Api::<SubjectAccessReview>::all(client).create(&PostParams::default(), &review).await?;
-    let is_allowed = told.status.is_some_and(|status| status.allowed);
-    Ok(if is_allowed { Ok(username.unwrap_or_default()) } else { Err(Denied::NotAllowed) })
+    let access_review = Api::<SubjectAccessReview>::all(client).create(&PostParams::default(), &review).await?;
+    let is_allowed = access_review.status.is_some_and(|status| status.allowed);
+    Ok(if is_allowed { Ok(username.unwrap_or_default()) } else { Err(AuthFailure::NotAllowed) })
 }

@@ -1,277 +1,303 @@
-//! What there is in a cluster, as what it means for routing: names, and whose pods are whose.
+//! The effects of the cluster's state on routing: which object serves an endpoint name, and which deployment owns the
+//! pods of a workload.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kube::runtime::watcher::Event;
 
-use super::super::secrets::Entries;
-use super::endpoints::Renamed;
-use super::kinds::Kind;
-use super::objects::{Key, TargetRef};
+use super::super::secret_cache::SecretData;
+use super::endpoints::RevalidatedObject;
+use super::group_kinds::GroupKind;
+use super::objects::{ObjectKey, ScaleTargetRef};
 use super::pods::{PodChange, WorkloadKey};
-use super::store::{Change, Scope};
-use super::watch::{AUTOSCALERS, Trouble, Watched};
-use super::{Cluster, Effect, Named, Touched, User};
-use crate::model::endpoint::{self, Target};
+use super::watch::{HPA_PLURAL, WatchError, WatchKey};
+use super::watch_store::{StoreChange, WatchScope};
+use super::{Cluster, DeploymentKey, DirtySet, Effect, WorkloadPort};
+use crate::model::endpoint::{self, DeploymentTarget};
 use crate::model::name::Name;
 
 impl Cluster {
-    /// What has changed for routing since this was last called.
-    pub fn effects(&mut self) -> Vec<Effect> {
-        let mut effects = self.changes();
-        // A workload that somebody else has now, or nobody, may be what others wait for.
-        for workload in std::mem::take(&mut self.touched.freed) {
-            self.settle(|of| *of == workload);
+    /// Returns the changes for routing since the last call.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        let mut effects = self.collect_effects();
+        // Objects may wait for a workload whose owner has changed.
+        for workload in std::mem::take(&mut self.dirty.released) {
+            self.recheck_awaiting(|awaited| *awaited == workload);
         }
-        if !self.touched.names.is_empty() {
-            effects.extend(self.changes());
+        if !self.dirty.names.is_empty() {
+            effects.extend(self.collect_effects());
         }
         effects
     }
 
-    /// What has changed for routing, once there is something to go by.
-    fn changes(&mut self) -> Vec<Effect> {
-        if !self.objects.is_complete(self.watches.scopes()) || !self.secrets.keys.is_complete(self.watches.scopes()) {
-            // Which of two has a name, and which keys are good, is known only when all are.
+    /// Returns the changes for routing once endpoints and keys have been listed; empty before.
+    fn collect_effects(&mut self) -> Vec<Effect> {
+        if !self.endpoint_objects.has_synced(self.watches.scope_count())
+            || !self.secrets.endpoint_keys.has_synced(self.watches.scope_count())
+        {
+            // The owner of a name and the valid keys are known only when all objects have been listed.
             return Vec::new();
         }
         let mut effects = Vec::new();
-        if !self.has_counted && self.knows_autoscalers() {
-            // Until now nobody's replicas were the router's affair.
-            self.has_counted = true;
-            let named = self.named.values().flat_map(BTreeMap::values);
-            self.touched.workloads.extend(named.map(|(workload, _)| workload.clone()));
+        if !self.has_counted_replicas && self.has_synced_hpas() {
+            // Until now, the router scaled no workload.
+            self.has_counted_replicas = true;
+            let workloads = self.workloads_by_endpoint.values().flat_map(BTreeMap::values);
+            self.dirty.workloads.extend(workloads.map(|(workload, _)| workload.clone()));
         }
-        let Touched { names, mut workloads, pods, reports, freed } = std::mem::take(&mut self.touched);
-        (self.touched.reports, self.touched.freed) = (reports, freed);
-        let (waiting, names): (BTreeSet<_>, BTreeSet<_>) = names.into_iter().partition(|name| self.is_waiting(name));
-        self.touched.names = waiting;
+        let DirtySet { names, mut workloads, pods, statuses, released } = std::mem::take(&mut self.dirty);
+        (self.dirty.statuses, self.dirty.released) = (statuses, released);
+        let (waiting, names): (BTreeSet<_>, BTreeSet<_>) =
+            names.into_iter().partition(|name| self.is_awaiting_secret(name));
+        self.dirty.names = waiting;
         for name in names {
-            effects.extend(self.name_changed(&name, &mut workloads));
-            self.touched.reports.extend(self.endpoints.claimants(&name).cloned());
+            effects.extend(self.apply_name_change(&name, &mut workloads));
+            self.dirty.statuses.extend(self.endpoints.claimants(&name).cloned());
         }
         for change in pods {
-            effects.extend(self.targets.user(&change.workload).map(|user| self.pod(user, &change)));
+            effects.extend(self.targets.owner(&change.workload).map(|owner| self.pod_effect(owner, &change)));
             workloads.insert(change.workload);
         }
         for workload in workloads {
-            effects.extend(self.counted(&workload));
-            let users = self.targets.users(&workload).iter();
-            let keys = users.filter_map(|(endpoint, _)| self.endpoints.holder(endpoint));
-            self.touched.reports.extend(keys.cloned());
+            effects.extend(self.replica_effects(&workload));
+            let claimants = self.targets.claimants(&workload).iter();
+            let keys = claimants.filter_map(|(endpoint, _)| self.endpoints.name_owner(endpoint));
+            self.dirty.statuses.extend(keys.cloned());
         }
-        self.is_settled = true;
+        self.has_assigned_owners = true;
         effects
     }
 
-    /// Whether a name means something that has a Secret which is not known yet.
-    fn is_waiting(&self, name: &Name) -> bool {
-        let known = self.endpoints.holder(name).and_then(|key| self.endpoints.get(key));
-        let mut scopes = known.into_iter().flat_map(|known| &known.tls).map(Key::scope);
-        // One that cannot be watched is waited for in vain.
-        let is_denied = |scope: &Scope| {
-            let denied = self.trouble.iter().filter(|(_, trouble)| trouble.is_denied);
+    /// Returns whether the object that owns a name refers to a Secret that has not been listed yet.
+    fn is_awaiting_secret(&self, name: &Name) -> bool {
+        let known = self.endpoints.name_owner(name).and_then(|key| self.endpoints.get(key));
+        let mut scopes = known.into_iter().flat_map(|known| &known.tls_secrets).map(ObjectKey::watch_scope);
+        // It is no use to wait for a Secret that the router may not watch.
+        let is_denied = |scope: &WatchScope| {
+            let denied = self.watch_errors.iter().filter(|(_, error)| error.is_denied);
             denied.into_iter().any(|((_, other), _)| other == scope)
         };
-        scopes.any(|scope| !self.secrets.named.is_listed(&scope) && !is_denied(&scope))
+        scopes.any(|scope| !self.secrets.referenced.has_synced_scope(&scope) && !is_denied(&scope))
     }
 
-    /// These names may mean something else now; what is named by what they mean is watched, and nothing else.
-    pub(super) fn renamed(&mut self, names: Vec<Name>) {
-        self.touched.names.extend(names);
-        for Renamed { object, tls, kinds } in self.endpoints.take_renamed() {
-            let now = self.endpoints.get(&object);
-            let now = now.map(|known| (known.tls.clone(), known.kinds.clone())).unwrap_or_default();
-            for secret in now.0 {
-                self.tls.entry(secret).or_insert_with_key(|secret| self.watches.start_secret(secret));
+    /// Marks names whose endpoint may have changed as dirty, and makes the watches equal to what validated objects
+    /// refer to.
+    pub(super) fn apply_revalidated(&mut self, names: Vec<Name>) {
+        self.dirty.names.extend(names);
+        for RevalidatedObject { key, previous_tls_secrets, previous_kinds } in self.endpoints.take_revalidated() {
+            let now = self.endpoints.get(&key);
+            let (secrets, kinds) =
+                now.map(|known| (known.tls_secrets.clone(), known.workload_kinds.clone())).unwrap_or_default();
+            for secret in secrets {
+                self.tls_secret_watches.entry(secret).or_insert_with_key(|secret| self.watches.watch_secret(secret));
             }
-            for (kind, version) in &now.1 {
-                self.targets.follow(kind, |kind| self.watches.start_kind(kind, version));
+            for (kind, version) in &kinds {
+                self.targets.acquire_kind(kind, |kind| self.watches.watch_kind(kind, version));
             }
-            self.unfollow_tls(tls);
-            for (kind, _) in &kinds {
-                if self.targets.unfollow(kind) {
-                    self.trouble.retain(|(what, _), _| *what != kind.to_string());
+            self.stop_unused_tls_watches(previous_tls_secrets);
+            for (kind, _) in &previous_kinds {
+                if self.targets.release_kind(kind) {
+                    self.watch_errors.retain(|(what, _), _| *what != kind.to_string());
                 }
             }
         }
     }
 
-    /// Reads those objects again that wait for a target among `which`.
-    pub(super) fn settle(&mut self, which: impl Fn(&Arc<WorkloadKey>) -> bool) {
-        let names = self.endpoints.settle(which, &self.secrets, &self.targets);
-        self.renamed(names);
+    /// Validates the objects again that wait for a workload for which `is_affected` is true.
+    pub(super) fn recheck_awaiting(&mut self, is_affected: impl Fn(&Arc<WorkloadKey>) -> bool) {
+        let names = self.endpoints.recheck_awaiting(is_affected, &self.secrets, &self.targets);
+        self.apply_revalidated(names);
     }
 
-    /// Has those Secrets not be watched any more that nobody names.
-    fn unfollow_tls(&mut self, before: Vec<Key>) {
-        for secret in before.into_iter().filter(|secret| !self.endpoints.is_for_tls(secret)) {
-            if let Some(watch) = self.tls.remove(&secret) {
+    /// Stops the watches of those Secrets in `before` to which no object refers any more.
+    fn stop_unused_tls_watches(&mut self, before: Vec<ObjectKey>) {
+        for secret in before.into_iter().filter(|secret| !self.endpoints.is_tls_secret(secret)) {
+            if let Some(watch) = self.tls_secret_watches.remove(&secret) {
                 watch.abort();
-                let scope = secret.scope();
-                self.trouble.retain(|(_, other), _| *other != scope);
-                if !self.is_own(&secret) {
-                    self.secrets.named.forget(&scope);
+                let scope = secret.watch_scope();
+                self.watch_errors.retain(|(_, other), _| *other != scope);
+                if !self.is_settings_secret(&secret) {
+                    self.secrets.referenced.remove_scope(&scope);
                 }
             }
         }
     }
 
-    /// Whether the router's own settings name a Secret.
-    fn is_own(&self, secret: &Key) -> bool {
-        *secret.namespace == *self.watches.own_namespace() && self.own.names().iter().any(|name| **name == *secret.name)
+    /// Returns whether the router's own settings refer to a Secret.
+    fn is_settings_secret(&self, secret: &ObjectKey) -> bool {
+        *secret.namespace == *self.watches.router_namespace()
+            && self.settings_secrets.names().iter().any(|name| **name == *secret.name)
     }
 
-    /// A watch tells of a Secret that is named.
-    pub(super) fn named_secret(&mut self, scope: &Scope, event: Event<(Key, Arc<Entries>)>) {
-        for change in self.secrets.named.note(scope, event) {
-            let (Change::Is(key, _) | Change::Gone(key, _)) = change;
-            let names = self.endpoints.secret_changed(&key, &self.secrets, &self.targets);
-            self.renamed(names);
+    /// Applies an event of the watch of a Secret that endpoints or the router's settings refer to.
+    pub(super) fn apply_referenced_secret_event(
+        &mut self,
+        scope: &WatchScope,
+        event: Event<(ObjectKey, Arc<SecretData>)>,
+    ) {
+        for change in self.secrets.referenced.apply_event(scope, event) {
+            let (StoreChange::Applied(key, _) | StoreChange::Deleted(key, _)) = change;
+            let names = self.endpoints.recheck_secret_users(&key, &self.secrets, &self.targets);
+            self.apply_revalidated(names);
         }
-        let Some((namespace, name)) = scope.split_once('/').filter(|_| self.secrets.named.is_listed(scope)) else {
+        let Some((namespace, name)) = scope.split_once('/').filter(|_| self.secrets.referenced.has_synced_scope(scope))
+        else {
             return;
         };
-        let key = Key { namespace: namespace.into(), name: name.into() };
-        if self.is_own(&key) {
+        let key = ObjectKey { namespace: namespace.into(), name: name.into() };
+        if self.is_settings_secret(&key) {
             let missing = || format!("there is no such Secret in the namespace {namespace}; create it");
-            self.own.set(name, self.secrets.named.get(&key).cloned().ok_or_else(missing));
+            self.settings_secrets.set(name, self.secrets.referenced.get(&key).cloned().ok_or_else(missing));
         }
     }
 
-    /// Has the pods of a workload be found, if anybody names it.
-    pub(super) fn select(&mut self, workload: &Arc<WorkloadKey>) {
-        let named = self.targets.named(workload);
-        let is_named = named.is_some();
-        // The same one where somebody names it: there are tens of thousands of them.
-        let workload = named.unwrap_or(workload);
+    /// Updates the selector of a workload in the pod index. A workload without claimants has none.
+    pub(super) fn update_selector(&mut self, workload: &Arc<WorkloadKey>) {
+        let interned = self.targets.interned_workload(workload);
+        let is_claimed = interned.is_some();
+        // Uses the shared key of a claimed workload: there are tens of thousands of keys.
+        let workload = interned.unwrap_or(workload);
         let selector =
-            self.targets.workload(workload).and_then(|known| known.selector.as_ref().ok()).filter(|_| is_named);
-        let changes = self.pods.select(workload, selector.cloned());
-        self.touched.pods.extend(changes);
-        if is_named {
-            self.touched.workloads.insert(workload.clone());
+            self.targets.workload(workload).and_then(|known| known.selector.as_ref().ok()).filter(|_| is_claimed);
+        let changes = self.pods.set_selector(workload, selector.cloned());
+        self.dirty.pods.extend(changes);
+        if is_claimed {
+            self.dirty.workloads.insert(workload.clone());
         }
     }
 
-    fn name_changed(&mut self, name: &Name, workloads: &mut BTreeSet<Arc<WorkloadKey>>) -> Vec<Effect> {
-        let desired = self.endpoints.of(name).cloned();
-        let now = desired.as_ref().map(|desired| named(&desired.spec)).unwrap_or_default();
-        let before = self.named.remove(name).unwrap_or_default();
+    fn apply_name_change(&mut self, name: &Name, workloads: &mut BTreeSet<Arc<WorkloadKey>>) -> Vec<Effect> {
+        let desired = self.endpoints.desired_endpoint(name).cloned();
+        let now = desired.as_ref().map(|desired| workloads_by_deployment(&desired.spec)).unwrap_or_default();
+        let before = self.workloads_by_endpoint.remove(name).unwrap_or_default();
         if !now.is_empty() {
-            self.named.insert(name.clone(), now.clone());
+            self.workloads_by_endpoint.insert(name.clone(), now.clone());
         }
-        // First the endpoint, so that its deployments are there when their pods come.
+        // The endpoint comes first, so that its deployments exist when their pods are added.
         let mut effects = vec![Effect::Endpoint(name.clone(), desired)];
         for (deployment, target) in before.iter().filter(|(deployment, target)| now.get(*deployment) != Some(*target)) {
-            let user = (name.clone(), deployment.clone());
-            effects.extend(self.hand_over(&target.0, &user, false));
+            let claimant = (name.clone(), deployment.clone());
+            effects.extend(self.update_workload_claim(&target.0, &claimant, false));
             workloads.insert(target.0.clone());
         }
         for (deployment, target) in now.iter().filter(|(deployment, target)| before.get(*deployment) != Some(*target)) {
-            let user = (name.clone(), deployment.clone());
-            effects.extend(self.hand_over(&target.0, &user, true));
+            let claimant = (name.clone(), deployment.clone());
+            effects.extend(self.update_workload_claim(&target.0, &claimant, true));
             workloads.insert(target.0.clone());
         }
         effects
     }
 
-    /// A deployment names a workload, or does not any more. The workload's pods go from who had it to who has it then.
-    fn hand_over(&mut self, workload: &Arc<WorkloadKey>, user: &User, names_it: bool) -> Vec<Effect> {
-        let mut users = self.targets.users(workload).to_vec();
-        let before = users.first().cloned();
-        users.retain(|other| other != user);
-        if names_it {
-            users.push(user.clone());
-            // Who has the pods keeps them; at first that is the oldest.
-            let kept = usize::from(self.is_settled && before.is_some());
-            users[kept..].sort_by_cached_key(|user| {
-                let known = self.endpoints.holder(&user.0).and_then(|key| self.endpoints.get(key));
-                let age = known.map(|known| (known.object.created.clone(), known.object.uid.clone()));
-                // Nor one that was refused them, after a restart.
+    /// Adds or removes the claim of a deployment to a workload. If the owner changes, the pods move to the new owner.
+    fn update_workload_claim(
+        &mut self,
+        workload: &Arc<WorkloadKey>,
+        claimant: &DeploymentKey,
+        is_claimed: bool,
+    ) -> Vec<Effect> {
+        let mut claimants = self.targets.claimants(workload).to_vec();
+        let before = claimants.first().cloned();
+        claimants.retain(|other| other != claimant);
+        if is_claimed {
+            claimants.push(claimant.clone());
+            // An owner keeps the pods. The first assignment is to the oldest claimant.
+            let kept = usize::from(self.has_assigned_owners && before.is_some());
+            claimants[kept..].sort_by_cached_key(|other| {
+                let known = self.endpoints.name_owner(&other.0).and_then(|key| self.endpoints.get(key));
+                let age = known.map(|known| (known.object.created_at.clone(), known.object.uid.clone()));
+                // After a restart, a claimant that was refused before must not win against the former owner.
                 let conditions = known.iter().flat_map(|known| &known.object.status.conditions);
                 let was_refused = conditions.into_iter().any(|condition| condition.reason == "TargetInUse");
-                (was_refused, age, user.clone())
+                (was_refused, age, other.clone())
             });
         }
-        let now = users.first().cloned();
-        self.targets.set_users(workload, users);
+        let now = claimants.first().cloned();
+        self.targets.set_claimants(workload, claimants);
         if before != now {
-            self.touched.freed.push(workload.clone());
+            self.dirty.released.push(workload.clone());
         }
         match (before, now) {
-            (None, Some(user)) => {
+            (None, Some(owner)) => {
                 let selector = self.targets.workload(workload).and_then(|known| known.selector.clone().ok());
-                let came = self.pods.select(workload, selector);
-                came.iter().map(|change| self.pod(&user, change)).collect()
+                let added = self.pods.set_selector(workload, selector);
+                added.iter().map(|change| self.pod_effect(&owner, change)).collect()
             }
-            (Some(user), None) => {
-                let left = self.pods.select(workload, None);
-                left.iter().map(|change| self.pod(&user, change)).collect()
+            (Some(owner), None) => {
+                let removed = self.pods.set_selector(workload, None);
+                removed.iter().map(|change| self.pod_effect(&owner, change)).collect()
             }
             (Some(old), Some(new)) if old != new => {
                 let gone = |change: &PodChange| PodChange { ip: None, ..change.clone() };
-                let all: Vec<PodChange> = self.pods.available(workload).collect();
-                let both = all.iter().flat_map(|change| [self.pod(&old, &gone(change)), self.pod(&new, change)]);
+                let all: Vec<PodChange> = self.pods.available_pods(workload).collect();
+                let both =
+                    all.iter().flat_map(|change| [self.pod_effect(&old, &gone(change)), self.pod_effect(&new, change)]);
                 both.collect()
             }
             _ => Vec::new(),
         }
     }
 
-    fn pod(&self, user: &User, change: &PodChange) -> Effect {
-        let named = self.named.get(&user.0).and_then(|deployments| deployments.get(&user.1));
-        let address = named.and_then(|(_, port)| change.address(*port));
-        Effect::Pod { of: user.clone(), uid: change.uid.clone(), address }
+    fn pod_effect(&self, owner: &DeploymentKey, change: &PodChange) -> Effect {
+        let workload = self.workloads_by_endpoint.get(&owner.0).and_then(|deployments| deployments.get(&owner.1));
+        let address = workload.and_then(|(_, port)| change.address(*port));
+        Effect::Pod { deployment: owner.clone(), uid: change.uid.clone(), address }
     }
 
-    /// A HorizontalPodAutoscaler that scales a workload.
-    pub(super) fn autoscaler(&self, workload: &WorkloadKey) -> Option<&Key> {
-        let is_its = |(key, target): &(&Key, &Option<TargetRef>)| {
+    /// Returns a HorizontalPodAutoscaler that scales a workload, if there is one.
+    pub(super) fn find_hpa(&self, workload: &WorkloadKey) -> Option<&ObjectKey> {
+        let is_match = |(key, target): &(&ObjectKey, &Option<ScaleTargetRef>)| {
             let target = target.as_ref();
-            target.is_some_and(|target| WorkloadKey::of(key, target.clone()) == *workload)
+            target.is_some_and(|target| WorkloadKey::from_target_ref(key, target.clone()) == *workload)
         };
-        self.autoscalers.values().find(is_its).map(|(key, _)| key)
+        self.hpas.iter().find(is_match).map(|(key, _)| key)
     }
 
-    /// Whether somebody else's scaling would be seen; without a right to look it never is.
-    pub(super) fn knows_autoscalers(&self) -> bool {
-        let is_denied = |(watched, trouble): (&Watched, &Trouble)| watched.0 == AUTOSCALERS && trouble.is_denied;
-        self.autoscalers.is_complete(self.watches.scopes()) || self.trouble.iter().any(is_denied)
+    /// Returns whether all HorizontalPodAutoscalers have been listed, or the router may not list them.
+    pub(super) fn has_synced_hpas(&self) -> bool {
+        let is_denied = |(watched, error): (&WatchKey, &WatchError)| watched.0 == HPA_PLURAL && error.is_denied;
+        self.hpas.has_synced(self.watches.scope_count()) || self.watch_errors.iter().any(is_denied)
     }
 
-    fn counted(&self, workload: &WorkloadKey) -> Vec<Effect> {
-        let Some(user) = self.targets.user(workload) else { return Vec::new() };
-        // Two that scale the same would fight over it.
-        let is_free = self.knows_autoscalers() && self.autoscaler(workload).is_none();
+    fn replica_effects(&self, workload: &WorkloadKey) -> Vec<Effect> {
+        let Some(owner) = self.targets.owner(workload) else { return Vec::new() };
+        // Two autoscalers of one workload would work against each other.
+        let is_free = self.has_synced_hpas() && self.find_hpa(workload).is_none();
         let replicas = self.targets.workload(workload).filter(|_| is_free).and_then(|known| known.replicas);
-        vec![Effect::Pending(user.clone(), self.pods.pending(workload)), Effect::Replicas(user.clone(), replicas)]
+        vec![
+            Effect::PendingPods(owner.clone(), self.pods.pending_count(workload)),
+            Effect::WorkloadReplicas(owner.clone(), replicas),
+        ]
     }
 }
 
-/// What the deployments of an endpoint name.
-pub(super) fn named(spec: &endpoint::Endpoint) -> BTreeMap<Name, Named> {
+/// Returns the workloads that the deployments of an endpoint refer to.
+pub(super) fn workloads_by_deployment(spec: &endpoint::Endpoint) -> BTreeMap<Name, WorkloadPort> {
     let namespace: Arc<str> = spec.namespace.as_deref().unwrap_or_default().into();
     let deployments = spec.deployments.iter().filter_map(|deployment| match &deployment.target {
-        Target::Workload(target) => {
-            let key = Key { namespace: namespace.clone(), name: target.name.as_str().into() };
-            let workload = Arc::new(Kind::of(&target.api_version, &target.kind).workload(key));
+        DeploymentTarget::Workload(target) => {
+            let key = ObjectKey { namespace: namespace.clone(), name: target.name.as_str().into() };
+            let workload = Arc::new(GroupKind::from_api_version(&target.api_version, &target.kind).workload_key(key));
             Some((deployment.name.clone(), (workload, target.port)))
         }
-        Target::Instances(_) | Target::Process(_) => None,
+        DeploymentTarget::Instances(_) | DeploymentTarget::Process(_) => None,
     });
     deployments.collect()
 }
 
-/// The kinds that deployments name workloads of, each once, with the version that the first names it by.
-pub(super) fn kinds_of<'s>(specs: impl IntoIterator<Item = &'s endpoint::Endpoint>) -> Vec<(Kind, &'s str)> {
+/// Returns the kinds of workloads that deployments refer to, each once, with the lowest of the API versions used for
+/// it.
+pub(super) fn versioned_kinds<'s>(
+    specs: impl IntoIterator<Item = &'s endpoint::Endpoint>,
+) -> Vec<(GroupKind, &'s str)> {
     let deployments = specs.into_iter().flat_map(|spec| &spec.deployments);
     let kinds = deployments.filter_map(|deployment| match &deployment.target {
-        Target::Workload(target) => Some((Kind::of(&target.api_version, &target.kind), target.api_version.as_str())),
-        Target::Instances(_) | Target::Process(_) => None,
+        DeploymentTarget::Workload(target) => {
+            Some((GroupKind::from_api_version(&target.api_version, &target.kind), target.api_version.as_str()))
+        }
+        DeploymentTarget::Instances(_) | DeploymentTarget::Process(_) => None,
     });
-    let mut all: Vec<(Kind, &str)> = kinds.collect();
+    let mut all: Vec<(GroupKind, &str)> = kinds.collect();
     all.sort();
     all.dedup_by(|one, other| one.0 == other.0);
     all

@@ -1,4 +1,4 @@
-//! What deployments name: kinds of workloads, the workloads, and who has which.
+//! The workloads that deployments refer to, by kind, and the ownership of each workload by one deployment.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,164 +6,184 @@ use std::sync::Arc;
 use kube::runtime::watcher::Event;
 use tokio::task::AbortHandle;
 
-use super::User;
-use super::kinds::Kind;
-use super::objects::Key;
+use super::DeploymentKey;
+use super::group_kinds::GroupKind;
+use super::objects::ObjectKey;
 use super::pods::WorkloadKey;
-use super::store::{Change, Scope, Store};
-use super::workloads::Workload;
+use super::watch_store::{StoreChange, WatchScope, WatchStore};
+use super::workloads::ObservedWorkload;
 
-/// Kinds as deployments name them, and the versions that they name them by.
-pub(super) type Kinds = Box<[(Arc<Kind>, Box<str>)]>;
+/// Kinds of workloads, each with the API version in which deployments refer to it.
+pub(super) type VersionedKinds = Box<[(Arc<GroupKind>, Box<str>)]>;
 
-/// Everything that deployments name.
+/// All workloads of the kinds that deployments refer to.
 #[derive(Debug)]
-pub(super) struct Targets {
-    /// Watches of each kind.
-    scopes: usize,
-    kinds: HashMap<Arc<Kind>, Followed>,
-    /// Which deployments name which workload; the first has it.
-    users: HashMap<Arc<WorkloadKey>, Vec<User>>,
+pub(super) struct TargetWorkloads {
+    /// The number of watches of each kind.
+    scope_count: usize,
+    kinds: HashMap<Arc<GroupKind>, WatchedKind>,
+    /// The deployments that refer to a workload; the first one owns it. Ownership is sticky.
+    claimants: HashMap<Arc<WorkloadKey>, Vec<DeploymentKey>>,
 }
 
-/// A kind that is named by somebody.
+/// A watched kind, to which at least one object refers.
 #[derive(Debug)]
-struct Followed {
-    store: Store<Workload>,
-    /// Why it is of no use, if it is.
-    unfit: Option<String>,
-    /// How often it is named.
-    uses: usize,
+struct WatchedKind {
+    store: WatchStore<ObservedWorkload>,
+    /// Why workloads of the kind cannot be targets, if they cannot.
+    unusable_reason: Option<String>,
+    /// The number of objects that refer to the kind.
+    reference_count: usize,
     watches: Vec<AbortHandle>,
 }
 
 /// Whether a workload can be the target of a deployment.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// It can.
-    Fit,
-    /// Nobody knows yet.
+pub(super) enum TargetState {
+    /// The workload can be the target.
+    Usable,
+    /// The state is not known yet.
     Unknown,
-    /// Why not, in a word and in a sentence.
-    Unfit(&'static str, String),
+    /// The workload cannot be the target: the condition reason and the message.
+    Unusable(&'static str, String),
 }
 
-impl Targets {
-    /// Nothing is named; each kind will have so many watches.
-    pub(super) fn new(scopes: usize) -> Self {
-        Self { scopes, kinds: HashMap::new(), users: HashMap::new() }
+impl TargetWorkloads {
+    /// Creates the value without any kinds. Each kind will have `scope_count` watches.
+    pub(super) fn new(scope_count: usize) -> Self {
+        Self { scope_count, kinds: HashMap::new(), claimants: HashMap::new() }
     }
 
-    /// One more names a workload of this kind. `start` begins to watch it.
-    pub(super) fn follow(&mut self, kind: &Arc<Kind>, start: impl FnOnce(&Arc<Kind>) -> Vec<AbortHandle>) {
-        if let Some(followed) = self.kinds.get_mut(kind) {
-            followed.uses += 1;
+    /// Adds a reference to a kind. If it is the first, `start` starts the watches of the kind.
+    pub(super) fn acquire_kind(
+        &mut self,
+        kind: &Arc<GroupKind>,
+        start: impl FnOnce(&Arc<GroupKind>) -> Vec<AbortHandle>,
+    ) {
+        if let Some(watched_kind) = self.kinds.get_mut(kind) {
+            watched_kind.reference_count += 1;
             return;
         }
         let watches = start(kind);
-        self.kinds.insert(kind.clone(), Followed { store: Store::default(), unfit: None, uses: 1, watches });
+        self.kinds.insert(
+            kind.clone(),
+            WatchedKind { store: WatchStore::default(), unusable_reason: None, reference_count: 1, watches },
+        );
     }
 
-    /// The kind as it is known already, if it is: ten thousand endpoints mostly name one.
-    pub(super) fn shared(&self, kind: Kind) -> Arc<Kind> {
+    /// Returns the shared value of a kind, which saves memory: ten thousand endpoints usually refer to one kind.
+    pub(super) fn interned_kind(&self, kind: GroupKind) -> Arc<GroupKind> {
         self.kinds.get_key_value(&kind).map_or_else(|| Arc::new(kind), |(known, _)| known.clone())
     }
 
-    /// One less does. Returns whether nobody does any more.
-    pub(super) fn unfollow(&mut self, kind: &Kind) -> bool {
-        let Some(followed) = self.kinds.get_mut(kind) else { return false };
-        followed.uses -= 1;
-        let is_last = followed.uses == 0;
-        if is_last && let Some(followed) = self.kinds.remove(kind) {
-            followed.watches.iter().for_each(AbortHandle::abort);
+    /// Removes a reference to a kind, and stops its watches if it was the last. Returns whether it was.
+    pub(super) fn release_kind(&mut self, kind: &GroupKind) -> bool {
+        let Some(watched_kind) = self.kinds.get_mut(kind) else { return false };
+        watched_kind.reference_count -= 1;
+        let is_last = watched_kind.reference_count == 0;
+        if is_last && let Some(watched_kind) = self.kinds.remove(kind) {
+            watched_kind.watches.iter().for_each(AbortHandle::abort);
         }
         is_last
     }
 
-    /// Takes note of what a watch says. Returns the workloads that are others now.
-    pub(super) fn note(&mut self, kind: &Kind, scope: &Scope, event: Event<(Key, Workload)>) -> Vec<Arc<WorkloadKey>> {
-        let Some(followed) = self.kinds.get_mut(kind) else { return Vec::new() };
+    /// Applies an event of a watch of a kind. Returns the workloads that have changed.
+    pub(super) fn apply_event(
+        &mut self,
+        kind: &GroupKind,
+        scope: &WatchScope,
+        event: Event<(ObjectKey, ObservedWorkload)>,
+    ) -> Vec<Arc<WorkloadKey>> {
+        let Some(watched_kind) = self.kinds.get_mut(kind) else { return Vec::new() };
         let key = |change| match change {
-            Change::Is(key, _) | Change::Gone(key, _) => Arc::new(kind.workload(key)),
+            StoreChange::Applied(key, _) | StoreChange::Deleted(key, _) => Arc::new(kind.workload_key(key)),
         };
-        followed.store.note(scope, event).into_iter().map(key).collect()
+        watched_kind.store.apply_event(scope, event).into_iter().map(key).collect()
     }
 
-    /// A kind is of no use, for this reason; `None`: it is.
-    pub(super) fn set_unfit(&mut self, kind: &Kind, why: Option<String>) {
-        if let Some(followed) = self.kinds.get_mut(kind) {
-            followed.unfit = why;
+    /// Sets why workloads of a kind cannot be targets; `None` if they can.
+    pub(super) fn set_kind_unusable(&mut self, kind: &GroupKind, why: Option<String>) {
+        if let Some(watched_kind) = self.kinds.get_mut(kind) {
+            watched_kind.unusable_reason = why;
         }
     }
 
-    /// The same, of a kind as it is called in messages. Returns whether there is such a kind, and that is news.
-    pub(super) fn set_unfit_as(&mut self, name: &str, why: Option<String>) -> bool {
-        let Some((_, followed)) = self.kinds.iter_mut().find(|(kind, _)| kind.to_string() == name) else {
+    /// As [`Self::set_kind_unusable`], for the displayed name of a kind. Returns whether that is a change.
+    pub(super) fn set_kind_unusable_by_name(&mut self, name: &str, why: Option<String>) -> bool {
+        let Some((_, watched_kind)) = self.kinds.iter_mut().find(|(kind, _)| kind.to_string() == name) else {
             return false;
         };
-        let is_news = followed.unfit != why;
-        followed.unfit = why;
-        is_news
+        let is_changed = watched_kind.unusable_reason != why;
+        watched_kind.unusable_reason = why;
+        is_changed
     }
 
-    /// Whether everything that is named has been listed once, if it is of any use.
-    pub(super) fn is_complete(&self) -> bool {
-        self.kinds.values().all(|followed| followed.unfit.is_some() || followed.store.is_complete(self.scopes))
+    /// Returns whether the workloads of all usable kinds have been listed once.
+    pub(super) fn has_synced(&self) -> bool {
+        self.kinds.values().all(|watched_kind| {
+            watched_kind.unusable_reason.is_some() || watched_kind.store.has_synced(self.scope_count)
+        })
     }
 
-    /// What there is of a workload.
-    pub(super) fn workload(&self, of: &WorkloadKey) -> Option<&Workload> {
-        self.kinds.get(&of.kind()).and_then(|followed| followed.store.get(&of.key))
+    /// Returns a workload as it was last observed.
+    pub(super) fn workload(&self, workload: &WorkloadKey) -> Option<&ObservedWorkload> {
+        self.kinds.get(&workload.group_kind()).and_then(|watched_kind| watched_kind.store.get(&workload.key))
     }
 
-    /// The deployment that has a workload: of those that name it, the one whose endpoint is the oldest. Two could together
-    /// exceed what its pods can take.
-    pub(super) fn user(&self, workload: &WorkloadKey) -> Option<&User> {
-        self.users(workload).first()
+    /// Returns the deployment that owns a workload. There is only one owner, because two deployments could together
+    /// exceed the caps of its pods.
+    pub(super) fn owner(&self, workload: &WorkloadKey) -> Option<&DeploymentKey> {
+        self.claimants(workload).first()
     }
 
-    /// A workload, as it is kept, if any deployment names it.
-    pub(super) fn named(&self, workload: &WorkloadKey) -> Option<&Arc<WorkloadKey>> {
-        self.users.get_key_value(workload).map(|(known, _)| known)
+    /// Returns the shared key of a workload, if any deployment refers to it.
+    pub(super) fn interned_workload(&self, workload: &WorkloadKey) -> Option<&Arc<WorkloadKey>> {
+        self.claimants.get_key_value(workload).map(|(known, _)| known)
     }
 
-    /// Every deployment that names a workload.
-    pub(super) fn users(&self, workload: &WorkloadKey) -> &[User] {
-        self.users.get(workload).map_or(&[], Vec::as_slice)
+    /// Returns the deployments that refer to a workload, the owner first.
+    pub(super) fn claimants(&self, workload: &WorkloadKey) -> &[DeploymentKey] {
+        self.claimants.get(workload).map_or(&[], Vec::as_slice)
     }
 
-    /// These name a workload, the first of them has it.
-    pub(super) fn set_users(&mut self, workload: &Arc<WorkloadKey>, users: Vec<User>) {
-        if users.is_empty() {
-            self.users.remove(workload);
+    /// Sets the deployments that refer to a workload, the owner first.
+    pub(super) fn set_claimants(&mut self, workload: &Arc<WorkloadKey>, claimants: Vec<DeploymentKey>) {
+        if claimants.is_empty() {
+            self.claimants.remove(workload);
         } else {
-            self.users.insert(workload.clone(), users);
+            self.claimants.insert(workload.clone(), claimants);
         }
     }
 
-    /// Whether a workload can be the target of a deployment; where it is `others` that have it, it cannot.
-    pub(super) fn standing(&self, workload: &WorkloadKey, of: &User, others: impl Fn(&User) -> bool) -> Standing {
-        let Some(followed) = self.kinds.get(&workload.kind()) else { return Standing::Unknown };
-        let (what, deployment) = (format!("{} {}", workload.kind, workload.key.name), &of.1);
-        if let Some(why) = &followed.unfit {
-            return Standing::Unfit("BadTarget", format!("{what}, the target of {deployment}: {why}"));
+    /// Returns whether a workload can be the target of `claimant`. It cannot if its owner is one for which
+    /// `is_other_owner` is true.
+    pub(super) fn target_state(
+        &self,
+        workload: &WorkloadKey,
+        claimant: &DeploymentKey,
+        is_other_owner: impl Fn(&DeploymentKey) -> bool,
+    ) -> TargetState {
+        let Some(watched_kind) = self.kinds.get(&workload.group_kind()) else { return TargetState::Unknown };
+        let (what, deployment) = (format!("{} {}", workload.kind, workload.key.name), &claimant.1);
+        if let Some(why) = &watched_kind.unusable_reason {
+            return TargetState::Unusable("BadTarget", format!("{what}, the target of {deployment}: {why}"));
         }
-        if !followed.store.is_complete(self.scopes) {
-            return Standing::Unknown;
+        if !watched_kind.store.has_synced(self.scope_count) {
+            return TargetState::Unknown;
         }
-        if let Some((endpoint, other)) = self.user(workload).filter(|user| others(user)) {
+        if let Some((endpoint, other)) = self.owner(workload).filter(|owner| is_other_owner(owner)) {
             let what = format!(
                 "the pods of {what} belong to the deployment {other} of {endpoint}: two could send them more than they \
                  take; give {deployment} a workload of its own"
             );
-            return Standing::Unfit("TargetInUse", what);
+            return TargetState::Unusable("TargetInUse", what);
         }
-        match followed.store.get(&workload.key).map(|known| &known.selector) {
-            Some(Ok(_)) => Standing::Fit,
-            Some(Err(why)) => Standing::Unfit("BadTarget", format!("{what}, the target of {deployment}: {why}")),
+        match watched_kind.store.get(&workload.key).map(|known| &known.selector) {
+            Some(Ok(_)) => TargetState::Usable,
+            Some(Err(why)) => TargetState::Unusable("BadTarget", format!("{what}, the target of {deployment}: {why}")),
             None => {
                 let what = format!("there is no {what}, the target of {deployment}; create it, or correct targetRef");
-                Standing::Unfit("TargetNotFound", what)
+                TargetState::Unusable("TargetNotFound", what)
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What has the pods: how many there should be, and which they are.
+//! Workloads: the desired number of pods and the selector, from the spec or from the `scale` subresource.
 
 use std::collections::BTreeSet;
 
@@ -8,25 +8,25 @@ use serde_json::Value;
 
 use super::objects::RawWorkload;
 
-/// Something that has pods.
+/// A workload as it was last observed.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Workload {
-    /// Which pods are its own; or why that is not known.
+pub(super) struct ObservedWorkload {
+    /// The selector of the workload's pods, or why it is not known.
     pub(super) selector: Result<Selector, String>,
-    /// How many there should be.
+    /// The desired number of replicas, if it is known.
     pub(super) replicas: Option<u32>,
 }
 
-impl Workload {
-    /// What a Deployment and its like say of themselves.
-    pub(super) fn of(raw: RawWorkload) -> Self {
+impl ObservedWorkload {
+    /// Reads a workload whose spec has the form of a Deployment's.
+    pub(super) fn from_raw(raw: RawWorkload) -> Self {
         let (selector, replicas) = raw.spec.map(|spec| (spec.selector, spec.replicas)).unwrap_or_default();
         let read = |selector: Value| {
             let selector = serde_json::from_value::<LabelSelector>(selector).map_err(|error| error.to_string())?;
             Selector::try_from(selector).map_err(|error| error.to_string())
         };
         let selector = match selector.map(read) {
-            // One that takes every pod is nobody's intention.
+            // A selector that matches every pod is a mistake.
             Some(Ok(selector)) if !selector.selects_all() => Ok(selector),
             Some(Err(error)) => Err(format!("its selector cannot be read: {error}")),
             _ => Err("it has no selector".to_owned()),
@@ -35,19 +35,19 @@ impl Workload {
         Self { selector, replicas }
     }
 
-    /// What the `scale` subresource says.
-    pub(super) fn scaled(selector: Option<&str>, replicas: Option<i32>) -> Self {
+    /// Reads a workload from its `scale` subresource.
+    pub(super) fn from_scale(selector: Option<&str>, replicas: Option<i32>) -> Self {
         let selector = selector.filter(|text| !text.trim().is_empty());
         let selector = selector.ok_or_else(|| "its scale subresource has no selector".to_owned());
         Self {
-            selector: selector.and_then(parse),
+            selector: selector.and_then(parse_selector),
             replicas: replicas.and_then(|replicas| u32::try_from(replicas).ok()),
         }
     }
 }
 
-/// A selector as text: `app=model,tier in (a, b),!old`.
-fn parse(text: &str) -> Result<Selector, String> {
+/// Parses a selector in text form, such as `app=model,tier in (a, b),!old`.
+fn parse_selector(text: &str) -> Result<Selector, String> {
     let mut terms = vec![String::new()];
     let mut depth = 0_i32;
     for letter in text.chars() {
@@ -64,12 +64,12 @@ fn parse(text: &str) -> Result<Selector, String> {
     terms
         .iter()
         .map(|term| term.trim())
-        .map(expression)
+        .map(parse_expression)
         .collect::<Option<Selector>>()
         .ok_or_else(|| format!("its selector cannot be read: {text}"))
 }
 
-fn expression(term: &str) -> Option<Expression> {
+fn parse_expression(term: &str) -> Option<Expression> {
     let set = |(name, values): (&str, &str)| {
         let values = values.trim().strip_prefix('(')?.strip_suffix(')')?;
         let values: BTreeSet<String> = values.split(',').map(|value| value.trim().to_owned()).collect();
@@ -104,7 +104,7 @@ mod tests {
     fn what_looks_like_something_else_is_no_workload_and_no_error() {
         let read = |spec: Value| {
             let raw = serde_json::json!({"metadata": {"name": "x"}, "spec": spec, "status": "fine"});
-            Workload::of(serde_json::from_value(raw).unwrap())
+            ObservedWorkload::from_raw(serde_json::from_value(raw).unwrap())
         };
         let good = read(serde_json::json!({"replicas": 3, "selector": {"matchLabels": {"app": "x"}}}));
         assert_eq!((good.selector.unwrap().to_string(), good.replicas), ("app=x".to_owned(), Some(3)));
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn selectors_as_text_are_read() {
-        let read = |text: &str| Workload::scaled(Some(text), Some(1)).selector;
+        let read = |text: &str| ObservedWorkload::from_scale(Some(text), Some(1)).selector;
         let shown = |text: &str| read(text).unwrap().to_string();
         assert_eq!(shown("app=model"), "app=model");
         assert_eq!(

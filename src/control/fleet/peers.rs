@@ -1,4 +1,5 @@
-//! Connections between routers: members come in at the [`Door`] of the coordinator, and [`connect`] to it.
+//! Connections between routers: the coordinator accepts members with its [`PeerListener`], and members connect with
+//! [`connect_to_coordinator`].
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -12,51 +13,53 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::wire::{Down, Ear, Mouth, Opening};
+use super::framing::{CoordinatorFrame, FrameReader, FrameWriter, PeerHandshake};
 use crate::policy::fleet::{MemberId, ToCoordinator};
 use crate::state::tls::{Acceptor, Connector};
 
-/// How long it may take to say who one is, or to be let in.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// What may wait to be sent on a connection; a peer that takes less is not worth having.
-pub(super) const WAITING: usize = 1024;
-/// Connections of nobody known yet; of more the oldest ends.
-const STRANGERS: usize = 64;
-/// After a connection that could not be accepted.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
-/// Between two lines about those who were not let in for the same reason.
-const QUIET: Duration = Duration::from_secs(5);
-/// Of one that does not say who it is.
-const SILENT: io::ErrorKind = io::ErrorKind::TimedOut;
+/// How long a handshake may take, on either side.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The number of messages that may be queued for sending on a connection. A peer that is slower is disconnected.
+pub(super) const OUTBOUND_CAPACITY: usize = 1024;
+/// The number of connections that may be in the handshake. If there are more, the oldest is closed.
+const MAX_PENDING_HANDSHAKES: usize = 64;
+/// The delay after a failure to accept a connection.
+const ACCEPT_ERROR_PAUSE: Duration = Duration::from_millis(100);
+/// The shortest interval between two log lines about connections that were rejected for the same reason.
+const REJECTION_LOG_INTERVAL: Duration = Duration::from_secs(5);
+/// The error of a connection that is closed because its handshake does not arrive.
+const NO_HANDSHAKE: io::ErrorKind = io::ErrorKind::TimedOut;
 
-/// How the other side's end of a connection looks: with TLS it comes without a word, and what was not read is an end too.
-const ENDS: [io::ErrorKind; 3] =
+/// The errors that mean that the peer has closed the connection: with TLS, the end may come without a `close_notify`,
+/// and unread data causes a reset.
+const DISCONNECT_ERROR_KINDS: [io::ErrorKind; 3] =
     [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
 
-/// What happens on connections.
+/// An event of a connection, which is identified by its number.
 #[derive(Debug)]
-pub(super) enum Event {
-    /// A member has come in; it is told what is sent here, and the connection ends with this.
-    Came(MemberId, u64, mpsc::Sender<Down>),
-    /// A member says something.
-    Said(MemberId, u64, ToCoordinator),
-    /// A member's connection has ended.
-    Left(MemberId, u64),
-    /// The connection to the coordinator is there; it is told what is sent here, and the connection ends with this.
-    Connected(u64, mpsc::Sender<ToCoordinator>),
-    /// The coordinator says something.
-    Told(u64, Down),
-    /// A member's process has ended: nobody listens any more where it did.
-    Ended(MemberId),
-    /// The connection to the coordinator has ended, or, if that says why, there was none, or it was of no use.
-    Lost(u64, Option<String>),
+pub(super) enum PeerEvent {
+    /// A member has connected. Messages to the member are sent here; the connection ends when the sender is dropped.
+    MemberConnected(MemberId, u64, mpsc::Sender<CoordinatorFrame>),
+    /// A message of a member was received.
+    MemberMessage(MemberId, u64, ToCoordinator),
+    /// The connection of a member has ended.
+    MemberDisconnected(MemberId, u64),
+    /// The connection to the coordinator is open. Messages to the coordinator are sent here; the connection ends when
+    /// the sender is dropped.
+    CoordinatorConnected(u64, mpsc::Sender<ToCoordinator>),
+    /// A frame of the coordinator was received.
+    CoordinatorMessage(u64, CoordinatorFrame),
+    /// The process of a member has ended: nothing listens on its address any more.
+    MemberEnded(MemberId),
+    /// The connection to the coordinator has ended; with an error if it could not be opened or has failed.
+    CoordinatorDisconnected(u64, Option<String>),
 }
 
-/// What every router of a group knows.
+/// The secret that all routers of a fleet share.
 #[derive(Clone)]
-pub(super) struct Secret(Arc<str>);
+pub(super) struct FleetSecret(Arc<str>);
 
-impl Secret {
+impl FleetSecret {
     pub(super) fn new(text: &str) -> Self {
         Self(text.trim().into())
     }
@@ -65,62 +68,63 @@ impl Secret {
         self.0.as_ref().to_owned()
     }
 
-    fn is(&self, other: &str) -> bool {
+    fn matches(&self, other: &str) -> bool {
         let digest = |text: &str| Sha256::digest(text.as_bytes());
         digest(&self.0).ct_eq(&digest(other)).into()
     }
 }
 
-/// Where members come in.
-pub(super) struct Door {
+/// The listener for connections of members.
+pub(super) struct PeerListener {
     pub(super) socket: TcpListener,
     pub(super) tls: Option<Arc<Acceptor>>,
-    pub(super) secret: Secret,
-    pub(super) events: mpsc::Sender<Event>,
+    pub(super) secret: FleetSecret,
+    pub(super) events: mpsc::Sender<PeerEvent>,
 }
 
-impl Door {
-    /// Lets members in, for good.
+impl PeerListener {
+    /// Accepts members forever.
     pub(super) async fn run(self) {
-        // Each ends with this, unless it has become known before.
-        let mut strangers = VecDeque::<oneshot::Sender<()>>::new();
-        let turned_away = Arc::new(Mutex::new(TurnedAway::default()));
+        // A pending handshake is aborted when its sender is dropped.
+        let mut pending_handshakes = VecDeque::<oneshot::Sender<()>>::new();
+        let rejection_log = Arc::new(Mutex::new(RejectionLog::default()));
         for number in 1.. {
             let (stream, from) = match self.socket.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "a router cannot be let in");
-                    // Out of descriptors, most likely: to ask again at once would find the same.
-                    tokio::time::sleep(ACCEPT_REST).await;
+                    tracing::warn!(%error, "failed to accept peer connection");
+                    // The likely cause is a lack of file descriptors, so an immediate retry would fail too.
+                    tokio::time::sleep(ACCEPT_ERROR_PAUSE).await;
                     continue;
                 }
             };
-            strangers.retain(|stranger| !stranger.is_closed());
-            if strangers.len() >= STRANGERS {
-                // A router says at once who it is.
-                strangers.pop_front();
+            pending_handshakes.retain(|handshake| !handshake.is_closed());
+            if pending_handshakes.len() >= MAX_PENDING_HANDSHAKES {
+                // A router sends its handshake at once, so the oldest connection is probably none.
+                pending_handshakes.pop_front();
             }
-            let (stays, mut goes) = oneshot::channel();
-            strangers.push_back(stays);
+            let (handshake_guard, mut evicted) = oneshot::channel();
+            pending_handshakes.push_back(handshake_guard);
             let (tls, secret, events) = (self.tls.clone(), self.secret.clone(), self.events.clone());
-            let turned_away = turned_away.clone();
+            let rejection_log = rejection_log.clone();
             tokio::spawn(async move {
-                let met = tokio::select! {
-                    met = timeout(PATIENCE, meet(stream, tls, &secret)) => met.unwrap_or_else(|_| Err(SILENT.into())),
-                    _ = &mut goes => Err(SILENT.into()),
+                let handshake = tokio::select! {
+                    result = timeout(HANDSHAKE_TIMEOUT, accept_handshake(stream, tls, &secret)) => {
+                        result.unwrap_or_else(|_| Err(NO_HANDSHAKE.into()))
+                    }
+                    _ = &mut evicted => Err(NO_HANDSHAKE.into()),
                 };
-                drop(goes);
-                match met {
-                    Ok((stream, member)) => host(stream, member, number, events).await,
-                    // Somebody who looks whether anybody is there.
+                drop(evicted);
+                match handshake {
+                    Ok((stream, member)) => serve_member(stream, member, number, events).await,
+                    // A port check, which closes the connection without sending anything.
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
                     Err(error) => {
-                        let mut before = turned_away.lock().unwrap_or_else(PoisonError::into_inner);
-                        let not_logged = before.note(error.kind(), Instant::now());
-                        drop(before);
+                        let mut log = rejection_log.lock().unwrap_or_else(PoisonError::into_inner);
+                        let not_logged = log.record_rejection(error.kind(), Instant::now());
+                        drop(log);
                         if let Some(not_logged) = not_logged {
-                            let what = "somebody who is no router of this group was not let in";
-                            tracing::warn!(%from, %error, not_logged, "{what}");
+                            tracing::warn!(%from, %error, not_logged, "rejected peer connection");
                         }
                     }
                 }
@@ -129,149 +133,157 @@ impl Door {
     }
 }
 
-/// Who was not let in, by what was wrong: anybody can be that as often as they like, and none of them may hide another.
+/// The rate limit for log lines about rejected connections, per kind of error: when a line was last logged, and the
+/// number of rejections since. Anybody can cause rejections at any rate, and one kind must not hide another.
 #[derive(Default)]
-struct TurnedAway(HashMap<io::ErrorKind, (Option<Instant>, u64)>);
+struct RejectionLog(HashMap<io::ErrorKind, (Option<Instant>, u64)>);
 
-impl TurnedAway {
-    /// Takes note of one more. Returns, where it is to be said, how many of its kind there were before that were not.
-    fn note(&mut self, kind: io::ErrorKind, now: Instant) -> Option<u64> {
-        let (said, unsaid) = self.0.entry(kind).or_default();
-        if said.is_some_and(|said| now < said + QUIET) {
-            *unsaid += 1;
+impl RejectionLog {
+    /// Records a rejection. Returns the number of earlier ones of its kind that were not logged, if a line is to be
+    /// logged now.
+    fn record_rejection(&mut self, kind: io::ErrorKind, now: Instant) -> Option<u64> {
+        let (last_logged, not_logged) = self.0.entry(kind).or_default();
+        if last_logged.is_some_and(|last| now < last + REJECTION_LOG_INTERVAL) {
+            *not_logged += 1;
             return None;
         }
-        *said = Some(now);
-        Some(std::mem::take(unsaid))
+        *last_logged = Some(now);
+        Some(std::mem::take(not_logged))
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+trait PeerStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> PeerStream for S {}
 
-/// Who is there; an answer says that they are welcome.
-async fn meet(
+/// Authenticates the peer and answers its handshake. Returns the stream and the identity of the member.
+async fn accept_handshake(
     stream: TcpStream,
     tls: Option<Arc<Acceptor>>,
-    secret: &Secret,
-) -> io::Result<(Box<dyn Stream>, MemberId)> {
+    secret: &FleetSecret,
+) -> io::Result<(Box<dyn PeerStream>, MemberId)> {
     stream.set_nodelay(true)?;
-    let mut stream: Box<dyn Stream> = match tls {
+    let mut stream: Box<dyn PeerStream> = match tls {
         Some(tls) => Box::new(tokio_rustls::TlsAcceptor::from(tls.config()).accept(stream).await?),
         None => Box::new(stream),
     };
-    let opening: Opening = Ear::new(&mut stream).hear().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    if !secret.is(&opening.secret) {
+    let opening: PeerHandshake =
+        FrameReader::new(&mut stream).read_frame().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    if !secret.matches(&opening.secret) {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another secret"));
     }
-    let mut mouth = Mouth::new(&mut stream);
-    mouth.say(&()).await?;
-    mouth.flush().await?;
+    let mut writer = FrameWriter::new(&mut stream);
+    writer.write_frame(&()).await?;
+    writer.flush().await?;
     Ok((stream, opening.member))
 }
 
-/// Passes on what a member says, and what it is told, until either ends.
-async fn host(stream: Box<dyn Stream>, member: MemberId, number: u64, events: mpsc::Sender<Event>) {
-    let (to_member, told) = mpsc::channel(WAITING);
-    if events.send(Event::Came(member.clone(), number, to_member)).await.is_err() {
+/// Relays messages from and to a member until either side ends.
+async fn serve_member(stream: Box<dyn PeerStream>, member: MemberId, number: u64, events: mpsc::Sender<PeerEvent>) {
+    let (to_member, outbound) = mpsc::channel(OUTBOUND_CAPACITY);
+    if events.send(PeerEvent::MemberConnected(member.clone(), number, to_member)).await.is_err() {
         return;
     }
-    let said = |message| Event::Said(member.clone(), number, message);
-    let _ = exchange(stream, told, &events, said).await;
-    let _ = events.send(Event::Left(member, number)).await;
+    let to_event = |message| PeerEvent::MemberMessage(member.clone(), number, message);
+    let _ = relay_messages(stream, outbound, &events, to_event).await;
+    let _ = events.send(PeerEvent::MemberDisconnected(member, number)).await;
 }
 
-/// Looks whether a member that is not heard of has ended. A process listens from before it holds anything until it ends; so
-/// its machine refuses a connection only after that. Of a machine that does not answer nothing is known.
-pub(super) async fn probe(member: MemberId, events: mpsc::Sender<Event>) {
-    let connected = timeout(PATIENCE, TcpStream::connect(&*member.name)).await;
+/// Probes whether the process of an absent member has ended. A process listens from before it holds slots until it
+/// ends, so its machine refuses a connection only after that. If the machine does not respond, nothing is known.
+pub(super) async fn probe_ended(member: MemberId, events: mpsc::Sender<PeerEvent>) {
+    let connected = timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(&*member.name)).await;
     if matches!(connected, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused) {
-        let _ = events.send(Event::Ended(member)).await;
+        let _ = events.send(PeerEvent::MemberEnded(member)).await;
     }
 }
 
-/// Connects to the coordinator, as connection `number`, and passes on what is said until either side ends.
-pub(super) async fn connect(
+/// Connects to the coordinator as connection `number`, and relays messages until either side ends.
+pub(super) async fn connect_to_coordinator(
     address: Arc<str>,
     tls: Option<Connector>,
-    opening: Opening,
+    opening: PeerHandshake,
     number: u64,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<PeerEvent>,
 ) {
-    let called = timeout(PATIENCE, call(&address, tls, &opening)).await;
-    let stream = match called.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+    let dialed = timeout(HANDSHAKE_TIMEOUT, dial(&address, tls, &opening)).await;
+    let stream = match dialed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(stream) => stream,
         Err(error) => {
-            let _ = events.send(Event::Lost(number, Some(format!("{address}: {error}")))).await;
+            let _ = events.send(PeerEvent::CoordinatorDisconnected(number, Some(format!("{address}: {error}")))).await;
             return;
         }
     };
-    let (to_coordinator, said) = mpsc::channel(WAITING);
-    if events.send(Event::Connected(number, to_coordinator)).await.is_err() {
+    let (to_coordinator, outbound) = mpsc::channel(OUTBOUND_CAPACITY);
+    if events.send(PeerEvent::CoordinatorConnected(number, to_coordinator)).await.is_err() {
         return;
     }
-    let ended = exchange(stream, said, &events, |message| Event::Told(number, message)).await;
-    let why = ended.err().filter(|error| !ENDS.contains(&error.kind())).map(|error| format!("{address}: {error}"));
-    let _ = events.send(Event::Lost(number, why)).await;
+    let ended =
+        relay_messages(stream, outbound, &events, |message| PeerEvent::CoordinatorMessage(number, message)).await;
+    let error = ended
+        .err()
+        .filter(|error| !DISCONNECT_ERROR_KINDS.contains(&error.kind()))
+        .map(|error| format!("{address}: {error}"));
+    let _ = events.send(PeerEvent::CoordinatorDisconnected(number, error)).await;
 }
 
-async fn call(address: &str, tls: Option<Connector>, opening: &Opening) -> io::Result<Box<dyn Stream>> {
+async fn dial(address: &str, tls: Option<Connector>, opening: &PeerHandshake) -> io::Result<Box<dyn PeerStream>> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    let mut stream: Box<dyn Stream> = match tls {
+    let mut stream: Box<dyn PeerStream> = match tls {
         Some(tls) => {
-            let name = tls.name_for(address).ok_or_else(|| io::Error::other("no name that can be in a certificate"))?;
+            let name =
+                tls.server_name_for(address).ok_or_else(|| io::Error::other("no name that can be in a certificate"))?;
             Box::new(tokio_rustls::TlsConnector::from(tls.config).connect(name, stream).await?)
         }
         None => Box::new(stream),
     };
-    let mut mouth = Mouth::new(&mut stream);
-    mouth.say(opening).await?;
-    mouth.flush().await?;
+    let mut writer = FrameWriter::new(&mut stream);
+    writer.write_frame(opening).await?;
+    writer.flush().await?;
     let refused = || io::Error::new(io::ErrorKind::PermissionDenied, "is not let in: is the secret the same there?");
-    match Ear::new(&mut stream).hear::<()>().await {
+    match FrameReader::new(&mut stream).read_frame::<()>().await {
         Ok(Some(())) => Ok(stream),
         Ok(None) => Err(refused()),
-        // With TLS, where the end comes without a word.
+        // With TLS, the end may come without a `close_notify`.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(refused()),
         Err(error) => Err(error),
     }
 }
 
-/// Until either side ends, or nobody has anything to say any more.
-async fn exchange<I, O>(
-    stream: Box<dyn Stream>,
-    mut out: mpsc::Receiver<O>,
-    events: &mpsc::Sender<Event>,
-    heard: impl Fn(I) -> Event,
+/// Sends and receives messages until the connection ends or a channel is closed.
+async fn relay_messages<I, O>(
+    stream: Box<dyn PeerStream>,
+    mut outbound: mpsc::Receiver<O>,
+    events: &mpsc::Sender<PeerEvent>,
+    to_event: impl Fn(I) -> PeerEvent,
 ) -> io::Result<()>
 where
     I: serde::de::DeserializeOwned,
     O: serde::Serialize,
 {
-    let (from, to) = split(stream);
-    let hear = async {
-        let mut ear = Ear::new(from);
-        ear.trust();
-        while let Some(message) = ear.hear().await? {
-            if events.send(heard(message)).await.is_err() {
+    let (read_half, write_half) = split(stream);
+    let receive = async {
+        let mut reader = FrameReader::new(read_half);
+        reader.set_trusted();
+        while let Some(message) = reader.read_frame().await? {
+            if events.send(to_event(message)).await.is_err() {
                 break;
             }
         }
         io::Result::Ok(())
     };
-    let say = async {
-        let mut mouth = Mouth::new(to);
-        while let Some(message) = out.recv().await {
-            mouth.say(&message).await?;
-            while let Ok(message) = out.try_recv() {
-                mouth.say(&message).await?;
+    let send = async {
+        let mut writer = FrameWriter::new(write_half);
+        while let Some(message) = outbound.recv().await {
+            writer.write_frame(&message).await?;
+            while let Ok(message) = outbound.try_recv() {
+                writer.write_frame(&message).await?;
             }
-            mouth.flush().await?;
+            writer.flush().await?;
         }
         io::Result::Ok(())
     };
-    tokio::select! { ended = hear => ended, ended = say => ended }
+    tokio::select! { ended = receive => ended, ended = send => ended }
 }
 
 #[cfg(test)]
@@ -280,11 +292,21 @@ mod tests {
 
     #[test]
     fn of_many_that_were_not_let_in_one_line_is_said_for_each_reason_with_how_many_there_were() {
-        let (mut turned_away, now) = (TurnedAway::default(), Instant::now());
-        let said: Vec<_> = (0..1000).filter_map(|_| turned_away.note(SILENT, now)).collect();
-        assert_eq!(said, [0]);
-        assert_eq!(turned_away.note(io::ErrorKind::PermissionDenied, now), Some(0), "which nobody else hides");
-        assert_eq!((turned_away.note(SILENT, now + QUIET), turned_away.note(SILENT, now + QUIET)), (Some(999), None));
-        assert_eq!(turned_away.note(SILENT, now + QUIET * 2), Some(1));
+        let (mut rejection_log, now) = (RejectionLog::default(), Instant::now());
+        let logged: Vec<_> = (0..1000).filter_map(|_| rejection_log.record_rejection(NO_HANDSHAKE, now)).collect();
+        assert_eq!(logged, [0]);
+        assert_eq!(
+            rejection_log.record_rejection(io::ErrorKind::PermissionDenied, now),
+            Some(0),
+            "which nobody else hides"
+        );
+        assert_eq!(
+            (
+                rejection_log.record_rejection(NO_HANDSHAKE, now + REJECTION_LOG_INTERVAL),
+                rejection_log.record_rejection(NO_HANDSHAKE, now + REJECTION_LOG_INTERVAL)
+            ),
+            (Some(999), None)
+        );
+        assert_eq!(rejection_log.record_rejection(NO_HANDSHAKE, now + REJECTION_LOG_INTERVAL * 2), Some(1));
     }
 }

@@ -1,4 +1,5 @@
-//! Ledger, members and the slots of real deployments together, with tasks that take and give back slots meanwhile.
+//! Tests of the ledger, members and the slots of real deployments together, while other tasks acquire and release
+//! slots.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -8,27 +9,27 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::model::endpoint::RequestSettings;
-use crate::policy::admit::Avoid;
-use crate::policy::fleet::ledger::Former;
-use crate::policy::fleet::member::{Kind, Terms};
-use crate::policy::fleet::{Epoch, Settings};
-use crate::state::slots::Acquired;
+use crate::policy::admit::AvoidedReplicas;
+use crate::policy::fleet::ledger::PreviousHolders;
+use crate::policy::fleet::member::{MembershipMode, MembershipState};
+use crate::policy::fleet::{FleetTiming, Term};
+use crate::state::slots::AcquireOutcome;
 
 const CAP: u32 = 2;
 const REPLICAS: u32 = 3;
 
-/// A router without connections: what it would send is handed over.
-struct Router {
+/// A router without connections: its messages are passed to the coordinator directly.
+struct TestRouter {
     id: MemberId,
-    member: Member<Registry>,
+    member: FleetMember<ShareRegistry>,
     membership: Arc<Membership>,
-    slots: Arc<Slots>,
+    slots: Arc<DeploymentSlots>,
 }
 
-impl Router {
+impl TestRouter {
     fn new(name: &str) -> Self {
-        let (settings, now) = (Settings::default(), Instant::now());
-        let membership = Membership::new(Terms::new(settings, Kind::Strict, now)).unwrap();
+        let (timing, now) = (FleetTiming::default(), Instant::now());
+        let membership = Membership::new(MembershipState::new(timing, MembershipMode::Strict, now)).unwrap();
         let requests = RequestSettings {
             timeout: Duration::from_secs(5),
             stream_idle_timeout: Duration::from_secs(5),
@@ -36,56 +37,64 @@ impl Router {
             max_queue_wait: Duration::from_secs(5),
             max_queue_length: 100,
         };
-        let slots = Slots::shared(&requests, membership.clone(), "one/blue".into());
+        let slots = DeploymentSlots::new_shared(&requests, membership.clone(), "one/blue".into());
         for number in 0..REPLICAS {
             let address = format!("127.0.0.1:{number}");
-            slots.add(number.into(), &address, &address);
+            slots.add_replica(number.into(), &address, &address);
         }
         let id = MemberId { name: name.into(), incarnation: 1 };
-        let mut member = Member::new(settings, Kind::Strict, Registry::new(now), now);
-        member.shares().note(&"one/blue".into(), slots.clone());
-        member.connected(now);
+        let mut member = FleetMember::new(timing, MembershipMode::Strict, ShareRegistry::new(now), now);
+        member.shares().mark_active(&"one/blue".into(), slots.clone());
+        member.begin_session(now);
         Self { id, member, membership, slots }
     }
 
-    /// Everything that is to be said, both ways.
-    fn pump(&mut self, leader: &mut Leader, now: Instant) {
+    /// Passes all messages of this router to the coordinator.
+    fn send_outgoing(&mut self, coordinator: &mut Coordinator, now: Instant) {
         self.member.shares().set_now(now);
         assert!(self.member.tick(now).is_empty(), "nothing is overdue");
         while let Some(message) = self.member.outgoing(now) {
-            leader.hear(&self.id, message, now);
+            coordinator.receive_unchecked(&self.id, message, now);
         }
-        self.membership.set_terms(self.member.terms());
+        self.membership.set_state(self.member.membership_state());
     }
 }
 
-/// A router that leads, for ten minutes from now, and knows its own replicas.
-fn coordinator() -> (Router, Leader, Instant) {
-    let (router, now) = (Router::new("a"), Instant::now());
-    let settings = Settings::default();
-    let mut leader = Leader::new(router.id.clone(), settings.heartbeat, Ledger::new(settings));
-    leader.lead((Epoch(1), Former::Only(BTreeSet::new())), now + Duration::from_secs(600), now, now);
-    leader.lend(&"one/blue".into(), router.slots.lent(), now);
-    (router, leader, now)
+/// Returns a router and its coordinator, whose term lasts for ten minutes from the returned time.
+fn router_and_coordinator() -> (TestRouter, Coordinator, Instant) {
+    let (router, now) = (TestRouter::new("a"), Instant::now());
+    let timing = FleetTiming::default();
+    let mut coordinator = Coordinator::new(router.id.clone(), timing.heartbeat_interval, Ledger::new(timing));
+    coordinator.begin_term(
+        (Term(1), PreviousHolders::Known(BTreeSet::new())),
+        now + Duration::from_secs(600),
+        now,
+        now,
+    );
+    coordinator.set_replicas(&"one/blue".into(), router.slots.replica_capacities(), now);
+    (router, coordinator, now)
 }
 
-/// Ends when nobody takes slots any more.
-async fn coordinate(mut routers: Vec<Router>, is_over: Arc<AtomicBool>) {
+/// Runs the coordinator and all routers until `is_over`.
+async fn run_coordinator(mut routers: Vec<TestRouter>, is_over: Arc<AtomicBool>) {
     let now = Instant::now();
-    let mut leader =
-        Leader::new(routers[0].id.clone(), Settings::default().heartbeat, Ledger::new(Settings::default()));
-    leader.lead((Epoch(1), Former::Only(BTreeSet::new())), now + Duration::from_secs(60), now, now);
-    leader.lend(&"one/blue".into(), routers[0].slots.lent(), now);
+    let mut coordinator = Coordinator::new(
+        routers[0].id.clone(),
+        FleetTiming::default().heartbeat_interval,
+        Ledger::new(FleetTiming::default()),
+    );
+    coordinator.begin_term((Term(1), PreviousHolders::Known(BTreeSet::new())), now + Duration::from_secs(60), now, now);
+    coordinator.set_replicas(&"one/blue".into(), routers[0].slots.replica_capacities(), now);
     while !is_over.load(Ordering::Relaxed) {
         let now = Instant::now();
-        leader.tick(now);
+        coordinator.tick(now);
         for router in &mut routers {
-            router.pump(&mut leader, now);
+            router.send_outgoing(&mut coordinator, now);
         }
-        for (to, message) in leader.outgoing(now) {
+        for (to, message) in coordinator.outgoing(now) {
             let router = routers.iter_mut().find(|router| router.id == to).unwrap();
             router.member.receive(message, now);
-            router.membership.set_terms(router.member.terms());
+            router.membership.set_state(router.member.membership_state());
         }
         tokio::task::yield_now().await;
     }
@@ -93,7 +102,7 @@ async fn coordinate(mut routers: Vec<Router>, is_over: Arc<AtomicBool>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn slots_that_three_routers_share_are_never_in_use_twice_and_all_of_them_are_used() {
-    let routers: Vec<Router> = ["a", "b", "c"].into_iter().map(Router::new).collect();
+    let routers: Vec<TestRouter> = ["a", "b", "c"].into_iter().map(TestRouter::new).collect();
     let busy: Arc<[AtomicU32; REPLICAS as usize]> = Arc::default();
     let (is_over, served) = (Arc::new(AtomicBool::new(false)), Arc::new([const { AtomicU32::new(0) }; 3]));
     let mut clients = tokio::task::JoinSet::new();
@@ -104,10 +113,13 @@ async fn slots_that_three_routers_share_are_never_in_use_twice_and_all_of_them_a
                 let end = Instant::now() + Duration::from_secs(2);
                 while Instant::now() < end {
                     let now = Instant::now();
-                    let slot = match slots.acquire(now, now + Duration::from_secs(5), Avoid::default()).unwrap() {
-                        Acquired::Slot(slot) => slot,
-                        Acquired::Waiting(waiting) => waiting.slot().await.expect("capacity for all in time"),
-                    };
+                    let slot =
+                        match slots.acquire(now, now + Duration::from_secs(5), AvoidedReplicas::default()).unwrap() {
+                            AcquireOutcome::Granted(slot) => slot,
+                            AcquireOutcome::Queued(waiting) => {
+                                waiting.wait_for_slot().await.expect("capacity for all in time")
+                            }
+                        };
                     let replica = &busy[slot.replica().id as usize];
                     assert!(replica.fetch_add(1, Ordering::SeqCst) < CAP, "more than its cap");
                     tokio::time::sleep(Duration::from_millis(2)).await;
@@ -124,84 +136,84 @@ async fn slots_that_three_routers_share_are_never_in_use_twice_and_all_of_them_a
         over.store(true, Ordering::Relaxed);
         ended.len()
     };
-    let (ended, ()) = tokio::join!(all, tokio::spawn(coordinate(routers, is_over)).map(|ended| ended.unwrap()));
+    let (ended, ()) = tokio::join!(all, tokio::spawn(run_coordinator(routers, is_over)).map(|ended| ended.unwrap()));
     assert_eq!(ended, 18);
     let served = served.each_ref().map(|count| count.load(Ordering::Relaxed));
-    // On an idle machine they are 3,000.
+    // On an idle machine, the sum is about 3,000.
     assert!(served.iter().sum::<u32>() > 300 && served.iter().all(|count| *count > 50), "{served:?}");
 }
 
 #[tokio::test]
 async fn who_waits_when_a_lease_is_renewed_late_is_served_when_the_control_plane_looks_and_not_lost() {
-    let (mut router, mut leader, _) = coordinator();
+    let (mut router, mut coordinator, _) = router_and_coordinator();
     let acquire = || {
         let now = Instant::now();
-        match router.slots.acquire(now, now + Duration::from_secs(20), Avoid::default()).unwrap() {
-            Acquired::Waiting(waiting) => waiting,
-            Acquired::Slot(_) => panic!("nothing is held that is not in use"),
+        match router.slots.acquire(now, now + Duration::from_secs(20), AvoidedReplicas::default()).unwrap() {
+            AcquireOutcome::Queued(waiting) => waiting,
+            AcquireOutcome::Granted(_) => panic!("nothing is held that is not in use"),
         }
     };
-    // As many as there are slots, and one more.
+    // One request for each slot, and one more.
     let mut waiting: Vec<_> = (0..=CAP * REPLICAS).map(|_| acquire()).collect();
-    // More are granted when it has said that it knows of those before.
+    // Further slots are granted only after the member has acknowledged earlier ones.
     for _ in 0..CAP * REPLICAS * 2 {
         let now = Instant::now();
-        router.pump(&mut leader, now);
-        leader.outgoing(now).into_iter().for_each(|(_, message)| router.member.receive(message, now));
+        router.send_outgoing(&mut coordinator, now);
+        coordinator.outgoing(now).into_iter().for_each(|(_, message)| router.member.receive(message, now));
     }
     let last = waiting.pop().unwrap();
     let mut served = Vec::new();
     for waiting in waiting {
-        served.push(waiting.slot().await.unwrap());
+        served.push(waiting.wait_for_slot().await.unwrap());
     }
-    let on_one = served[0].id();
-    let (both, others): (Vec<_>, Vec<_>) = served.into_iter().partition(|slot| slot.id() == on_one);
+    let on_one = served[0].replica_id();
+    let (both, others): (Vec<_>, Vec<_>) = served.into_iter().partition(|slot| slot.replica_id() == on_one);
     let [first, second] = <[_; 2]>::try_from(both).unwrap();
-    // The lease is over, and it is seen that it is.
-    router.membership.set_terms(Terms::new(Settings::default(), Kind::Strict, Instant::now()));
+    // The lease has expired, and the router has noticed.
+    router.membership.set_state(MembershipState::new(FleetTiming::default(), MembershipMode::Strict, Instant::now()));
     let another = {
         let now = Instant::now();
-        router.slots.acquire(now, now + Duration::from_secs(20), Avoid::default()).unwrap()
+        router.slots.acquire(now, now + Duration::from_secs(20), AvoidedReplicas::default()).unwrap()
     };
     drop(first);
-    // It is valid again, and nobody has looked yet.
-    router.membership.set_terms(router.member.terms());
+    // The lease is valid again, and queued requests have not been served yet.
+    router.membership.set_state(router.member.membership_state());
     drop(second);
-    router.member.shares().restless(|_, _| {});
-    last.slot().await.expect("nobody is lost");
-    let Acquired::Waiting(another) = another else { panic!("there was no lease") };
-    another.slot().await.expect("nobody is lost");
+    router.member.shares().for_each_active_share(|_, _| {});
+    last.wait_for_slot().await.expect("nobody is lost");
+    let AcquireOutcome::Queued(another) = another else { panic!("there was no lease") };
+    another.wait_for_slot().await.expect("nobody is lost");
     drop(others);
     assert_eq!((router.slots.occupancy().busy, router.slots.occupancy().waiting), (0, 0));
 }
 
 #[tokio::test]
 async fn what_was_granted_before_the_router_stood_still_is_not_sent_after_it_though_it_has_a_lease_again() {
-    let (mut router, mut leader, now) = coordinator();
-    let mut talk = |router: &mut Router, now: Instant| {
+    let (mut router, mut coordinator, now) = router_and_coordinator();
+    let mut exchange_messages = |router: &mut TestRouter, now: Instant| {
         for _ in 0..3 {
-            router.pump(&mut leader, now);
-            leader.outgoing(now).into_iter().for_each(|(_, message)| router.member.receive(message, now));
+            router.send_outgoing(&mut coordinator, now);
+            coordinator.outgoing(now).into_iter().for_each(|(_, message)| router.member.receive(message, now));
         }
-        router.membership.set_terms(router.member.terms());
+        router.membership.set_state(router.member.membership_state());
     };
-    let acquired = router.slots.acquire(now, now + Duration::from_secs(5), Avoid::default()).unwrap();
-    let Acquired::Waiting(waiting) = acquired else { panic!("there is no lease yet") };
-    talk(&mut router, now);
-    let slot = waiting.slot().await.unwrap();
+    let acquired = router.slots.acquire(now, now + Duration::from_secs(5), AvoidedReplicas::default()).unwrap();
+    let AcquireOutcome::Queued(waiting) = acquired else { panic!("there is no lease yet") };
+    exchange_messages(&mut router, now);
+    let slot = waiting.wait_for_slot().await.unwrap();
     assert!(!slot.is_expired());
-    // Lease and `hold` are over.
+    // The lease and `hold` have expired.
     let later = now + Duration::from_secs(100);
     router.member.shares().set_now(later);
     let overdue = router.member.tick(later);
     assert_eq!(overdue.len(), 1);
-    router.slots.revoke(&overdue[0]);
-    router.member.connected(later);
+    router.slots.revoke_replica(&overdue[0]);
+    router.member.begin_session(later);
     while let Some(message) = router.member.outgoing(later) {
-        leader.hear(&router.id, message, later);
+        coordinator.receive_unchecked(&router.id, message, later);
     }
-    leader.outgoing(later).into_iter().for_each(|(_, message)| router.member.receive(message, later));
-    router.membership.set_terms(router.member.terms());
-    assert_eq!(router.membership.terms().standing(Instant::now()), Standing::Leased);
+    coordinator.outgoing(later).into_iter().for_each(|(_, message)| router.member.receive(message, later));
+    router.membership.set_state(router.member.membership_state());
+    assert_eq!(router.membership.state().lease_state(Instant::now()), LeaseState::Leased);
     assert!(slot.is_expired(), "it was given to somebody else meanwhile, for all that is known");
 }

@@ -1,32 +1,32 @@
-//! How long a replica that died waits for its next start.
+//! The delay before a replica that ended is started again.
 
 use std::time::Duration;
 
-const FIRST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(10);
-/// A replica that was ready this long had started well: its death is a new trouble, not the same one again.
-const PROVEN: Duration = Duration::from_secs(30);
+const INITIAL_DELAY: Duration = Duration::from_millis(100);
+const MAX_DELAY: Duration = Duration::from_secs(10);
+/// A replica that was ready for this long had started well, so its end begins a new series of failures.
+const RESET_AFTER_READY: Duration = Duration::from_secs(30);
 
-/// Doubles with every death, up to 10 s.
+/// The delay, which doubles with every end up to 10 s.
 #[derive(Debug)]
-pub(super) struct Backoff {
-    next: Duration,
+pub(super) struct RestartBackoff {
+    delay: Duration,
 }
 
-impl Default for Backoff {
+impl Default for RestartBackoff {
     fn default() -> Self {
-        Self { next: FIRST }
+        Self { delay: INITIAL_DELAY }
     }
 }
 
-impl Backoff {
-    /// How long to wait after a life that was ready for `ready_for`.
-    pub(super) fn after(&mut self, ready_for: Duration) -> Duration {
-        if ready_for >= PROVEN {
-            self.next = FIRST;
+impl RestartBackoff {
+    /// Returns the next delay, after a run in which the replica was ready for `ready_for`.
+    pub(super) fn next_delay(&mut self, ready_for: Duration) -> Duration {
+        if ready_for >= RESET_AFTER_READY {
+            self.delay = INITIAL_DELAY;
         }
-        let wait = self.next;
-        self.next = (wait * 2).min(LONGEST);
+        let wait = self.delay;
+        self.delay = (wait * 2).min(MAX_DELAY);
         wait
     }
 }
@@ -37,10 +37,10 @@ mod tests {
 
     #[test]
     fn doubles_to_ten_seconds_and_starts_over_after_a_long_life() {
-        let mut backoff = Backoff::default();
-        let waits: Vec<u128> = (0..9).map(|_| backoff.after(Duration::from_secs(29)).as_millis()).collect();
+        let mut backoff = RestartBackoff::default();
+        let waits: Vec<u128> = (0..9).map(|_| backoff.next_delay(Duration::from_secs(29)).as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
-        assert_eq!(backoff.after(PROVEN), FIRST);
-        assert_eq!(backoff.after(Duration::ZERO), FIRST * 2);
+        assert_eq!(backoff.next_delay(RESET_AFTER_READY), INITIAL_DELAY);
+        assert_eq!(backoff.next_delay(Duration::ZERO), INITIAL_DELAY * 2);
     }
 }

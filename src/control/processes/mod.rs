@@ -1,16 +1,16 @@
-//! Local processes as replicas: starts them on free ports, finds out when they can take requests, restarts them when
-//! they die, and stops them when they are not wanted any more.
+//! Local processes as replicas: starts them on free ports, probes them until they are ready, restarts them when they
+//! end, and stops them when they are not needed any more.
 //!
-//! Each runs under a guard process ([`crate::guard`]), so that none outlives the router, however that ends.
+//! Each runs under a guard process ([`crate::guard`]), so that no replica outlives the router, however the router ends.
 
 mod backoff;
-mod child;
-mod crew;
-mod output;
-mod plan;
-mod ports;
-mod probe;
-mod replica;
+mod guarded_process;
+mod output_log;
+mod port_allocator;
+mod readiness_probe;
+mod replica_plan;
+mod replica_task;
+mod supervisor_task;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,30 +22,30 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use self::crew::Crew;
-use self::ports::Ports;
-use self::replica::Shared;
+use self::port_allocator::PortAllocator;
+use self::replica_task::ReplicaContext;
+use self::supervisor_task::SupervisorTask;
 use crate::model::endpoint::Process;
 use crate::model::name::Name;
 
 /// How replicas are started and stopped.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct ProcessSettings {
     /// Absolute path of the router's own program, which has the subcommand `guard`: `std::env::current_exe()`, or on
-    /// Linux better `/proc/self/exe`, which stays right when the file is replaced while the router runs.
-    pub executable: PathBuf,
-    /// From SIGTERM to SIGKILL.
-    pub grace: Duration,
-    /// Longest wait for requests in flight before SIGTERM.
+    /// Linux `/proc/self/exe`, which stays valid when the file is replaced while the router runs.
+    pub router_executable: PathBuf,
+    /// The time from SIGTERM to SIGKILL.
+    pub termination_grace: Duration,
+    /// The longest wait for requests in flight before SIGTERM.
     pub drain_timeout: Duration,
 }
 
 /// What the replicas of one deployment run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplicaSpec {
-    /// The endpoint.
+    /// The name of the endpoint.
     pub endpoint: Name,
-    /// One of its deployments.
+    /// The name of the deployment.
     pub deployment: Name,
     /// How to start one replica.
     pub process: Process,
@@ -53,92 +53,98 @@ pub struct ReplicaSpec {
 
 /// The replicas that a deployment should have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// What they run.
+pub struct DesiredReplicas {
+    /// What the replicas run.
     pub spec: ReplicaSpec,
-    /// How many; 0 means none.
+    /// The number of replicas, which may be 0.
     pub count: u32,
-    /// Requests in flight on those there are, by index: of those that are too many, the idlest go.
-    pub busy: BTreeMap<u32, u32>,
+    /// Requests in flight on the existing replicas, by index. Surplus replicas are stopped in the order of their load,
+    /// idlest first.
+    pub in_flight: BTreeMap<u32, u32>,
 }
 
-/// Which replica. No two living processes have the same key; a restarted one keeps it.
+/// Identifies a replica. No two running processes have the same key; a restarted replica keeps its key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ReplicaKey {
-    /// The endpoint.
+pub struct ProcessReplicaKey {
+    /// The name of the endpoint.
     pub endpoint: Name,
-    /// One of its deployments.
+    /// The name of the deployment.
     pub deployment: Name,
-    /// From 0. While old replicas make room for new ones, indices go beyond the number of replicas.
+    /// The index, from 0. While new replicas replace old ones, indices exceed the number of replicas.
     pub index: u32,
 }
 
-/// As in the log: `my-endpoint/blue/0`.
-impl fmt::Display for ReplicaKey {
+/// Formats the key as in the log: `my-endpoint/blue/0`.
+impl fmt::Display for ProcessReplicaKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.endpoint, self.deployment, self.index)
     }
 }
 
-/// What became of a replica. Each start says `Pending`, then `Ready` at most once, then `Gone` once, in this order.
+/// A change of a replica. Each start sends `Pending`, then `Ready` at most once, then `Gone` once, in this order.
 #[derive(Debug)]
-pub enum Event {
-    /// It is being started, or will be in a moment after it died.
+pub enum ProcessEvent {
+    /// The replica is being started, or will be after a delay because it ended.
     Pending {
-        /// Which one.
-        key: ReplicaKey,
-        /// How it died, in words; `None` the first time.
-        trouble: Option<String>,
+        /// The key of the replica.
+        key: ProcessReplicaKey,
+        /// How the previous run ended, in words; `None` the first time.
+        failure: Option<String>,
     },
-    /// It takes requests.
+    /// The replica takes requests.
     Ready {
-        /// Which one.
-        key: ReplicaKey,
-        /// Where.
+        /// The key of the replica.
+        key: ProcessReplicaKey,
+        /// The address of the replica.
         address: SocketAddr,
     },
-    /// It takes no requests any more: it died, or it is about to be stopped.
+    /// The replica takes no requests any more: it ended, or it is about to be stopped.
     Gone {
-        /// Which one.
-        key: ReplicaKey,
-        /// Present when the replica is still alive and was ready: it is stopped once this is sent or dropped, which
-        /// the receiver does when the last request in flight there has ended, or after [`Settings::drain_timeout`].
-        drained: Option<oneshot::Sender<()>>,
+        /// The key of the replica.
+        key: ProcessReplicaKey,
+        /// Present if the replica is still running and was ready. It is stopped once this is sent or dropped, which the
+        /// receiver does when the last request in flight there has ended, or after [`ProcessSettings::drain_timeout`].
+        drained_tx: Option<oneshot::Sender<()>>,
     },
 }
 
-/// Keeps the desired replicas running. Dropping it stops them in the background; [`Supervisor::stop`] waits for that.
+/// Keeps the desired replicas running. Dropping it stops them in the background; [`ProcessSupervisor::stop`] waits for
+/// that.
 #[derive(Debug)]
-pub struct Supervisor {
-    desired: watch::Sender<Vec<Wanted>>,
-    crew: JoinHandle<()>,
+pub struct ProcessSupervisor {
+    desired: watch::Sender<Vec<DesiredReplicas>>,
+    task: JoinHandle<()>,
 }
 
-impl Supervisor {
-    /// Without any replica yet. To be called inside a tokio runtime, which runs everything from here on. `events` may
-    /// be slow or full: replicas wait for it and lose nothing, until everything is to stop.
-    pub fn new(settings: Settings, events: mpsc::Sender<Event>) -> Self {
+impl ProcessSupervisor {
+    /// Creates a supervisor without replicas. It must be called inside a tokio runtime, on which everything runs from
+    /// then on. `events` may be slow or full: replicas wait and lose no event until everything is to stop.
+    pub fn new(settings: ProcessSettings, events: mpsc::Sender<ProcessEvent>) -> Self {
         let (desired, changes) = watch::channel(Vec::new());
-        let shared = Shared { settings, events, ports: Ports::default(), changed: Notify::new() };
-        let crew = tokio::spawn(Crew::new(Arc::new(shared)).run(changes));
-        Self { desired, crew }
+        let shared = ReplicaContext {
+            settings,
+            events,
+            port_allocator: PortAllocator::default(),
+            readiness_changed: Notify::new(),
+        };
+        let task = tokio::spawn(SupervisorTask::new(Arc::new(shared)).run(changes));
+        Self { desired, task }
     }
 
-    /// Makes the replicas of every deployment what `desired` says, in the background; a deployment that is missing has
-    /// none.
+    /// Sets the desired replicas of every deployment, in the background; a deployment that is missing has none.
     ///
-    /// Missing ones are started; surplus ones are drained and stopped, the idlest first. When the `process` of
-    /// a deployment changed, new replicas start first, and an old one is stopped for each new one that is ready.
-    pub fn apply(&mut self, desired: Vec<Wanted>) {
+    /// Missing replicas are started; surplus ones are drained and stopped, the idlest first. When the `process` of a
+    /// deployment changed, new replicas start first, and an old one is stopped for each new one that is ready.
+    pub fn apply_desired(&mut self, desired: Vec<DesiredReplicas>) {
         self.desired.send_replace(desired);
     }
 
-    /// Stops everything without draining: SIGTERM, SIGKILL after the grace. Returns when all replicas are gone; events
-    /// that find no room meanwhile are dropped, so nobody has to receive them.
+    /// Stops everything without draining: SIGTERM, then SIGKILL after the grace period. Returns when all replicas are
+    /// gone. Events for which the channel has no room are dropped, so nobody has to receive them.
     pub async fn stop(self) {
         drop(self.desired);
-        if let Err(error) = self.crew.await {
-            tracing::error!("the supervisor of local processes failed: {error}");
+        if let Err(error) = self.task.await {
+            tracing::error!("process supervisor failed: {error}");
         }
     }
 }

@@ -1,38 +1,42 @@
-//! Rules of the definition in CEL, each with what to tell who breaks it.
+//! CEL rules of the definition, each with the message for a user who breaks it.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::super::duration::WrittenDuration;
+use super::super::duration::HumanDuration;
 use super::super::validate::scale;
-use super::super::validate::unsupported::{DEPLOYMENT_NEEDS_FILE, Feature, ISSUER_NEEDS_FILE, NEEDS_FILE};
-use super::{DEPLOYMENT, ISSUER};
+use super::super::validate::unsupported::{DEPLOYMENT_NEEDS_FILE, ISSUER_NEEDS_FILE, NEEDS_FILE, RestrictedField};
+use super::{DEPLOYMENT_PATH, ISSUER_PATH};
 
-const SCALE: &str = "deployments[].scaleSettings";
+const SCALE_SETTINGS_PATH: &str = "deployments[].scaleSettings";
 
-/// A rule of CEL at a place in the schema, the field below it that is to blame, and what to tell.
-pub(super) struct Rule {
-    /// Where: names of fields, `[]` for what is in a list.
-    pub(super) at: &'static str,
-    /// Which field below it is to blame; empty: all of it.
-    pub(super) field: &'static str,
-    /// What must be true.
-    pub(super) rule: String,
-    /// What to tell where it is not.
+/// A CEL rule at a place in the schema.
+pub(super) struct CelRule {
+    /// Where the rule is: names of fields, and `[]` for the items of a list.
+    pub(super) schema_path: &'static str,
+    /// The field below that place that the message is about; empty for all of it.
+    pub(super) blamed_field: &'static str,
+    /// The expression that must be true.
+    pub(super) expression: String,
+    /// The message when the expression is false.
     pub(super) message: String,
 }
 
-/// All of them.
-pub(super) fn rules() -> Vec<Rule> {
-    let rule =
-        |at, field, rule: &str, message: &str| Rule { at, field, rule: rule.to_owned(), message: message.to_owned() };
+/// Returns all rules.
+pub(super) fn rules() -> Vec<CelRule> {
+    let rule = |at, field, rule: &str, message: &str| CelRule {
+        schema_path: at,
+        blamed_field: field,
+        expression: rule.to_owned(),
+        message: message.to_owned(),
+    };
     let between = |field: &'static str, range: &RangeInclusive<Duration>| {
         let [least, most] = [range.start(), range.end()].map(|time| format!("{}ms", time.as_millis()));
-        let words = [range.start(), range.end()].map(|time| WrittenDuration(*time).to_string());
-        Rule {
-            at: SCALE,
-            field,
-            rule: format!(
+        let words = [range.start(), range.end()].map(|time| HumanDuration(*time).to_string());
+        CelRule {
+            schema_path: SCALE_SETTINGS_PATH,
+            blamed_field: field,
+            expression: format!(
                 "!has(self.{field}) || \
                  (duration(self.{field}) >= duration('{least}') && duration(self.{field}) <= duration('{most}'))"
             ),
@@ -131,51 +135,56 @@ pub(super) fn rules() -> Vec<Rule> {
             "is missing; list the sites whose pages may call, as `https://app.example`, or `*` for all",
         ),
         rule(
-            DEPLOYMENT,
+            DEPLOYMENT_PATH,
             "targetRef",
             "has(self.targetRef) || has(self.instances) || has(self.process)",
             "is missing; write `targetRef: {apiVersion: apps/v1, kind: Deployment, name: …}`",
         ),
         rule(
-            SCALE,
+            SCALE_SETTINGS_PATH,
             "minInstances",
             "!has(self.minInstances) || !has(self.maxInstances) || self.minInstances <= self.maxInstances",
             "must not be more than maxInstances",
         ),
         rule(
-            SCALE,
+            SCALE_SETTINGS_PATH,
             "instanceCount",
             "!(self.type in ['target_utilization']) || !has(self.instanceCount)",
             "is only for `type: default`; with `target_utilization` there are from minInstances to maxInstances; remove it",
         ),
-        between("pollingInterval", &scale::POLLING_INTERVAL),
-        between("idleBeforeZero", &scale::IDLE_BEFORE_ZERO),
+        between("pollingInterval", &scale::POLLING_INTERVAL_RANGE),
+        between("idleBeforeZero", &scale::IDLE_BEFORE_ZERO_RANGE),
     ];
     for field in ["idleBeforeZero", "coldStartTimeoutMs"] {
         let only = format!("!has(self.{field}) || (has(self.minInstances) && self.minInstances == 0)");
         rules.push(rule(
-            SCALE,
+            SCALE_SETTINGS_PATH,
             field,
             &only,
             "is only for `minInstances: 0`; remove it, or let the deployment go down to 0",
         ));
     }
-    rules.extend(elsewhere("", NEEDS_FILE));
-    rules.extend(elsewhere(DEPLOYMENT, DEPLOYMENT_NEEDS_FILE));
-    rules.extend(elsewhere(ISSUER, ISSUER_NEEDS_FILE));
+    rules.extend(file_only_rules("", NEEDS_FILE));
+    rules.extend(file_only_rules(DEPLOYMENT_PATH, DEPLOYMENT_NEEDS_FILE));
+    rules.extend(file_only_rules(ISSUER_PATH, ISSUER_NEEDS_FILE));
     rules
 }
 
-/// Refuses what only files can have.
-fn elsewhere<T>(at: &'static str, features: &'static [Feature<T>]) -> impl Iterator<Item = Rule> {
+/// Returns rules that refuse what only documents in files may have.
+fn file_only_rules<T>(at: &'static str, features: &'static [RestrictedField<T>]) -> impl Iterator<Item = CelRule> {
     features.iter().map(move |(path, _, message)| {
         let (parent, field) = path.rsplit_once('.').unwrap_or(("", path));
         let at = match (at, parent) {
             (at, "") => at,
             ("", "keys") => "keys",
-            (DEPLOYMENT, "upstreamTls") => "deployments[].upstreamTls",
+            (DEPLOYMENT_PATH, "upstreamTls") => "deployments[].upstreamTls",
             (at, _) => at,
         };
-        Rule { at, field, rule: format!("!has(self.{field})"), message: (*message).to_owned() }
+        CelRule {
+            schema_path: at,
+            blamed_field: field,
+            expression: format!("!has(self.{field})"),
+            message: (*message).to_owned(),
+        }
     })
 }

@@ -6,10 +6,10 @@ use cel::extractors::This;
 use cel::{Context, Program, Value as Cel};
 
 use super::*;
-use crate::model::validate::{self, Origin};
+use crate::model::validate::{self, DocumentOrigin};
 
 /// A document that is in order.
-fn good() -> Value {
+fn valid_document() -> Value {
     json!({
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -33,8 +33,8 @@ fn good() -> Value {
 }
 
 /// The good document with the node at `pointer` set to `value`; null takes it out.
-fn with(pointer: &str, value: Value) -> Value {
-    let mut document = good();
+fn valid_document_with(pointer: &str, value: Value) -> Value {
+    let mut document = valid_document();
     let steps: Vec<&str> = pointer.split('/').skip(1).collect();
     let (last, parents) = steps.split_last().unwrap();
     let parent = parents.iter().fold(&mut document, |node, step| match step.parse::<usize>() {
@@ -50,35 +50,35 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 /// What the API server would say: first it fills defaults in, then come types and bounds, then the rules.
-fn refused_by_schema(document: &Value) -> Vec<String> {
+fn schema_refusals(document: &Value) -> Vec<String> {
     let definition = definition();
     let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     let mut document = document.clone();
-    fill_in(schema, &mut document);
+    fill_in_defaults(schema, &mut document);
     let mut refusals = Vec::new();
-    look(schema, &document, "", &mut refusals);
+    check_schema(schema, &document, "", &mut refusals);
     if refusals.is_empty() {
-        ask(schema, &document, "", &mut refusals);
+        check_rules(schema, &document, "", &mut refusals);
     }
     refusals
 }
 
-fn fill_in(schema: &Value, value: &mut Value) {
+fn fill_in_defaults(schema: &Value, value: &mut Value) {
     for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
         if let Value::Object(map) = value {
             if let (None, Some(default)) = (map.get(name), inner.get("default")) {
                 map.insert(name.clone(), default.clone());
             }
-            map.get_mut(name).into_iter().for_each(|value| fill_in(inner, value));
+            map.get_mut(name).into_iter().for_each(|value| fill_in_defaults(inner, value));
         }
     }
     if let (Some(items), Value::Array(list)) = (schema.get("items"), value) {
-        list.iter_mut().for_each(|item| fill_in(items, item));
+        list.iter_mut().for_each(|item| fill_in_defaults(items, item));
     }
 }
 
 /// The parts of JSON Schema that structural schemas are made of.
-fn look(schema: &Value, value: &Value, path: &str, refusals: &mut Vec<String>) {
+fn check_schema(schema: &Value, value: &Value, path: &str, refusals: &mut Vec<String>) {
     let mut refuse = |what: &str| refusals.push(format!("{path}: {what}"));
     let is_of_type = match schema["type"].as_str() {
         None => true,
@@ -124,20 +124,20 @@ fn look(schema: &Value, value: &Value, path: &str, refusals: &mut Vec<String>) {
             refuse(&format!("{name} is missing"));
         }
     }
-    children(schema, value, path, &mut |schema, value, path| look(schema, value, path, refusals));
+    for_each_child(schema, value, path, &mut |schema, value, path| check_schema(schema, value, path, refusals));
 }
 
-fn ask(schema: &Value, value: &Value, path: &str, refusals: &mut Vec<String>) {
+fn check_rules(schema: &Value, value: &Value, path: &str, refusals: &mut Vec<String>) {
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
         if evaluate(rule["rule"].as_str().unwrap(), value) != Cel::Bool(true) {
             let field = rule["fieldPath"].as_str().unwrap_or_default();
             refusals.push(format!("{path}{field}: {}", rule["message"].as_str().unwrap()));
         }
     }
-    children(schema, value, path, &mut |schema, value, path| ask(schema, value, path, refusals));
+    for_each_child(schema, value, path, &mut |schema, value, path| check_rules(schema, value, path, refusals));
 }
 
-fn children(schema: &Value, value: &Value, path: &str, each: &mut dyn FnMut(&Value, &Value, &str)) {
+fn for_each_child(schema: &Value, value: &Value, path: &str, each: &mut dyn FnMut(&Value, &Value, &str)) {
     if let (Some(items), Value::Array(list)) = (schema.get("items"), value) {
         list.iter().enumerate().for_each(|(index, item)| each(items, item, &format!("{path}[{index}]")));
     }
@@ -153,7 +153,7 @@ fn evaluate(rule: &str, this: &Value) -> Cel {
     let mut context = Context::default();
     context.add_function("lowerAscii", |This(text): This<Arc<String>>| text.to_ascii_lowercase()).unwrap();
     // As milliseconds: rules only compare them.
-    let milliseconds = |text: Arc<String>| text.parse::<WrittenDuration>().unwrap().0.as_millis() as i64;
+    let milliseconds = |text: Arc<String>| text.parse::<HumanDuration>().unwrap().0.as_millis() as i64;
     context.add_function("duration", milliseconds).unwrap();
     let added = context.add_function("sum", |This(list): This<Arc<Vec<Cel>>>| {
         let number = |value: &Cel| match value {
@@ -280,14 +280,17 @@ fn corpus() -> Vec<(Value, bool)> {
         ("/spec/deployments/0/scaleSettings", json!({"type": "target_utilization", "maxInstances": 2})),
         ("/spec/deployments/1/scaleSettings/pollingInterval", json!("500ms")),
     ];
-    let bad = bad.into_iter().map(|(pointer, value)| (with(pointer, value), false));
-    bad.chain(fine.into_iter().map(|(pointer, value)| (with(pointer, value), true))).chain([(good(), true)]).collect()
+    let bad = bad.into_iter().map(|(pointer, value)| (valid_document_with(pointer, value), false));
+    bad.chain(fine.into_iter().map(|(pointer, value)| (valid_document_with(pointer, value), true)))
+        .chain([(valid_document(), true)])
+        .collect()
 }
 
 #[test]
 fn the_api_server_refuses_what_the_router_refuses_and_nothing_else() {
     for (document, is_fine) in corpus() {
-        let (schema, router) = (refused_by_schema(&document), validate::read(document.clone(), Origin::Cluster));
+        let (schema, router) =
+            (schema_refusals(&document), validate::decode_and_validate(document.clone(), DocumentOrigin::Cluster));
         let router: Vec<String> =
             router.err().into_iter().flat_map(|refused| refused.problems).map(|it| it.to_string()).collect();
         assert_eq!(router.is_empty(), is_fine, "the router: {router:?} of {document}");
@@ -300,16 +303,16 @@ fn the_api_server_refuses_what_the_router_refuses_and_nothing_else() {
 fn defaults_of_the_schema_are_those_of_the_router() {
     let schema = definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
     for (mut document, _) in corpus().into_iter().filter(|(_, is_fine)| *is_fine) {
-        let before = validate::read(document.clone(), Origin::Cluster).unwrap();
-        fill_in(&schema, &mut document);
-        assert_eq!(validate::read(document, Origin::Cluster).unwrap(), before);
+        let before = validate::decode_and_validate(document.clone(), DocumentOrigin::Cluster).unwrap();
+        fill_in_defaults(&schema, &mut document);
+        assert_eq!(validate::decode_and_validate(document, DocumentOrigin::Cluster).unwrap(), before);
     }
 }
 
 /// <https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema>
 #[test]
 fn the_schema_is_structural_described_and_bounded() {
-    fn structural(schema: &Value, path: &str) {
+    fn assert_structural(schema: &Value, path: &str) {
         let node = schema.as_object().unwrap_or_else(|| panic!("{path}: {schema}"));
         let known = [
             "type",
@@ -350,16 +353,16 @@ fn the_schema_is_structural_described_and_bounded() {
             let is_own = !["", ".apiVersion", ".kind", ".metadata"].contains(&path.as_str());
             let described = inner["description"].as_str().is_some_and(|text| text.len() > 5 && !text.contains('\n'));
             assert!(described || !is_own, "{path} has no description: {inner}");
-            structural(inner, &path);
+            assert_structural(inner, &path);
         }
         for inner in ["items", "additionalProperties"] {
-            node.get(inner).into_iter().for_each(|inner| structural(inner, &format!("{path}[]")));
+            node.get(inner).into_iter().for_each(|inner| assert_structural(inner, &format!("{path}[]")));
         }
     }
     let definition = definition();
     let schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
-    structural(&schema["properties"]["spec"], ".spec");
-    structural(&schema["properties"]["status"], ".status");
+    assert_structural(&schema["properties"]["spec"], ".spec");
+    assert_structural(&schema["properties"]["status"], ".status");
     for rule in definition.to_string().split("\"message\":\"").skip(1) {
         let message = rule.split("\",").next().unwrap();
         assert!(message.len() <= 2048 && !message.contains("\\n"), "{message}");
@@ -371,8 +374,8 @@ fn the_schema_is_structural_described_and_bounded() {
 fn the_file_to_deploy_is_what_the_code_says() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/crd/onlineendpoints.yaml");
     if std::env::var_os("UPDATE_FILES").is_some() {
-        std::fs::write(path, text()).unwrap();
+        std::fs::write(path, to_yaml()).unwrap();
     }
     let file = std::fs::read_to_string(path).unwrap();
-    assert!(file == text(), "deploy/crd/onlineendpoints.yaml is out of date; run UPDATE_FILES=1 cargo test");
+    assert!(file == to_yaml(), "deploy/crd/onlineendpoints.yaml is out of date; run UPDATE_FILES=1 cargo test");
 }

@@ -1,44 +1,44 @@
-use super::super::resource::written;
+use super::super::resource::config_struct;
 use super::*;
 use serde_json::json;
 
-written! {
-    struct Outer {
+config_struct! {
+    struct OuterDocument {
         count: i64,
         share: f64,
         name: String,
         on: bool,
         words: Vec<Option<String>>,
         #[serde(deserialize_with = "mapping")]
-        inner: Inner,
+        inner: InnerDocument,
         #[serde(deserialize_with = "mappings")]
-        items: Vec<Option<Inner>>,
+        items: Vec<Option<InnerDocument>>,
         #[serde(deserialize_with = "mapping")]
-        keys: Inner,
-        wait: super::super::duration::WrittenDuration,
+        keys: InnerDocument,
+        wait: super::super::duration::HumanDuration,
     }
 
-    struct Inner {
+    struct InnerDocument {
         max_length: i64,
         value: String,
     }
 }
 
 /// The decoded value and its problems as `path: what`.
-fn decoded(value: Value) -> (Outer, Vec<String>) {
-    let (outer, problems) = decode::<Outer>(value);
+fn decode_outer(value: Value) -> (OuterDocument, Vec<String>) {
+    let (outer, problems) = decode::<OuterDocument>(value);
     (outer.unwrap_or_default(), problems.iter().map(ToString::to_string).collect())
 }
 
-fn problem(value: Value) -> String {
-    let (_, problems) = decoded(value);
+fn only_problem(value: Value) -> String {
+    let (_, problems) = decode_outer(value);
     assert_eq!(problems.len(), 1, "{problems:?}");
     problems[0].clone()
 }
 
 #[test]
 fn all_problems_are_found_at_once_and_the_rest_is_kept() {
-    let (outer, problems) = decoded(json!({
+    let (outer, problems) = decode_outer(json!({
         "count": "ten", "nmae": 1, "on": true, "words": ["a", 2, "b", false], "inner": {"max_length": 3},
         "items": [{"maxLength": 1}, {"maxLength": []}, [], {"value": "x"}],
     }));
@@ -53,11 +53,11 @@ fn all_problems_are_found_at_once_and_the_rest_is_kept() {
 
 #[test]
 fn an_unknown_field_says_what_may_have_been_meant() {
-    let text = problem(json!({"inner": {"max_length": 3}}));
+    let text = only_problem(json!({"inner": {"max_length": 3}}));
     assert!(text.starts_with("inner.max_length: unknown field \"max_length\"; did you mean `maxLength`?"), "{text}");
-    let text = problem(json!({"inner": {"zzzzzz": 3}}));
+    let text = only_problem(json!({"inner": {"zzzzzz": 3}}));
     assert!(text.ends_with("unknown field \"zzzzzz\"; known: `maxLength`, `value`"), "{text}");
-    assert_eq!(problem(json!({"wrods`, \n": 1})).lines().count(), 1);
+    assert_eq!(only_problem(json!({"wrods`, \n": 1})).lines().count(), 1);
 }
 
 #[test]
@@ -77,16 +77,16 @@ fn a_wrong_type_says_what_is_there_and_what_should_be() {
         (json!(["count"]), "is a list, but a mapping (lines of `key: value`) is expected"),
         (json!({"wait": -1}), "wait: is the number -1, but a duration such as `10s` is expected"),
     ] {
-        assert_eq!(problem(value), what);
+        assert_eq!(only_problem(value), what);
     }
-    assert!(problem(json!({"wait": 10})).contains("10 has no unit; write for example `10s`"));
+    assert!(only_problem(json!({"wait": 10})).contains("10 has no unit; write for example `10s`"));
 }
 
 #[test]
 fn null_is_as_if_absent() {
-    let (outer, problems) = decoded(json!({"count": null, "inner": null, "words": null, "items": [null]}));
+    let (outer, problems) = decode_outer(json!({"count": null, "inner": null, "words": null, "items": [null]}));
     assert!(problems.is_empty(), "{problems:?}");
-    assert_eq!(outer, Outer { items: Some(vec![None]), ..Outer::default() });
+    assert_eq!(outer, OuterDocument { items: Some(vec![None]), ..OuterDocument::default() });
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_secret_is_never_repeated() {
         json!({"keys": {"value": 4_242_424_242_i64}}),
         json!({"keys": {"maxLength": "hunter2"}}),
     ] {
-        let text = problem(value);
+        let text = only_problem(value);
         assert!(!text.contains("hunter2") && !text.contains("4242"), "{text}");
     }
 }
@@ -106,7 +106,7 @@ fn a_secret_is_never_repeated() {
 #[test]
 fn a_hopeless_document_ends() {
     let many: serde_json::Map<String, Value> = (0..1_000).map(|n| (format!("unknown{n}"), Value::Null)).collect();
-    let (outer, problems) = decode::<Outer>(Value::Object(many));
-    assert_eq!((outer, problems.len()), (None, ROUNDS + 1));
-    assert!(problems[ROUNDS].what.contains("more problems"));
+    let (outer, problems) = decode::<OuterDocument>(Value::Object(many));
+    assert_eq!((outer, problems.len()), (None, MAX_PROBLEMS + 1));
+    assert!(problems[MAX_PROBLEMS].message.contains("more problems"));
 }

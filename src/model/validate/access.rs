@@ -1,79 +1,83 @@
-//! Who may call: `authMode`, `keys` and `jwt`.
+//! Validation of `authMode`, `keys` and `jwt`.
 
 use std::path::PathBuf;
 
-use super::super::check::Check;
 use super::super::endpoint::{Auth, KeySource, SECRET_KEYS};
-use super::super::problem::{field, quoted};
+use super::super::problem::{field_path, quoted};
+use super::super::problem_collector::ProblemCollector;
 use super::super::resource::{RawKey, RawKeys, RawSpec};
 use super::issuers;
 
-/// Shortest key that cannot be guessed over a network.
-const MIN_KEY: usize = 16;
+/// The shortest key that cannot be guessed over a network.
+const MIN_KEY_CHARS: usize = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
+enum AuthMode {
     Key,
     None,
     RouterToken,
     IssuerToken,
 }
 
-const MODES: [(&str, Mode); 4] =
-    [("key", Mode::Key), ("none", Mode::None), ("aml_token", Mode::RouterToken), ("aad_token", Mode::IssuerToken)];
+const AUTH_MODES: [(&str, AuthMode); 4] = [
+    ("key", AuthMode::Key),
+    ("none", AuthMode::None),
+    ("aml_token", AuthMode::RouterToken),
+    ("aad_token", AuthMode::IssuerToken),
+];
 
-/// `None` when something is wrong, and noted.
-pub(super) fn auth(check: &mut Check, spec: &RawSpec) -> Option<Auth> {
+/// Returns `None` if there are problems, which are reported.
+pub(super) fn validate_auth(check: &mut ProblemCollector, spec: &RawSpec) -> Option<Auth> {
     let mode = match &spec.auth_mode {
-        Some(written) => check.word("spec.authMode", Some(written), &MODES),
-        None => Some(Mode::Key),
+        Some(written) => check.keyword("spec.authMode", Some(written), &AUTH_MODES),
+        None => Some(AuthMode::Key),
     };
     let written = spec.auth_mode.as_deref().unwrap_or("key");
     let keys = spec.keys.as_ref();
-    if keys.is_some() && matches!(mode, Some(Mode::None | Mode::IssuerToken)) {
+    if keys.is_some() && matches!(mode, Some(AuthMode::None | AuthMode::IssuerToken)) {
         let what = format!("is given, but nobody would be asked for a key with `authMode: {written}`");
-        check.problem("spec.keys", format!("{what}; remove the keys, or write `authMode: key`"));
+        check.report("spec.keys", format!("{what}; remove the keys, or write `authMode: key`"));
     }
-    if spec.jwt.is_some() && mode.is_some_and(|mode| mode != Mode::IssuerToken) {
+    if spec.jwt.is_some() && mode.is_some_and(|mode| mode != AuthMode::IssuerToken) {
         let what = format!("is given, but tokens of issuers are not looked at with `authMode: {written}`");
-        check.problem("spec.jwt", format!("{what}; remove it, or write `authMode: aad_token`"));
+        check.report("spec.jwt", format!("{what}; remove it, or write `authMode: aad_token`"));
     }
-    let sources = keys.map(|keys| sources(check, keys)).unwrap_or_default();
+    let sources = keys.map(|keys| key_sources(check, keys)).unwrap_or_default();
     let without_primary = keys.is_none_or(|keys| keys.primary.is_none() && keys.secret_ref.is_none());
     let how = "write `primary: {env: NAME}`, `{file: PATH}` or `{value: …}`, in a cluster `secretRef: {name: …}`";
     match mode? {
-        Mode::Key => {
+        AuthMode::Key => {
             if without_primary {
                 let what = format!("is missing; {how}, or `authMode: none` to let anybody in");
-                check.problem("spec.keys.primary", what);
+                check.report("spec.keys.primary", what);
             }
             Some(Auth::Key(sources))
         }
-        Mode::RouterToken => {
+        AuthMode::RouterToken => {
             if keys.is_some() && without_primary {
-                check.problem("spec.keys.primary", format!("is missing; {how}, or remove `keys`"));
+                check.report("spec.keys.primary", format!("is missing; {how}, or remove `keys`"));
             }
             Some(Auth::RouterToken(sources))
         }
-        Mode::IssuerToken => issuers::issuers(check, spec.jwt.as_ref()).map(Auth::IssuerToken),
-        Mode::None => Some(Auth::None),
+        AuthMode::IssuerToken => issuers::validate_issuers(check, spec.jwt.as_ref()).map(Auth::IssuerToken),
+        AuthMode::None => Some(Auth::None),
     }
 }
 
-fn sources(check: &mut Check, keys: &RawKeys) -> Vec<KeySource> {
+fn key_sources(check: &mut ProblemCollector, keys: &RawKeys) -> Vec<KeySource> {
     if let Some(secret) = &keys.secret_ref {
         let name = secret.name.clone().unwrap_or_default();
-        super::secret(check, "spec.keys.secretRef.name", &name);
+        super::check_secret_name(check, "spec.keys.secretRef.name", &name);
         return SECRET_KEYS.iter().map(|key| KeySource::Secret { name: name.clone(), key }).collect();
     }
     let named = [("primary", keys.primary.as_ref()), ("secondary", keys.secondary.as_ref())];
     let mut sources: Vec<KeySource> = Vec::new();
     for (name, key) in named {
         let Some(key) = key else { continue };
-        let path = field("spec.keys", name);
-        let Some(source) = source(check, &path, key) else { continue };
+        let path = field_path("spec.keys", name);
+        let Some(source) = key_source(check, &path, key) else { continue };
         if sources.contains(&source) {
-            check.problem(
+            check.report(
                 &path,
                 "is the same as primary; a second key is there to change over to, so make it another one",
             );
@@ -83,7 +87,7 @@ fn sources(check: &mut Check, keys: &RawKeys) -> Vec<KeySource> {
     sources
 }
 
-fn source(check: &mut Check, path: &str, key: &RawKey) -> Option<KeySource> {
+fn key_source(check: &mut ProblemCollector, path: &str, key: &RawKey) -> Option<KeySource> {
     let value = key.value.as_ref().map(|value| KeySource::Value(value.0.clone()));
     let env = key.env.clone().map(KeySource::Env);
     let file = key.file.as_ref().map(|file| KeySource::File(PathBuf::from(file)));
@@ -91,36 +95,38 @@ fn source(check: &mut Check, path: &str, key: &RawKey) -> Option<KeySource> {
     let count = given.len();
     let Ok([source]) = <[KeySource; 1]>::try_from(given) else {
         let found = if count == 0 { "says nothing" } else { "says more than one thing" };
-        check.problem(path, format!("{found}; write exactly one of `value`, `env` and `file`"));
+        check.report(path, format!("{found}; write exactly one of `value`, `env` and `file`"));
         return None;
     };
     let (name, wrong) = match &source {
-        KeySource::Value(value) => ("value", wrong_value(value)),
-        KeySource::Env(name) => ("env", wrong_variable(name)),
+        KeySource::Value(value) => ("value", key_value_error(value)),
+        KeySource::Env(name) => ("env", variable_name_error(name)),
         KeySource::File(file) => ("file", file.as_os_str().is_empty().then(|| "is empty; name a file".to_owned())),
-        // Never one of the three.
+        // This source is never one of the three.
         KeySource::Secret { .. } => return None,
     };
     if let Some(wrong) = wrong {
-        check.problem(&field(path, name), wrong);
+        check.report(&field_path(path, name), wrong);
         return None;
     }
     Some(source)
 }
 
-/// The key itself is never part of the message.
-fn wrong_value(value: &str) -> Option<String> {
+/// Returns what is wrong with a key. The key itself is never part of the message.
+fn key_value_error(value: &str) -> Option<String> {
     let length = value.chars().count();
-    if length < MIN_KEY {
+    if length < MIN_KEY_CHARS {
         let how = "make one with `openssl rand -hex 32`";
-        return Some(format!("has {length} characters, too short to resist guessing; {MIN_KEY} is the least: {how}"));
+        return Some(format!(
+            "has {length} characters, too short to resist guessing; {MIN_KEY_CHARS} is the least: {how}"
+        ));
     }
-    // A client sends it in a header, between blanks.
+    // A client sends the key in a header, where blanks end it.
     (!value.bytes().all(|b| b.is_ascii_graphic()))
         .then(|| "has blanks, control or non-ASCII characters, which a bearer token cannot have".to_owned())
 }
 
-fn wrong_variable(name: &str) -> Option<String> {
+fn variable_name_error(name: &str) -> Option<String> {
     let wrong = name.is_empty() || name.contains(['=', '\0', ' ']);
     wrong.then(|| format!("is {}, which cannot be the name of an environment variable", quoted(name)))
 }

@@ -1,4 +1,4 @@
-//! `host:port` as written in `instances` and `host`.
+//! Validation of `host:port`, as in `instances` and `host`.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -19,28 +19,28 @@ pub(super) enum AddressError {
     Host,
 }
 
-/// Whether `text` is `host:port` and can be connected to.
-pub(super) fn host_and_port(text: &str) -> Result<(), AddressError> {
-    let (host, port) = split(text)?;
-    valid_host(host)?;
-    valid_port(port.ok_or(AddressError::NoPort)?)
+/// Checks that `text` is `host:port` and can be connected to.
+pub(super) fn validate_host_and_port(text: &str) -> Result<(), AddressError> {
+    let (host, port) = split_host_and_port(text)?;
+    validate_host(host)?;
+    validate_port(port.ok_or(AddressError::NoPort)?)
 }
 
-/// Whether `text` can be the value of a `host` header: the port may be missing.
-pub(super) fn host(text: &str) -> Result<(), AddressError> {
-    let (host, port) = split(text)?;
-    valid_host(host)?;
-    port.map_or(Ok(()), valid_port)
+/// Checks that `text` can be the value of a `host` header, in which the port may be missing.
+pub(super) fn validate_host_header(text: &str) -> Result<(), AddressError> {
+    let (host, port) = split_host_and_port(text)?;
+    validate_host(host)?;
+    port.map_or(Ok(()), validate_port)
 }
 
-fn split(text: &str) -> Result<(&str, Option<&str>), AddressError> {
+fn split_host_and_port(text: &str) -> Result<(&str, Option<&str>), AddressError> {
     if text.contains("://") {
         return Err(AddressError::Scheme);
     }
     if text.contains(['/', '?', '#']) {
         return Err(AddressError::Path);
     }
-    // Brackets stay with the host, so the last colon outside of them parts host and port.
+    // Brackets belong to the host, so the last colon outside of them separates host and port.
     let after_brackets = text.rfind(']').unwrap_or(0);
     match text[after_brackets..].find(':') {
         Some(_) if after_brackets == 0 && text.matches(':').count() > 1 => Err(AddressError::Brackets),
@@ -49,7 +49,7 @@ fn split(text: &str) -> Result<(&str, Option<&str>), AddressError> {
     }
 }
 
-fn valid_port(port: &str) -> Result<(), AddressError> {
+fn validate_port(port: &str) -> Result<(), AddressError> {
     let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
     match port.parse::<u16>() {
         Ok(1..) if digits => Ok(()),
@@ -57,20 +57,20 @@ fn valid_port(port: &str) -> Result<(), AddressError> {
     }
 }
 
-fn valid_host(host: &str) -> Result<(), AddressError> {
+fn validate_host(host: &str) -> Result<(), AddressError> {
     let valid = if let Some(inner) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         inner.parse::<Ipv6Addr>().is_ok()
     } else if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
-        // Looks like an IPv4 address, so it must be one: `10.0.0` is a slip, not a host name.
+        // What looks like an IPv4 address must be one: `10.0.0` is a mistake, not a host name.
         host.parse::<Ipv4Addr>().is_ok()
     } else {
-        host.len() <= 253 && host.split('.').all(label)
+        host.len() <= 253 && host.split('.').all(is_dns_label)
     };
     if valid { Ok(()) } else { Err(AddressError::Host) }
 }
 
-/// Underscores are not in the standard, but in the names of many containers.
-fn label(label: &str) -> bool {
+/// Underscores are not part of the standard, but many container names have them.
+fn is_dns_label(label: &str) -> bool {
     let characters = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     characters && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
 }
@@ -88,11 +88,11 @@ mod tests {
             "localhost:1",
             "model_1.team-a.svc.cluster.local:65535",
         ] {
-            assert_eq!(host_and_port(good), Ok(()), "{good}");
-            assert_eq!(host(good), Ok(()), "{good}");
+            assert_eq!(validate_host_and_port(good), Ok(()), "{good}");
+            assert_eq!(validate_host_header(good), Ok(()), "{good}");
         }
         for good in ["model.example", "[::1]", "10.0.0.1"] {
-            assert_eq!(host(good), Ok(()), "{good}");
+            assert_eq!(validate_host_header(good), Ok(()), "{good}");
         }
     }
 
@@ -121,7 +121,7 @@ mod tests {
             ("host:+80", AddressError::Port),
             ("host:{port}", AddressError::Port),
         ] {
-            assert_eq!(host_and_port(bad), Err(why), "{bad}");
+            assert_eq!(validate_host_and_port(bad), Err(why), "{bad}");
         }
     }
 }

@@ -1,40 +1,58 @@
-//! Cross-origin rules: `cors`.
+//! Validation of cross-origin rules: `cors`.
 
 use std::time::Duration;
 
-use super::super::check::Check;
 use super::super::endpoint::{Cors, defaults};
-use super::super::problem::{field, item, quoted};
+use super::super::problem::{field_path, item_path, quoted};
+use super::super::problem_collector::ProblemCollector;
 use super::super::resource::RawCors;
 use super::address;
 
-/// Browsers cap it at a day or less.
-pub(in crate::model) const MAX_AGE_SECONDS: std::ops::RangeInclusive<i64> = 0..=86_400;
+/// Browsers limit the time to a day or less.
+pub(in crate::model) const MAX_AGE_SECONDS_RANGE: std::ops::RangeInclusive<i64> = 0..=86_400;
 /// Methods that are never forwarded.
-const NEVER: [&str; 2] = ["CONNECT", "TRACE"];
+const FORBIDDEN_METHODS: [&str; 2] = ["CONNECT", "TRACE"];
 
-/// `None` when there is no origin to allow; what is wrong is noted.
-pub(super) fn cors(check: &mut Check, path: &str, raw: &RawCors) -> Option<Cors> {
-    let at = |name| field(path, name);
-    let origins = list(check, &at("allowOrigins"), raw.allow_origins.as_deref(), &[], origin);
-    let methods = list(check, &at("allowMethods"), raw.allow_methods.as_deref(), defaults::CORS_METHODS, method);
-    let headers = list(check, &at("allowHeaders"), raw.allow_headers.as_deref(), defaults::CORS_HEADERS, header);
-    let exposed = list(check, &at("exposeHeaders"), raw.expose_headers.as_deref(), defaults::CORS_EXPOSED, header);
-    let age = check.number(
+/// Returns `None` if no origin is allowed. Problems are reported.
+pub(super) fn validate_cors(check: &mut ProblemCollector, path: &str, raw: &RawCors) -> Option<Cors> {
+    let at = |name| field_path(path, name);
+    let origins = normalized_list(check, &at("allowOrigins"), raw.allow_origins.as_deref(), &[], normalize_origin);
+    let methods = normalized_list(
+        check,
+        &at("allowMethods"),
+        raw.allow_methods.as_deref(),
+        defaults::CORS_METHODS,
+        normalize_method,
+    );
+    let headers = normalized_list(
+        check,
+        &at("allowHeaders"),
+        raw.allow_headers.as_deref(),
+        defaults::CORS_HEADERS,
+        normalize_header_name,
+    );
+    let exposed = normalized_list(
+        check,
+        &at("exposeHeaders"),
+        raw.expose_headers.as_deref(),
+        defaults::CORS_EXPOSED,
+        normalize_header_name,
+    );
+    let age = check.number_in_range(
         &at("maxAgeSeconds"),
         raw.max_age_seconds,
-        MAX_AGE_SECONDS,
+        MAX_AGE_SECONDS_RANGE,
         defaults::CORS_MAX_AGE_SECONDS,
         " seconds",
     );
     let allow_credentials = raw.allow_credentials.unwrap_or(false);
     if allow_credentials && origins.iter().any(|origin| origin == "*") {
         let why = "cannot be true while `*` is among allowOrigins: any site could then act for a signed-in user";
-        check.problem(&at("allowCredentials"), format!("{why}; list the origins that may"));
+        check.report(&at("allowCredentials"), format!("{why}; list the origins that may"));
     }
     if raw.allow_origins.is_none() && *raw != RawCors::default() {
         let how = "list the sites whose pages may call, as `https://app.example`, or `*` for all";
-        check.problem(&at("allowOrigins"), format!("is missing; {how}"));
+        check.report(&at("allowOrigins"), format!("is missing; {how}"));
     }
     (!origins.is_empty()).then(|| Cors {
         allow_origins: origins,
@@ -46,25 +64,25 @@ pub(super) fn cors(check: &mut Check, path: &str, raw: &RawCors) -> Option<Cors>
     })
 }
 
-/// Each item in its normal form, or the default when there is no list.
-fn list(
-    check: &mut Check,
+/// Returns each item in its normal form, or the default if there is no list.
+fn normalized_list(
+    check: &mut ProblemCollector,
     path: &str,
     written: Option<&[Option<String>]>,
     default: &[&str],
-    normal: fn(&str) -> Result<String, String>,
+    normalize: fn(&str) -> Result<String, String>,
 ) -> Vec<String> {
     let Some(written) = written else { return default.iter().map(|&text| text.to_owned()).collect() };
     let mut checked = Vec::with_capacity(written.len());
     for (index, text) in written.iter().enumerate() {
         let text = text.as_deref().unwrap_or_default();
-        checked.extend(check.ok(&item(path, index), normal(text)));
+        checked.extend(check.ok_or_report(&item_path(path, index), normalize(text)));
     }
     checked
 }
 
-/// As a browser sends it: small letters, no default port, no path.
-fn origin(text: &str) -> Result<String, String> {
+/// Returns an origin as browsers send it: lower case, without the default port and without a path.
+fn normalize_origin(text: &str) -> Result<String, String> {
     if text == "*" {
         return Ok(text.to_owned());
     }
@@ -82,7 +100,7 @@ fn origin(text: &str) -> Result<String, String> {
     if host.contains(['/', '?', '#']) {
         return Err(wrong("but browsers send origins without a path, not even `/` at the end"));
     }
-    address::host(host).map_err(|error| wrong(&format!("which {error}")))?;
+    address::validate_host_header(host).map_err(|error| wrong(&format!("which {error}")))?;
     let origin = text.to_ascii_lowercase();
     let default_port = match origin.as_str() {
         https if https.starts_with("https://") => ":443",
@@ -92,25 +110,25 @@ fn origin(text: &str) -> Result<String, String> {
     Ok(origin.strip_suffix(default_port).unwrap_or(&origin).to_owned())
 }
 
-fn method(text: &str) -> Result<String, String> {
+fn normalize_method(text: &str) -> Result<String, String> {
     let method = text.to_ascii_uppercase();
     if !is_token(text) || method == "*" {
         return Err(format!("is {}, which is not a method; write for example `POST`", quoted(text)));
     }
-    if NEVER.contains(&method.as_str()) {
+    if FORBIDDEN_METHODS.contains(&method.as_str()) {
         return Err(format!("is {method}, which the router never forwards; remove it"));
     }
     Ok(method)
 }
 
-fn header(text: &str) -> Result<String, String> {
+fn normalize_header_name(text: &str) -> Result<String, String> {
     if is_token(text) {
         return Ok(text.to_ascii_lowercase());
     }
     Err(format!("is {}, which is not the name of a header; write for example `x-request-id`, or `*`", quoted(text)))
 }
 
-/// RFC 9110, section 5.6.2.
+/// Returns whether `text` is a token (RFC 9110, section 5.6.2).
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }

@@ -1,27 +1,28 @@
-//! Paths on a model: `/score`, `/v1/models/half_plus_two:predict`.
+//! Validation of paths on a model: `/score`, `/v1/models/half_plus_two:predict`.
 
-/// Longest path, in bytes. Heads of requests are limited; a path must leave room for the query and the fields.
-const LONGEST: usize = 4096;
+/// The longest path, in bytes. The size of request heads is limited, and a path must leave room for the query and the
+/// header fields.
+const MAX_PATH_BYTES: usize = 4096;
 
 /// Why a text is not the path of a URI.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// It does not start with `/`.
+    /// The path does not start with `/`.
     #[error("must start with `/`")]
-    Start,
-    /// It has a `?`.
+    NoLeadingSlash,
+    /// The path contains a `?`.
     #[error("has a query; the query of the client's request is what the model gets")]
     Query,
-    /// It has a `#`.
+    /// The path contains a `#`.
     #[error("has a `#`, which never reaches a server")]
     Fragment,
-    /// It has this character, which would be written as the text.
+    /// The path contains this character, which has to be written as the text.
     #[error("has {0:?}, which a path cannot have; write it as `{1}`")]
     Character(char, String),
-    /// It has this many characters.
-    #[error("has {0} characters, but {LONGEST} is the most")]
+    /// The path has this many characters.
+    #[error("has {0} characters, but {MAX_PATH_BYTES} is the most")]
     Length(usize),
-    /// It has a `%` that is not followed by two hexadecimal digits.
+    /// The path contains a `%` that is not followed by two hexadecimal digits.
     #[error("has a `%` without two hexadecimal digits after it; write `%25` for a percent sign")]
     Percent,
 }
@@ -29,12 +30,13 @@ pub enum PathError {
 /// Checks `path` against RFC 3986, section 3.3.
 ///
 /// # Errors
-/// The first thing that is wrong with it.
-pub fn path(path: &str) -> Result<(), PathError> {
+///
+/// The first problem of the path.
+pub fn validate_uri_path(path: &str) -> Result<(), PathError> {
     if !path.starts_with('/') {
-        return Err(PathError::Start);
+        return Err(PathError::NoLeadingSlash);
     }
-    if path.len() > LONGEST {
+    if path.len() > MAX_PATH_BYTES {
         return Err(PathError::Length(path.len()));
     }
     for (at, character) in path.char_indices() {
@@ -46,7 +48,7 @@ pub fn path(path: &str) -> Result<(), PathError> {
             }
             '%' => {}
             _ if is_path_character(character) => {}
-            _ => return Err(PathError::Character(character, encoded(character))),
+            _ => return Err(PathError::Character(character, percent_encoded(character))),
         }
     }
     Ok(())
@@ -56,7 +58,7 @@ fn is_path_character(character: char) -> bool {
     character.is_ascii_alphanumeric() || "/-._~!$&'()*+,;=:@".contains(character)
 }
 
-fn encoded(character: char) -> String {
+fn percent_encoded(character: char) -> String {
     character.encode_utf8(&mut [0; 4]).bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
@@ -67,7 +69,7 @@ mod tests {
     #[test]
     fn paths_of_known_model_servers_are_taken() {
         for good in ["/", "/score", "/v1/models/half_plus_two:predict", "/v2/models/m/infer", "/a%20b", "/~x/(y)/@z"] {
-            assert_eq!(path(good), Ok(()), "{good}");
+            assert_eq!(validate_uri_path(good), Ok(()), "{good}");
         }
     }
 
@@ -75,9 +77,9 @@ mod tests {
     fn each_slip_is_told_apart() {
         let character = |c: char, code: &str| PathError::Character(c, code.to_owned());
         for (bad, why) in [
-            ("", PathError::Start),
-            ("score", PathError::Start),
-            ("http://model/score", PathError::Start),
+            ("", PathError::NoLeadingSlash),
+            ("score", PathError::NoLeadingSlash),
+            ("http://model/score", PathError::NoLeadingSlash),
             ("/score?x=1", PathError::Query),
             ("/score#top", PathError::Fragment),
             ("/a b", character(' ', "%20")),
@@ -87,9 +89,9 @@ mod tests {
             ("/a%2", PathError::Percent),
             ("/a%zz", PathError::Percent),
             ("/a%", PathError::Percent),
-            (&format!("/{}", "x".repeat(LONGEST)), PathError::Length(LONGEST + 1)),
+            (&format!("/{}", "x".repeat(MAX_PATH_BYTES)), PathError::Length(MAX_PATH_BYTES + 1)),
         ] {
-            assert_eq!(path(bad), Err(why), "{bad}");
+            assert_eq!(validate_uri_path(bad), Err(why), "{bad}");
         }
     }
 }

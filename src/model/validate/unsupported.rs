@@ -1,27 +1,30 @@
-//! What a document can say and cannot have: what this version does not do yet, and what there is only in files or only in
-//! a cluster. Refused, because silence would look like success.
+//! Fields that a document can express but not use: features that this version does not have, and fields that are only
+//! for files or only for clusters. They are refused, because ignoring them would look like success.
 
-use super::super::check::Check;
-use super::super::problem::{field, item};
+use super::super::problem::{field_path, item_path};
+use super::super::problem_collector::ProblemCollector;
 use super::super::resource::{RawDeployment, RawIssuer, RawSpec, RawUpstreamTls};
-use super::Origin;
+use super::DocumentOrigin;
 
 /// A field, whether it is given, and what to do about it.
-pub(in crate::model) type Feature<T> = (&'static str, fn(&T) -> bool, &'static str);
+pub(in crate::model) type RestrictedField<T> = (&'static str, fn(&T) -> bool, &'static str);
 
-/// Features of a deployment. Whoever builds one deletes its line.
-const OF_DEPLOYMENTS: &[Feature<RawDeployment>] =
-    &[("dataCollector", collects, "is not supported by this version; remove it, or set every `enabled` to false")];
+/// Unsupported features of a deployment. A change that builds one of them deletes its line.
+const UNSUPPORTED_DEPLOYMENT_FIELDS: &[RestrictedField<RawDeployment>] = &[(
+    "dataCollector",
+    has_enabled_collection,
+    "is not supported by this version; remove it, or set every `enabled` to false",
+)];
 
-/// What of an endpoint needs a cluster.
-const NEEDS_CLUSTER: &[Feature<RawSpec>] = &[(
+/// Fields of an endpoint that need a cluster.
+const NEEDS_CLUSTER: &[RestrictedField<RawSpec>] = &[(
     "keys.secretRef",
     |spec| spec.keys.as_ref().is_some_and(|keys| keys.secret_ref.is_some()),
     "needs Kubernetes, and this document is a file; mount the Secret and write `primary: {file: …}`, or use `{env: …}`",
 )];
 
-/// What of a deployment needs a cluster.
-const DEPLOYMENT_NEEDS_CLUSTER: &[Feature<RawDeployment>] = &[
+/// Fields of a deployment that need a cluster.
+const DEPLOYMENT_NEEDS_CLUSTER: &[RestrictedField<RawDeployment>] = &[
     (
         "targetRef",
         |deployment| deployment.target_ref.is_some(),
@@ -29,7 +32,7 @@ const DEPLOYMENT_NEEDS_CLUSTER: &[Feature<RawDeployment>] = &[
     ),
     (
         "upstreamTls.secretRef",
-        |deployment| tls(deployment, |tls| tls.secret_ref.is_some()),
+        |deployment| has_tls_field(deployment, |tls| tls.secret_ref.is_some()),
         "needs Kubernetes, and this document is a file; write `caFile`, `certFile` and `keyFile`",
     ),
 ];
@@ -40,14 +43,14 @@ const FILE_OF_THE_ROUTER: &str =
 const TLS_IN_SECRETS: &str =
     "would be a file of the router, which whoever may write an endpoint cannot have; write `secretRef: {name: …}`";
 
-/// What of an endpoint only a file can have.
-pub(in crate::model) const NEEDS_FILE: &[Feature<RawSpec>] = &[
+/// Fields of an endpoint that only files may have.
+pub(in crate::model) const NEEDS_FILE: &[RestrictedField<RawSpec>] = &[
     ("keys.primary", |spec| spec.keys.as_ref().is_some_and(|keys| keys.primary.is_some()), KEYS_IN_SECRETS),
     ("keys.secondary", |spec| spec.keys.as_ref().is_some_and(|keys| keys.secondary.is_some()), KEYS_IN_SECRETS),
 ];
 
-/// What of a deployment only a file can have.
-pub(in crate::model) const DEPLOYMENT_NEEDS_FILE: &[Feature<RawDeployment>] = &[
+/// Fields of a deployment that only files may have.
+pub(in crate::model) const DEPLOYMENT_NEEDS_FILE: &[RestrictedField<RawDeployment>] = &[
     (
         "instances",
         |deployment| deployment.instances.is_some(),
@@ -59,54 +62,59 @@ pub(in crate::model) const DEPLOYMENT_NEEDS_FILE: &[Feature<RawDeployment>] = &[
         |deployment| deployment.process.is_some(),
         "is only for endpoint files: the router starts no programs in a cluster; write `targetRef`",
     ),
-    ("upstreamTls.caFile", |it| tls(it, |tls| tls.ca_file.is_some()), TLS_IN_SECRETS),
-    ("upstreamTls.certFile", |it| tls(it, |tls| tls.cert_file.is_some()), TLS_IN_SECRETS),
-    ("upstreamTls.keyFile", |it| tls(it, |tls| tls.key_file.is_some()), TLS_IN_SECRETS),
+    ("upstreamTls.caFile", |it| has_tls_field(it, |tls| tls.ca_file.is_some()), TLS_IN_SECRETS),
+    ("upstreamTls.certFile", |it| has_tls_field(it, |tls| tls.cert_file.is_some()), TLS_IN_SECRETS),
+    ("upstreamTls.keyFile", |it| has_tls_field(it, |tls| tls.key_file.is_some()), TLS_IN_SECRETS),
 ];
 
-/// What of an issuer only a file can have.
-pub(in crate::model) const ISSUER_NEEDS_FILE: &[Feature<RawIssuer>] = &[
+/// Fields of an issuer that only files may have.
+pub(in crate::model) const ISSUER_NEEDS_FILE: &[RestrictedField<RawIssuer>] = &[
     ("caFile", |issuer| issuer.ca_file.is_some(), FILE_OF_THE_ROUTER),
     ("bearerTokenFile", |issuer| issuer.bearer_token_file.is_some(), FILE_OF_THE_ROUTER),
 ];
 
-/// Notes each feature that `spec` asks for in vain.
-pub(super) fn refuse(check: &mut Check, spec: &RawSpec, origin: Origin) {
+/// Reports each field of `spec` that cannot be used.
+pub(super) fn report_unsupported(check: &mut ProblemCollector, spec: &RawSpec, origin: DocumentOrigin) {
     let elsewhere = match origin {
-        Origin::File => NEEDS_CLUSTER,
-        Origin::Cluster => NEEDS_FILE,
+        DocumentOrigin::File => NEEDS_CLUSTER,
+        DocumentOrigin::Cluster => NEEDS_FILE,
     };
-    note(check, "spec", spec, &[elsewhere]);
+    report_restricted(check, "spec", spec, &[elsewhere]);
     let elsewhere = match origin {
-        Origin::File => DEPLOYMENT_NEEDS_CLUSTER,
-        Origin::Cluster => DEPLOYMENT_NEEDS_FILE,
+        DocumentOrigin::File => DEPLOYMENT_NEEDS_CLUSTER,
+        DocumentOrigin::Cluster => DEPLOYMENT_NEEDS_FILE,
     };
     for (index, deployment) in spec.deployments.iter().flatten().enumerate() {
         let Some(deployment) = deployment else { continue };
-        note(check, &item("spec.deployments", index), deployment, &[OF_DEPLOYMENTS, elsewhere]);
+        report_restricted(
+            check,
+            &item_path("spec.deployments", index),
+            deployment,
+            &[UNSUPPORTED_DEPLOYMENT_FIELDS, elsewhere],
+        );
     }
-    if origin == Origin::Cluster {
+    if origin == DocumentOrigin::Cluster {
         let issuers = spec.jwt.iter().flat_map(|jwt| jwt.issuers.iter().flatten()).enumerate();
         for (index, issuer) in issuers {
             let Some(issuer) = issuer else { continue };
-            note(check, &item("spec.jwt.issuers", index), issuer, &[ISSUER_NEEDS_FILE]);
+            report_restricted(check, &item_path("spec.jwt.issuers", index), issuer, &[ISSUER_NEEDS_FILE]);
         }
     }
 }
 
-fn note<T>(check: &mut Check, path: &str, of: &T, features: &[&[Feature<T>]]) {
+fn report_restricted<T>(check: &mut ProblemCollector, path: &str, document: &T, features: &[&[RestrictedField<T>]]) {
     for (name, asked, what) in features.iter().copied().flatten() {
-        if asked(of) {
-            check.problem(&name.split('.').fold(path.to_owned(), |path, name| field(&path, name)), *what);
+        if asked(document) {
+            check.report(&name.split('.').fold(path.to_owned(), |path, name| field_path(&path, name)), *what);
         }
     }
 }
 
-fn tls(deployment: &RawDeployment, is_given: fn(&RawUpstreamTls) -> bool) -> bool {
+fn has_tls_field(deployment: &RawDeployment, is_given: fn(&RawUpstreamTls) -> bool) -> bool {
     deployment.upstream_tls.as_ref().is_some_and(is_given)
 }
 
-fn collects(deployment: &RawDeployment) -> bool {
+fn has_enabled_collection(deployment: &RawDeployment) -> bool {
     let collections = deployment.data_collector.as_ref().and_then(|collector| collector.collections.as_ref());
     collections.is_some_and(|collections| {
         [&collections.request, &collections.response].into_iter().flatten().any(|one| one.enabled == Some(true))

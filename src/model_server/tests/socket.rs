@@ -20,7 +20,7 @@ async fn connect(address: SocketAddr) -> SendRequest<Full<Bytes>> {
 }
 
 /// Sends `request` as it is, ends the sending half, and returns all that comes back until the server closes.
-async fn exchange(address: SocketAddr, request: &str) -> String {
+async fn send_raw(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     stream.shutdown().await.unwrap();
@@ -30,30 +30,33 @@ async fn exchange(address: SocketAddr, request: &str) -> String {
 }
 
 fn raw_sample() -> String {
-    format!("POST /score HTTP/1.1\r\nhost: model\r\ncontent-length: {}\r\n\r\n{SAMPLE}", SAMPLE.len())
+    format!(
+        "POST /score HTTP/1.1\r\nhost: model\r\ncontent-length: {}\r\n\r\n{SAMPLE_REQUEST_BODY}",
+        SAMPLE_REQUEST_BODY.len()
+    )
 }
 
-async fn body<B: hyper::body::Body<Error: std::fmt::Debug>>(response: Response<B>) -> Bytes {
+async fn collect_body<B: hyper::body::Body<Error: std::fmt::Debug>>(response: Response<B>) -> Bytes {
     response.into_body().collect().await.unwrap().to_bytes()
 }
 
 #[tokio::test]
 async fn one_connection_serves_many_requests() {
-    let mut client = connect(start(options()).await).await;
+    let mut client = connect(start_server(default_options()).await).await;
     for _ in 0..3 {
         client.ready().await.unwrap();
         let health = client.send_request(request("GET", "/", "")).await.unwrap();
-        assert_eq!(body(health).await, "Healthy");
+        assert_eq!(collect_body(health).await, "Healthy");
         client.ready().await.unwrap();
-        let score = client.send_request(sample()).await.unwrap();
+        let score = client.send_request(sample_request()).await.unwrap();
         assert_eq!(score.status(), 200);
-        assert_eq!(body(score).await, SAMPLE_ANSWER);
+        assert_eq!(collect_body(score).await, SAMPLE_RESPONSE_BODY);
     }
 }
 
 #[tokio::test]
 async fn a_head_request_for_health_has_no_body() {
-    let answer = exchange(start(options()).await, "HEAD / HTTP/1.1\r\nhost: model\r\n\r\n").await;
+    let answer = send_raw(start_server(default_options()).await, "HEAD / HTTP/1.1\r\nhost: model\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
     assert!(answer.contains("content-length: 7\r\n"), "{answer}");
 }
@@ -61,63 +64,64 @@ async fn a_head_request_for_health_has_no_body() {
 #[tokio::test]
 async fn a_body_announced_as_too_large_is_refused_before_it_is_sent() {
     let head = "POST /score HTTP/1.1\r\nhost: model\r\ncontent-length: 104857601\r\n\r\n";
-    let answer = exchange(start(options()).await, head).await;
+    let answer = send_raw(start_server(default_options()).await, head).await;
     assert!(answer.starts_with("HTTP/1.1 413 Payload Too Large\r\n"), "{answer}");
 }
 
 #[tokio::test]
 async fn a_body_that_breaks_off_is_400_and_takes_no_slot() {
-    let address = start(options()).await;
-    let answer = exchange(address, "POST /score HTTP/1.1\r\nhost: model\r\ncontent-length: 10\r\n\r\n{").await;
+    let address = start_server(default_options()).await;
+    let answer = send_raw(address, "POST /score HTTP/1.1\r\nhost: model\r\ncontent-length: 10\r\n\r\n{").await;
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
-    assert!(exchange(address, &raw_sample()).await.ends_with(SAMPLE_ANSWER));
+    assert!(send_raw(address, &raw_sample()).await.ends_with(SAMPLE_RESPONSE_BODY));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_closes_its_half_gets_its_answer_and_sees_the_run_end() {
-    let address = start(Options { delay: HOUR, ..options() }).await;
+    let address = start_server(ModelServerOptions { delay: HOUR, ..default_options() }).await;
     let begin = Instant::now();
-    let answer = exchange(address, &raw_sample()).await;
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with(SAMPLE_ANSWER), "{answer}");
+    let answer = send_raw(address, &raw_sample()).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with(SAMPLE_RESPONSE_BODY), "{answer}");
     assert!(begin.elapsed() >= HOUR);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_hangs_up_keeps_the_only_slot_busy() {
-    let address = start(Options { delay: HOUR, ..options() }).await;
+    let address = start_server(ModelServerOptions { delay: HOUR, ..default_options() }).await;
     let begin = Instant::now();
     let mut gone = TcpStream::connect(address).await.unwrap();
     gone.write_all(raw_sample().as_bytes()).await.unwrap();
     // An answer on another connection shows that the server has had its turn to read the first one.
-    assert!(exchange(address, "GET / HTTP/1.1\r\nhost: model\r\n\r\n").await.ends_with("Healthy"));
+    assert!(send_raw(address, "GET / HTTP/1.1\r\nhost: model\r\n\r\n").await.ends_with("Healthy"));
     gone.set_zero_linger().unwrap();
     drop(gone);
-    assert!(exchange(address, &raw_sample()).await.ends_with(SAMPLE_ANSWER));
+    assert!(send_raw(address, &raw_sample()).await.ends_with(SAMPLE_RESPONSE_BODY));
     assert!(begin.elapsed() >= 2 * HOUR, "{:?}", begin.elapsed());
 }
 
 #[tokio::test]
 async fn a_stream_is_chunked_server_sent_events() {
-    let address = start(Options { stream: true, ..options() }).await;
-    let answer = exchange(address, &raw_sample()).await;
+    let address = start_server(ModelServerOptions { is_streaming: true, ..default_options() }).await;
+    let answer = send_raw(address, &raw_sample()).await;
     assert!(answer.contains("content-type: text/event-stream\r\n"), "{answer}");
     assert!(answer.contains("transfer-encoding: chunked\r\n"), "{answer}");
     let mut client = connect(address).await;
-    let events = client.send_request(sample()).await.unwrap();
+    let events = client.send_request(sample_request()).await.unwrap();
     let expected = "data: 11055.977245525679\n\ndata: 4503.079536107787\n\ndata: [DONE]\n\n";
-    assert_eq!(body(events).await, expected);
+    assert_eq!(collect_body(events).await, expected);
 }
 
 /// A server that streams two events, half of `delay` each, told to stop after the first. What came after it, how long
 /// the server took to end, and whether it still listens.
 async fn stop_between_events(delay: Duration) -> (Result<Bytes, hyper::Error>, Duration, bool) {
-    let server = Server::bind(Options { delay, stream: true, ..options() }).await.unwrap();
+    let server =
+        SampleModelServer::bind(ModelServerOptions { delay, is_streaming: true, ..default_options() }).await.unwrap();
     let address = server.local_addr();
     let (stop, stopped) = oneshot::channel::<()>();
     let running = tokio::spawn(server.run(async { drop(stopped.await) }));
     let mut client = connect(address).await;
     let idle = connect(address).await;
-    let mut events = client.send_request(sample()).await.unwrap().into_body();
+    let mut events = client.send_request(sample_request()).await.unwrap().into_body();
     assert!(events.frame().await.unwrap().unwrap().is_data());
     let begin = Instant::now();
     stop.send(()).unwrap();

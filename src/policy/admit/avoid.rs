@@ -1,23 +1,23 @@
-//! Replicas that a repeated request is not given to again.
+//! Replicas that a retry must avoid.
 
 use super::ReplicaId;
 
-/// Other replicas that a request is given to when nothing of it can have reached the first.
-pub const RETRIES: usize = 2;
+/// The number of other replicas that a request is sent to if nothing of it can have reached the first one.
+pub const MAX_RETRIES: usize = 2;
 
-/// Replicas that could not be reached for a request. Empty for nearly all.
+/// The replicas that could not be reached for a request. It is empty for nearly all requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Avoid([Option<ReplicaId>; RETRIES]);
+pub struct AvoidedReplicas([Option<ReplicaId>; MAX_RETRIES]);
 
-impl Avoid {
-    /// One more to avoid. Beyond [`RETRIES`] there is no further try, and nothing is added.
-    pub fn add(&mut self, id: ReplicaId) {
+impl AvoidedReplicas {
+    /// Adds a replica. Beyond [`MAX_RETRIES`] there is no further retry, and nothing is added.
+    pub fn insert(&mut self, id: ReplicaId) {
         if let Some(place) = self.0.iter_mut().find(|place| place.is_none()) {
             *place = Some(id);
         }
     }
 
-    /// Whether nothing has failed the request yet.
+    /// Returns whether no replica has failed the request yet.
     pub fn is_empty(self) -> bool {
         self.0[0].is_none()
     }

@@ -1,14 +1,15 @@
-//! Pairs of the items of two lists in which each item goes with one that it agrees with.
+//! Perfect matching of the items of two lists.
 
-/// Whether every one of `count` items on one side can go with another one on the other side, where `agree` says of two
-/// indices whether they may go together. Kuhn's algorithm: an item that finds its partners taken moves one of them on.
-pub(super) fn is_perfect(count: usize, agree: impl Fn(usize, usize) -> bool) -> bool {
+/// Returns whether each of `count` items on one side can be matched with another item on the other side, where `agree`
+/// says whether two indices may be matched. This is Kuhn's algorithm: an item whose partners are taken moves one of
+/// them to another partner.
+pub(super) fn has_perfect_matching(count: usize, agree: impl Fn(usize, usize) -> bool) -> bool {
     let mut partners = vec![None; count];
-    (0..count).all(|item| place(item, &mut vec![false; count], &mut partners, &agree))
+    (0..count).all(|item| find_partner(item, &mut vec![false; count], &mut partners, &agree))
 }
 
-/// Finds a partner for `item`; those already tried are `seen`. As deep as there are items.
-fn place(
+/// Finds a partner for `item`, without those that are in `seen`. The recursion is as deep as there are items.
+fn find_partner(
     item: usize,
     seen: &mut [bool],
     partners: &mut [Option<usize>],
@@ -21,7 +22,7 @@ fn place(
         seen[other] = true;
         let is_free = match partners[other] {
             None => true,
-            Some(holder) => place(holder, seen, partners, agree),
+            Some(holder) => find_partner(holder, seen, partners, agree),
         };
         if is_free {
             partners[other] = Some(item);
@@ -38,19 +39,19 @@ mod tests {
     #[test]
     fn an_item_gives_way_to_one_that_has_no_other_partner() {
         let agree = [[true, true, false], [true, false, false], [false, true, true]];
-        assert!(is_perfect(3, |item, other| agree[item][other]));
-        assert!(!is_perfect(2, |_, other| other == 0), "two for one");
-        assert!(is_perfect(0, |_, _| false));
+        assert!(has_perfect_matching(3, |item, other| agree[item][other]));
+        assert!(!has_perfect_matching(2, |_, other| other == 0), "two for one");
+        assert!(has_perfect_matching(0, |_, _| false));
     }
 
     #[test]
     fn it_finds_what_trying_all_orders_finds() {
-        // All 65,536 ways in which four items may agree with four.
+        // All 65,536 ways in which four items can agree with four.
         let orders = orders(4);
         for bits in 0..1_u32 << 16 {
             let agree = |item: usize, other: usize| bits >> (item * 4 + other) & 1 == 1;
             let any = orders.iter().any(|order| order.iter().enumerate().all(|(item, other)| agree(item, *other)));
-            assert_eq!(is_perfect(4, agree), any, "{bits:016b}");
+            assert_eq!(has_perfect_matching(4, agree), any, "{bits:016b}");
         }
     }
 

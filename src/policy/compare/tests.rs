@@ -1,19 +1,19 @@
 use super::*;
-use crate::model::place::{Place, WrongPlace};
+use crate::model::json_path::{JsonPath, JsonPathError};
 use serde_json::json;
 
 fn rules(tolerance: f64, ignore: &[&str], unordered: &[&str]) -> Rules {
-    let places = |all: &[&str]| all.iter().map(|text| Place::parse(text).unwrap()).collect();
+    let places = |all: &[&str]| all.iter().map(|text| JsonPath::parse(text).unwrap()).collect();
     Rules {
         compare_bodies: true,
-        max_body: 1024,
+        max_body_bytes: 1024,
         numeric_tolerance: tolerance,
-        ignore: places(ignore),
-        unordered: places(unordered),
+        ignored_paths: places(ignore),
+        unordered_paths: places(unordered),
     }
 }
 
-/// By places alone.
+/// A verdict that has these places only.
 fn different(places: &[&str]) -> Verdict {
     let difference = |place: &&str| Difference { place: (*place).to_owned(), what: String::new() };
     Verdict::Different(places.iter().map(difference).collect())
@@ -92,7 +92,7 @@ fn lists_without_an_order_agree_item_by_item() {
         json!({"tags": all})
     };
     assert_eq!(of(many(false), many(true)), Verdict::Equal);
-    // By what is written 9.9999 is after 10.
+    // As text, 9.9999 is after 10.
     let numbers = |off: f64| json!({"tags": (0..100).map(|number| f64::from(number) - off).collect::<Vec<_>>()});
     assert_eq!(of(numbers(0.0), numbers(1e-4)), Verdict::WithinTolerance);
 }
@@ -107,7 +107,7 @@ fn an_item_that_is_close_to_two_does_not_take_the_one_that_another_needs() {
 
 #[test]
 fn a_comparison_that_takes_too_long_is_given_up() {
-    // Lists in lists in lists, each without an order: 30 x 30 x 30 items, and the square of that to look at.
+    // Lists in lists in lists, each without an order: 30 x 30 x 30 items, and the square of that to compare.
     let answer = |last: usize| {
         let inner: Vec<usize> = (0..29).chain([last]).collect();
         json!({"a": vec![json!({"b": vec![json!({"c": inner}); 30]}); 30]})
@@ -161,5 +161,5 @@ fn a_place_is_no_longer_than_can_be_kept() {
     let live = json!({"x".repeat(1_000_000): 1});
     let Verdict::Different(found) = super::compare_json(&live, &json!({}), &rules(0.0, &[], &[])) else { panic!() };
     assert_eq!((found.len(), found[0].place.chars().count()), (1, LONGEST_PLACE + 3));
-    assert_eq!(Place::parse(&found[0].place), Err(WrongPlace), "what is not told to its end cannot be ignored");
+    assert_eq!(JsonPath::parse(&found[0].place), Err(JsonPathError), "what is not told to its end cannot be ignored");
 }

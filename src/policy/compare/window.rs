@@ -1,88 +1,88 @@
-//! The last pairs of answers to the copied requests of an endpoint, and what they come to.
+//! A sliding window over the last pairs of answers to the mirrored requests of an endpoint.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::report::{PlaceReport, Rate, Report, Sample, SideReport};
-use super::{Answer, Difference, Gap, Outcome};
+use super::report::{ComparisonReport, DifferenceSample, PlaceReport, ShareEstimate, SideReport};
+use super::{CapturedAnswer, ComparisonOutcome, Difference, NotComparedReason};
 
-/// Older pairs do not count.
-pub const SPAN: Duration = Duration::from_secs(3600);
-/// Nor do those before the last so many.
-pub const MOST_PAIRS: usize = 10_000;
-/// Memory of one pair, in bytes, without its places.
-pub const PAIR_BYTES: usize = size_of::<Pair>();
-/// Places that are told apart; those found when there are more are counted as [`OTHER_PLACES`].
+/// Older pairs are dropped.
+pub const WINDOW_DURATION: Duration = Duration::from_secs(3600);
+/// The largest number of pairs.
+pub const MAX_PAIRS: usize = 10_000;
+/// Memory of one pair in bytes, without its places.
+pub const PAIR_BYTES: usize = size_of::<AnswerPair>();
+/// The largest number of distinct places. Further ones are counted as [`OTHER_PLACES`].
 const MOST_PLACES: usize = 200;
-/// What is counted when there are too many places to tell apart.
+/// The place under which differences are counted when there are too many distinct places.
 pub const OTHER_PLACES: &str = "(other places)";
-/// Places that a report tells.
-const REPORTED_PLACES: usize = 10;
-/// Pairs that differ and are kept to look at.
-const SAMPLES: usize = 20;
-/// Differences of a sample.
-const SAMPLED_DIFFERENCES: usize = 5;
+/// The number of places in a report.
+const MAX_REPORTED_PLACES: usize = 10;
+/// The number of differing pairs that are kept as samples.
+const MAX_SAMPLES: usize = 20;
+/// The number of differences of a sample.
+const MAX_SAMPLE_DIFFERENCES: usize = 5;
 
-/// What is kept of the last pairs of an endpoint.
+/// The last pairs of an endpoint.
 #[derive(Debug)]
-pub struct Window {
-    /// Times are from here.
+pub struct ComparisonWindow {
+    /// Times are relative to this.
     start: Instant,
-    pairs: VecDeque<Pair>,
-    /// Place by place, how many pairs differ there; those of no pair are free for others.
+    pairs: VecDeque<AnswerPair>,
+    /// For each place, the number of pairs that differ there. Places without pairs are reused.
     places: Vec<(String, u32)>,
-    samples: VecDeque<(Instant, Sample)>,
+    samples: VecDeque<(Instant, DifferenceSample)>,
 }
 
 #[derive(Debug)]
-struct Pair {
-    /// Whole seconds since the window began.
+struct AnswerPair {
+    /// Whole seconds since `start`.
     at: u32,
-    outcome: Outcome,
-    live: Side,
-    shadow: Side,
+    outcome: ComparisonOutcome,
+    live: AnswerSummary,
+    shadow: AnswerSummary,
     /// Indices of places.
     places: Box<[u8]>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Side {
-    /// 0: not known.
+struct AnswerSummary {
+    /// The status; 0 if it is unknown.
     status: u16,
-    /// Microseconds; [`u32::MAX`]: no answer.
+    /// Microseconds; [`u32::MAX`] if there was no answer.
     latency: u32,
     bytes: u32,
 }
 
-impl Window {
-    /// Of nothing.
+impl ComparisonWindow {
+    /// Creates an empty window.
     pub fn new(now: Instant) -> Self {
         Self { start: now, pairs: VecDeque::new(), places: Vec::new(), samples: VecDeque::new() }
     }
 
-    /// How many pairs there are.
+    /// Returns the number of pairs.
     pub fn len(&self) -> usize {
         self.pairs.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there is no pair.
     pub fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }
 
-    /// Takes note of a pair. `may_grow`: whether there is memory for one more; without, the oldest makes room, and where
-    /// there is none nothing is noted.
+    /// Adds a pair. `may_grow` says whether there is memory for one more. Without it the oldest pair is dropped, and if
+    /// there is none the new pair is not added.
     pub fn push(
         &mut self,
         now: Instant,
-        live: &Answer,
-        shadow: &Answer,
-        outcome: Outcome,
+        live: &CapturedAnswer,
+        shadow: &CapturedAnswer,
+        outcome: ComparisonOutcome,
         differences: &[Difference],
         may_grow: bool,
     ) {
-        self.forget(now);
-        if self.pairs.len() >= MOST_PAIRS || !may_grow {
+        self.drop_expired(now);
+        if self.pairs.len() >= MAX_PAIRS || !may_grow {
             if self.pairs.is_empty() {
                 return;
             }
@@ -90,64 +90,72 @@ impl Window {
         }
         let mut places: Vec<u8> = Vec::with_capacity(differences.len());
         for difference in differences {
-            let place = self.place(&difference.place);
+            let place = self.intern_place(&difference.place);
             if !places.contains(&place) {
                 places.push(place);
-                // At once: the next one must not find it free.
+                // Counted at once, because the next place must not find this one free.
                 self.places[usize::from(place)].1 += 1;
             }
         }
         let at = u32::try_from(now.saturating_duration_since(self.start).as_secs()).unwrap_or(u32::MAX);
         let places = places.into_boxed_slice();
-        self.pairs.push_back(Pair { at, outcome, live: Side::of(live), shadow: Side::of(shadow), places });
+        self.pairs.push_back(AnswerPair {
+            at,
+            outcome,
+            live: AnswerSummary::from_answer(live),
+            shadow: AnswerSummary::from_answer(shadow),
+            places,
+        });
     }
 
-    /// Keeps a pair that differs, to look at.
-    pub fn sample(&mut self, now: Instant, mut sample: Sample) {
-        sample.differences.truncate(SAMPLED_DIFFERENCES);
-        if self.samples.len() == SAMPLES {
+    /// Keeps a pair that differs as a sample.
+    pub fn add_sample(&mut self, now: Instant, mut sample: DifferenceSample) {
+        sample.differences.truncate(MAX_SAMPLE_DIFFERENCES);
+        if self.samples.len() == MAX_SAMPLES {
             self.samples.pop_front();
         }
         self.samples.push_back((now, sample));
     }
 
-    /// Drops what is too old.
-    pub fn forget(&mut self, now: Instant) {
+    /// Drops pairs that are too old.
+    pub fn drop_expired(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.start).as_secs();
-        while self.pairs.front().is_some_and(|pair| u64::from(pair.at) + SPAN.as_secs() < elapsed) {
+        while self.pairs.front().is_some_and(|pair| u64::from(pair.at) + WINDOW_DURATION.as_secs() < elapsed) {
             self.drop_oldest();
         }
-        while self.samples.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > SPAN) {
+        while self.samples.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > WINDOW_DURATION) {
             self.samples.pop_front();
         }
     }
 
-    /// What they come to.
-    pub fn report(&self, now: Instant) -> Report {
+    /// Returns a report of the window.
+    pub fn report(&self, now: Instant) -> ComparisonReport {
         let mut results: BTreeMap<String, u64> = BTreeMap::new();
         let mut not_compared: BTreeMap<String, u64> = BTreeMap::new();
         let (mut agreeing, mut compared, mut has_bodies) = (0, 0, true);
         for pair in &self.pairs {
-            *results.entry(pair.outcome.word().to_owned()).or_default() += 1;
+            *results.entry(pair.outcome.as_str().to_owned()).or_default() += 1;
             match pair.outcome {
-                Outcome::NotCompared(gap) => {
-                    *not_compared.entry(gap.word().to_owned()).or_default() += 1;
-                    has_bodies &= gap != Gap::Off;
+                ComparisonOutcome::NotCompared(gap) => {
+                    *not_compared.entry(gap.as_str().to_owned()).or_default() += 1;
+                    has_bodies &= gap != NotComparedReason::Off;
                 }
-                Outcome::Equal | Outcome::WithinTolerance => (agreeing, compared) = (agreeing + 1, compared + 1),
-                Outcome::Different | Outcome::StatusDiffers => compared += 1,
+                ComparisonOutcome::Equal | ComparisonOutcome::WithinTolerance => {
+                    (agreeing, compared) = (agreeing + 1, compared + 1)
+                }
+                ComparisonOutcome::Different | ComparisonOutcome::StatusDiffers => compared += 1,
             }
         }
         let elapsed = now.saturating_duration_since(self.start).as_secs();
-        Report {
+        ComparisonReport {
             pairs: self.pairs.len() as u64,
             span_seconds: self.pairs.front().map_or(0, |pair| elapsed.saturating_sub(u64::from(pair.at))),
             results,
             not_compared,
-            // Of statuses alone only those that differ are told.
-            agreement: Rate::new(agreeing, compared).filter(|_| has_bodies),
-            live: side(self.pairs.iter().map(|pair| pair.live)),
-            shadow: side(self.pairs.iter().map(|pair| pair.shadow)),
+            // If only statuses are compared, only differing ones are known.
+            agreement: ShareEstimate::new(agreeing, compared).filter(|_| has_bodies),
+            live: summarize_side(self.pairs.iter().map(|pair| pair.live)),
+            shadow: summarize_side(self.pairs.iter().map(|pair| pair.shadow)),
             places: self.most_frequent(),
             samples: self.samples.iter().map(|(_, sample)| sample.clone()).collect(),
         }
@@ -158,12 +166,12 @@ impl Window {
         let mut all: Vec<_> =
             used.map(|(place, pairs)| PlaceReport { place: place.clone(), pairs: u64::from(*pairs) }).collect();
         all.sort_by(|one, other| other.pairs.cmp(&one.pairs).then_with(|| one.place.cmp(&other.place)));
-        all.truncate(REPORTED_PLACES);
+        all.truncate(MAX_REPORTED_PLACES);
         all
     }
 
-    /// The index of a place.
-    fn place(&mut self, place: &str) -> u8 {
+    /// Returns the index of a place.
+    fn intern_place(&mut self, place: &str) -> u8 {
         let known = |places: &[(String, u32)], place: &str| places.iter().position(|(known, _)| known == place);
         let index = known(&self.places, place).unwrap_or_else(|| {
             let free = self.places.iter().position(|(_, pairs)| *pairs == 0);
@@ -190,8 +198,8 @@ impl Window {
     }
 }
 
-impl Side {
-    fn of(answer: &Answer) -> Self {
+impl AnswerSummary {
+    fn from_answer(answer: &CapturedAnswer) -> Self {
         let micros = |latency: Duration| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX - 1);
         Self {
             status: answer.status().unwrap_or_default(),
@@ -201,7 +209,7 @@ impl Side {
     }
 }
 
-fn side(of: impl Iterator<Item = Side> + Clone) -> SideReport {
+fn summarize_side(of: impl Iterator<Item = AnswerSummary> + Clone) -> SideReport {
     let mut statuses: BTreeMap<String, u64> = BTreeMap::new();
     for side in of.clone() {
         let class = match side.status / 100 {
@@ -218,7 +226,7 @@ fn side(of: impl Iterator<Item = Side> + Clone) -> SideReport {
     let quantiles = [("p50", 50), ("p90", 90), ("p99", 99)];
     SideReport {
         statuses,
-        errors: Rate::new(errors as u64, known.count() as u64),
+        errors: ShareEstimate::new(errors as u64, known.count() as u64),
         latency_ms: quantiles.iter().filter_map(|(name, part)| Some(((*name).to_owned(), quantile(*part)?))).collect(),
         bytes: of.map(|side| u64::from(side.bytes)).sum(),
     }
@@ -226,12 +234,18 @@ fn side(of: impl Iterator<Item = Side> + Clone) -> SideReport {
 
 #[cfg(test)]
 mod tests {
-    use super::super::End;
+    use super::super::AnswerEnd;
     use super::*;
 
-    fn answer(status: u16, milliseconds: u64) -> Answer {
+    fn answer(status: u16, milliseconds: u64) -> CapturedAnswer {
         let latency = Some(Duration::from_millis(milliseconds));
-        Answer { end: End::Complete(status), latency, bytes: 10, body: Err(Gap::Off), is_encoded: false }
+        CapturedAnswer {
+            end: AnswerEnd::Complete(status),
+            latency,
+            bytes: 10,
+            body: Err(NotComparedReason::Off),
+            is_encoded: false,
+        }
     }
 
     fn at(places: &[&str]) -> Vec<Difference> {
@@ -241,14 +255,14 @@ mod tests {
     #[test]
     fn what_is_told_is_what_was_noted() {
         let now = Instant::now();
-        let mut window = Window::new(now);
+        let mut window = ComparisonWindow::new(now);
         for number in 0..100 {
             let (outcome, places) = match number {
-                0..96 => (Outcome::Equal, at(&[])),
-                96 => (Outcome::WithinTolerance, at(&[])),
-                97 => (Outcome::Different, at(&["$.a", "$.b"])),
-                98 => (Outcome::Different, at(&["$.b"])),
-                _ => (Outcome::NotCompared(Gap::TooLarge), at(&[])),
+                0..96 => (ComparisonOutcome::Equal, at(&[])),
+                96 => (ComparisonOutcome::WithinTolerance, at(&[])),
+                97 => (ComparisonOutcome::Different, at(&["$.a", "$.b"])),
+                98 => (ComparisonOutcome::Different, at(&["$.b"])),
+                _ => (ComparisonOutcome::NotCompared(NotComparedReason::TooLarge), at(&[])),
             };
             let shadow = answer(if number == 0 { 500 } else { 200 }, 2 * (number + 1));
             window.push(now, &answer(200, number + 1), &shadow, outcome, &places, true);
@@ -270,23 +284,23 @@ mod tests {
     #[test]
     fn it_slides_by_time_and_by_number_and_places_go_with_their_pairs() {
         let now = Instant::now();
-        let mut window = Window::new(now);
-        let push = |window: &mut Window, now, places: &[&str], may_grow| {
-            window.push(now, &answer(200, 1), &answer(200, 1), Outcome::Different, &at(places), may_grow);
+        let mut window = ComparisonWindow::new(now);
+        let push = |window: &mut ComparisonWindow, now, places: &[&str], may_grow| {
+            window.push(now, &answer(200, 1), &answer(200, 1), ComparisonOutcome::Different, &at(places), may_grow);
             window.len()
         };
         assert_eq!(push(&mut window, now, &["$.old"], false), 0, "no memory at all");
-        for count in 1..=MOST_PAIRS {
+        for count in 1..=MAX_PAIRS {
             assert_eq!(push(&mut window, now, &["$.old"], true), count);
         }
         let later = now + Duration::from_secs(60);
         for _ in 0..10 {
-            assert_eq!(push(&mut window, later, &["$.new"], true), MOST_PAIRS, "the oldest makes room");
+            assert_eq!(push(&mut window, later, &["$.new"], true), MAX_PAIRS, "the oldest makes room");
         }
-        assert_eq!(push(&mut window, later, &["$.new"], false), MOST_PAIRS, "as it does without memory");
+        assert_eq!(push(&mut window, later, &["$.new"], false), MAX_PAIRS, "as it does without memory");
         let report = window.report(later);
-        assert_eq!((report.pairs, report.places[1].pairs), (MOST_PAIRS as u64, 11));
-        let much_later = now + SPAN + Duration::from_secs(30);
+        assert_eq!((report.pairs, report.places[1].pairs), (MAX_PAIRS as u64, 11));
+        let much_later = now + WINDOW_DURATION + Duration::from_secs(30);
         assert_eq!(push(&mut window, much_later, &["$.new"], true), 12);
         let report = window.report(much_later);
         assert_eq!((report.places.len(), report.places[0].pairs), (1, 12));
@@ -295,28 +309,28 @@ mod tests {
     #[test]
     fn places_beyond_all_bounds_are_counted_together() {
         let now = Instant::now();
-        let mut window = Window::new(now);
+        let mut window = ComparisonWindow::new(now);
         for number in 0..1_000 {
             let places = at(&[&format!("$.n{number}"), "$.same"]);
-            window.push(now, &answer(200, 1), &answer(200, 1), Outcome::Different, &places, true);
+            window.push(now, &answer(200, 1), &answer(200, 1), ComparisonOutcome::Different, &places, true);
         }
         let report = window.report(now);
         assert_eq!((report.places[0].place.as_str(), report.places[0].pairs), ("$.same", 1_000));
         assert_eq!((report.places[1].place.as_str(), report.places[1].pairs), (OTHER_PLACES, 801));
-        assert_eq!(report.places.len(), REPORTED_PLACES);
+        assert_eq!(report.places.len(), MAX_REPORTED_PLACES);
     }
 
     #[test]
     fn samples_are_few_and_short() {
         let now = Instant::now();
-        let mut window = Window::new(now);
+        let mut window = ComparisonWindow::new(now);
         for number in 0..30 {
             let differences = at(&["$.a", "$.b", "$.c", "$.d", "$.e", "$.f"]);
             let (live_status, shadow_status) = (Some(200), Some(200));
             let (time, request_id) = (String::new(), number.to_string());
-            window.sample(
+            window.add_sample(
                 now,
-                Sample {
+                DifferenceSample {
                     time,
                     request_id,
                     live_status,
@@ -329,7 +343,7 @@ mod tests {
         }
         let samples = window.report(now).samples;
         assert_eq!((samples.len(), samples[19].request_id.as_str(), samples[0].differences.len()), (20, "29", 5));
-        window.forget(now + SPAN * 2);
+        window.drop_expired(now + WINDOW_DURATION * 2);
         assert!(window.report(now).samples.is_empty());
     }
 }

@@ -1,310 +1,319 @@
-//! A router as one of a group: which slots it may use.
+//! A router as a member of its fleet: which slots it may use.
 //!
-//! A [`Share`] is what it holds of one deployment, and all that a request touches: before it goes to a replica,
-//! [`Share::start`], at that moment, and [`Share::finish`] at its end; both go by the member's [`Terms`]. The [`Member`]
-//! itself is the rest: its session with the coordinator, and how long the lease is valid. Where the shares are is the
-//! shell's affair ([`Shares`]): each behind the lock of its deployment. After every call there may be something to send
-//! ([`Member::outgoing`]); at [`Member::wake_at`] the shell calls [`Member::tick`].
+//! A [`DeploymentShare`] is what the router holds of one deployment, and all that a request uses:
+//! [`DeploymentShare::start_request`] right before it is sent to a replica, and [`DeploymentShare::finish_request`] at
+//! its end. Both depend on the [`MembershipState`]. The [`FleetMember`] itself is the rest: its session with the
+//! coordinator, and how long the lease is valid. The caller decides where shares are ([`Shares`]), for instance behind
+//! the lock of each deployment. After every call there may be a message to send ([`FleetMember::outgoing`]); at
+//! [`FleetMember::wake_at`] the caller has to call [`FleetMember::tick`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use super::{Claim, Deployment, Epoch, Load, ReplicaKey, Settings, ToCoordinator, ToMember};
+use super::{DeploymentId, FleetReplicaKey, FleetTiming, MemberLoad, SlotClaim, Term, ToCoordinator, ToMember};
 
-mod news;
-mod pace;
+mod in_memory_shares;
+mod load_reporter;
+mod membership_state;
+mod protocol;
+mod rtt;
 mod share;
-mod talk;
-mod terms;
-mod whole;
-use news::News;
-use pace::Pace;
-pub use share::Share;
-pub use terms::Terms;
-pub use whole::AllShares;
+pub use in_memory_shares::InMemoryShares;
+use load_reporter::LoadReporter;
+pub use membership_state::MembershipState;
+use rtt::RttEstimator;
+pub use share::DeploymentShare;
 
-/// After so many heartbeats without an answer a stream is taken for dead.
-const DEAF: u32 = 3;
-/// So many beats may be unanswered: a later answer to an older one renews nothing.
-const BEATS: usize = 16;
+/// A connection counts as dead after this many heartbeats without an answer.
+const MAX_MISSED_HEARTBEATS: u32 = 3;
+/// The largest number of unanswered heartbeats that are kept. A late answer to an older one renews nothing.
+const MAX_UNANSWERED_HEARTBEATS: usize = 16;
 
-/// Where the shares of a member are.
+/// Access to the shares of a member.
 pub trait Shares {
-    /// Every share that there is.
-    fn each(&mut self, with: impl FnMut(&Deployment, &mut Share));
+    /// Calls `with` for every share.
+    fn for_each_share(&mut self, with: impl FnMut(&DeploymentId, &mut DeploymentShare));
 
-    /// The same; those that are at rest ([`Share::is_at_rest`]) may be left out.
-    fn restless(&mut self, with: impl FnMut(&Deployment, &mut Share)) {
-        self.each(with);
+    /// As `for_each_share`, but idle shares ([`DeploymentShare::is_idle`]) may be left out.
+    fn for_each_active_share(&mut self, with: impl FnMut(&DeploymentId, &mut DeploymentShare)) {
+        self.for_each_share(with);
     }
 
-    /// That of a deployment, a new one where there is none.
-    fn of(&mut self, deployment: &Deployment, with: impl FnOnce(&mut Share));
+    /// Calls `with` for the share of a deployment, which is created if there is none.
+    fn with_share(&mut self, deployment: &DeploymentId, with: impl FnOnce(&mut DeploymentShare));
 }
 
-/// The state of one router.
+/// The state of one member.
 #[derive(Debug, Clone, Hash)]
-pub struct Member<S> {
-    /// With patience as it is now, see [`Pace`].
-    terms: Terms,
-    pace: Pace,
-    /// The highest seen.
-    epoch: Epoch,
+pub struct FleetMember<S> {
+    /// The state with the current steal threshold, see [`RttEstimator`].
+    state: MembershipState,
+    rtt: RttEstimator,
+    /// The highest term that was seen.
+    highest_term: Term,
     session: u64,
-    phase: Phase,
-    beats: u64,
-    answered: u64,
-    /// Beats that are not answered, and when they were sent.
-    unanswered: VecDeque<(u64, Instant)>,
-    next_beat: Instant,
-    /// When the coordinator was last heard, or a session begun.
-    heard: Instant,
+    phase: SessionPhase,
+    heartbeats_sent: u64,
+    last_answered_heartbeat: u64,
+    /// Heartbeats that are not answered, and when they were sent.
+    unanswered_heartbeats: VecDeque<(u64, Instant)>,
+    next_heartbeat_at: Instant,
+    /// When the coordinator was last heard, or a session was begun.
+    coordinator_heard_at: Instant,
     shares: S,
-    loads: BTreeMap<Deployment, News>,
+    load_reporters: BTreeMap<DeploymentId, LoadReporter>,
 }
 
-/// How a router belongs to others.
+/// How a router relates to other routers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// There are no others: every slot is its own.
+pub enum MembershipMode {
+    /// The router is alone: every slot is its own.
     Alone,
-    /// A member that is cut off for longer than its lease serves on with its fair share: clients are served, and a
-    /// replica may get more than it should.
+    /// A member that is cut off for longer than its lease uses its fair share: clients are served, and a replica may
+    /// get more requests than its cap.
     Available,
-    /// A member that is cut off for longer than its lease serves nobody.
+    /// A member that is cut off for longer than its lease serves no requests.
     Strict,
 }
 
-/// What a router goes by at a moment.
+/// The right by which a router may use slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Standing {
-    /// All slots are its own.
+pub enum LeaseState {
+    /// The router is alone, so all slots are its own.
     Alone,
-    /// Its lease is valid.
+    /// The lease is valid.
     Leased,
-    /// Cut off: its fair share.
+    /// The router is cut off and uses its fair share.
     Fallback,
-    /// Cut off, and strict; or not long enough here to know.
-    Nothing,
+    /// The router is cut off and strict, or has not been a member long enough.
+    NoLease,
 }
 
-/// By what right a request is in flight.
+/// The right by which a request is in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Right {
-    /// Its slot is leased.
+pub enum SlotBasis {
+    /// The slot is leased.
     Leased,
-    /// In fallback: the replica may have more than it should.
-    Borrowed,
+    /// The router is in fallback, so the replica may exceed its cap.
+    Fallback,
 }
 
 #[derive(Debug, Clone, Hash)]
-enum Phase {
-    /// No stream.
-    Apart,
-    /// A stream, and nothing said yet.
-    Greeting,
-    /// Hello was said, with these claims, at that time.
-    Greeted(Vec<Claim>, Instant),
+enum SessionPhase {
+    /// There is no connection.
+    Disconnected,
+    /// There is a connection, and nothing has been sent.
+    Connected,
+    /// `Hello` was sent, with these claims, at this time.
+    AwaitingWelcome(Vec<SlotClaim>, Instant),
     Open,
 }
 
-impl<S: Shares> Member<S> {
-    /// Of a router that has just started: it holds nothing.
-    pub fn new(settings: Settings, kind: Kind, shares: S, now: Instant) -> Self {
+impl<S: Shares> FleetMember<S> {
+    /// Creates the state of a router that has just started and holds nothing.
+    pub fn new(timing: FleetTiming, mode: MembershipMode, shares: S, now: Instant) -> Self {
         Self {
-            terms: Terms::new(settings, kind, now),
-            pace: Pace::new(settings.patience),
-            epoch: Epoch::default(),
+            state: MembershipState::new(timing, mode, now),
+            rtt: RttEstimator::new(timing.steal_threshold),
+            highest_term: Term::default(),
             session: 0,
-            phase: Phase::Apart,
-            beats: 0,
-            answered: 0,
-            unanswered: VecDeque::new(),
-            next_beat: now,
-            heard: now,
+            phase: SessionPhase::Disconnected,
+            heartbeats_sent: 0,
+            last_answered_heartbeat: 0,
+            unanswered_heartbeats: VecDeque::new(),
+            next_heartbeat_at: now,
+            coordinator_heard_at: now,
             shares,
-            loads: BTreeMap::new(),
+            load_reporters: BTreeMap::new(),
         }
     }
 
-    /// What shares go by, as of now: to be had again after every call.
-    pub fn terms(&self) -> Terms {
-        Terms { is_open: self.is_open(), ..self.terms }
+    /// Returns the state that shares depend on. It has to be read again after every call.
+    pub fn membership_state(&self) -> MembershipState {
+        MembershipState { is_session_open: self.is_session_open(), ..self.state }
     }
 
-    /// Where its shares are.
+    /// Returns the shares.
     pub fn shares(&mut self) -> &mut S {
         &mut self.shares
     }
 
-    /// There are `size` routers; in the order that all see, this is number `rank`, from 0.
-    pub fn set_group(&mut self, size: u32, rank: u32) {
-        self.terms.group = (size, rank);
-        self.shares.each(|_, share| share.spread(size, rank));
+    /// Sets the number of routers, `size`, and the position of this one, `rank`, in the order that all routers see,
+    /// from 0.
+    pub fn set_fleet_position(&mut self, size: u32, rank: u32) {
+        self.state.fleet_position = (size, rank);
+        self.shares.for_each_share(|_, share| share.divide_fair_shares(size, rank));
     }
 
-    /// What goes on in a deployment. To be told about once per [`Settings::report`] while anything does, at once when
-    /// something begins to.
-    pub fn set_load(&mut self, deployment: &Deployment, load: Load) {
-        match self.loads.get_mut(deployment) {
-            Some(news) => news.set(load),
-            None => _ = self.loads.insert(deployment.clone(), News::new(load)),
+    /// Sets the load of a deployment. It has to be called once per [`FleetTiming::report_interval`] while there is any
+    /// load, and at once when it begins.
+    pub fn set_load(&mut self, deployment: &DeploymentId, load: MemberLoad) {
+        match self.load_reporters.get_mut(deployment) {
+            Some(news) => news.set_load(load),
+            None => _ = self.load_reporters.insert(deployment.clone(), LoadReporter::new(load)),
         }
     }
 
-    /// There is no such deployment any more.
-    pub fn forget_load(&mut self, deployment: &Deployment) {
-        self.loads.remove(deployment);
+    /// Removes the load of a deployment that is gone.
+    pub fn remove_load(&mut self, deployment: &DeploymentId) {
+        self.load_reporters.remove(deployment);
     }
 
-    /// There is a stream to the coordinator. Returns the number of the session that begins.
-    pub fn connected(&mut self, now: Instant) -> u64 {
+    /// Begins a session, because there is a connection to the coordinator. Returns its number.
+    pub fn begin_session(&mut self, now: Instant) -> u64 {
         self.session += 1;
-        (self.phase, self.heard) = (Phase::Greeting, now);
-        (self.answered, self.unanswered) = (self.beats, VecDeque::new());
+        (self.phase, self.coordinator_heard_at) = (SessionPhase::Connected, now);
+        (self.last_answered_heartbeat, self.unanswered_heartbeats) = (self.heartbeats_sent, VecDeque::new());
         self.session
     }
 
-    /// There is none any more. What is held may be spent until the lease expires.
-    pub fn disconnected(&mut self) {
-        self.phase = Phase::Apart;
+    /// Ends the session. Held slots may be used until the lease expires.
+    pub fn end_session(&mut self) {
+        self.phase = SessionPhase::Disconnected;
     }
 
-    /// The session, if there is one.
-    pub fn session(&self) -> Option<u64> {
-        (!matches!(self.phase, Phase::Apart)).then_some(self.session)
+    /// Returns the session, if there is one.
+    pub fn current_session(&self) -> Option<u64> {
+        (!matches!(self.phase, SessionPhase::Disconnected)).then_some(self.session)
     }
 
-    /// Whether there is no stream that is worth keeping: look for the coordinator.
-    pub fn is_lost(&self, now: Instant) -> bool {
-        let is_deaf = now >= self.heard + self.terms.settings.heartbeat * DEAF;
-        self.terms.kind != Kind::Alone && (matches!(self.phase, Phase::Apart) || is_deaf)
+    /// Returns whether there is no usable connection, so that the caller should look for the coordinator.
+    pub fn needs_connection(&self, now: Instant) -> bool {
+        let is_timed_out =
+            now >= self.coordinator_heard_at + self.state.timing.heartbeat_interval * MAX_MISSED_HEARTBEATS;
+        self.state.mode != MembershipMode::Alone && (matches!(self.phase, SessionPhase::Disconnected) || is_timed_out)
     }
 
-    /// When a coordinator was last heard, or a stream to one begun, at the latest: what [`Ledger::last_heard`] wants to know
-    /// when this router leads.
+    /// Returns when a coordinator was last heard or a connection to one was begun, which
+    /// [`Ledger::set_predecessor_heard_at`] needs when this router becomes the coordinator.
     ///
-    /// [`Ledger::last_heard`]: super::ledger::Ledger::last_heard
-    pub fn heard_at(&self) -> Instant {
-        self.heard
+    /// [`Ledger::set_predecessor_heard_at`]: super::ledger::Ledger::set_predecessor_heard_at
+    pub fn coordinator_heard_at(&self) -> Instant {
+        self.coordinator_heard_at
     }
 
-    /// The highest epoch seen.
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
+    /// Returns the highest term that was seen.
+    pub fn highest_term(&self) -> Term {
+        self.highest_term
     }
 
-    /// The router ends: it takes no more requests, and gives back each slot as it becomes free. When nothing is in flight
-    /// [`Member::outgoing`] says good-bye.
-    pub fn retire(&mut self) {
-        self.terms.is_retiring = true;
-        self.shares.each(|_, share| share.close());
-        if self.is_open() {
-            self.review_every();
+    /// Starts to leave the fleet: the router takes no more requests and returns each slot as it becomes free. When
+    /// nothing is in flight, [`FleetMember::outgoing`] returns the farewell.
+    pub fn start_draining(&mut self) {
+        self.state.is_draining = true;
+        self.shares.for_each_share(|_, share| share.stop_requests());
+        if self.is_session_open() {
+            self.return_all_surplus();
         }
     }
 
-    /// The coordinator says something. Who waits may find a slot after it.
+    /// Receives a message of the coordinator. Queued requests may find a slot after this call.
     pub fn receive(&mut self, message: ToMember, now: Instant) {
-        let (epoch, session) = match &message {
-            ToMember::Welcome { epoch, session, .. } | ToMember::Refused { epoch, session } => (*epoch, *session),
-            ToMember::Update(update) => (update.epoch, update.session),
+        let (term, session) = match &message {
+            ToMember::Welcome { term, session, .. } | ToMember::Refused { term, session } => (*term, *session),
+            ToMember::Update(update) => (update.term, update.session),
         };
-        if session != self.session || matches!(self.phase, Phase::Apart) {
+        if session != self.session || matches!(self.phase, SessionPhase::Disconnected) {
             return;
         }
-        if epoch < self.epoch {
-            // A coordinator of the past.
-            return self.disconnected();
+        if term < self.highest_term {
+            // The message is from an earlier coordinator.
+            return self.end_session();
         }
-        self.epoch = epoch;
+        self.highest_term = term;
         match message {
-            ToMember::Refused { .. } => self.disconnected(),
-            ToMember::Welcome { beat, keep, .. } => self.welcome(beat, &keep, now),
-            ToMember::Update(update) if self.is_open() => self.update(&update, now),
+            ToMember::Refused { .. } => self.end_session(),
+            ToMember::Welcome { heartbeat, keep_limits, .. } => self.handle_welcome(heartbeat, &keep_limits, now),
+            ToMember::Update(update) if self.is_session_open() => self.handle_update(&update, now),
             ToMember::Update(_) => {}
         }
     }
 
-    /// Time passes. Returns replicas on which requests are in flight by leases that expired so long ago that the slots are
-    /// about to be given to others: all requests with [`Right::Leased`] there have to be aborted now.
-    pub fn tick(&mut self, now: Instant) -> Vec<ReplicaKey> {
-        let (terms, mut overdue) = (self.terms(), Vec::new());
-        if terms.kind == Kind::Alone {
+    /// Advances to `now`. Returns replicas with requests in flight under leases that expired so long ago that the slots
+    /// are about to be granted to others: all requests with [`SlotBasis::Leased`] there have to be aborted now.
+    pub fn tick(&mut self, now: Instant) -> Vec<FleetReplicaKey> {
+        let (state, mut overdue) = (self.membership_state(), Vec::new());
+        if state.mode == MembershipMode::Alone {
             return overdue;
         }
-        self.shares.restless(|_, share| {
-            if terms.is_open {
-                share.retire_idle(now, &terms.settings);
+        self.shares.for_each_active_share(|_, share| {
+            if state.is_session_open {
+                share.return_idle(now, &state.timing);
             }
-            if now >= terms.abort_at(share.hold_time()) {
-                overdue.extend(share.busy().cloned());
+            if now >= state.abort_at(share.hold_duration()) {
+                overdue.extend(share.leased_busy_replicas().cloned());
             }
         });
         overdue
     }
 
-    /// When to [`Member::tick`] and look at [`Member::outgoing`] at the latest, if nothing else happens.
+    /// Returns when [`FleetMember::tick`] and [`FleetMember::outgoing`] are due at the latest, if nothing else happens.
     pub fn wake_at(&mut self, now: Instant) -> Option<Instant> {
-        let terms = self.terms();
-        if terms.kind == Kind::Alone {
+        let state = self.membership_state();
+        if state.mode == MembershipMode::Alone {
             return None;
         }
-        let mut first = terms.is_open.then_some(self.next_beat);
-        let mut at = |time: Instant| first = Some(first.map_or(time, |first| first.min(time)));
-        if terms.is_open {
-            self.loads.values().filter_map(|news| news.due_at(&terms.settings)).for_each(&mut at);
+        let mut earliest = state.is_session_open.then_some(self.next_heartbeat_at);
+        let mut consider = |time: Instant| earliest = Some(earliest.map_or(time, |first| first.min(time)));
+        if state.is_session_open {
+            self.load_reporters.values().filter_map(|news| news.due_at(&state.timing)).for_each(&mut consider);
         }
-        let cut_off = [terms.valid_until, terms.fallback_from.max(terms.valid_until)];
-        // Once it is over [`Member::is_lost`] says so until there is another stream: there is nothing to wake up for.
-        let lost = self.session().map(|_| self.heard + terms.settings.heartbeat * DEAF);
-        cut_off.into_iter().chain(lost).filter(|time| *time > now).for_each(&mut at);
-        self.shares.restless(|_, share| {
-            if share.busy().next().is_some() {
-                // Those that are overdue are told of at every tick.
-                Some(terms.abort_at(share.hold_time())).filter(|time| *time > now).into_iter().for_each(&mut at);
+        let cut_off = [state.lease_expires_at, state.fallback_from.max(state.lease_expires_at)];
+        // After that time [`FleetMember::needs_connection`] returns true until there is another connection, so no
+        // wake-up is needed.
+        let connection_timeout_at = self
+            .current_session()
+            .map(|_| self.coordinator_heard_at + state.timing.heartbeat_interval * MAX_MISSED_HEARTBEATS);
+        cut_off.into_iter().chain(connection_timeout_at).filter(|time| *time > now).for_each(&mut consider);
+        self.shares.for_each_active_share(|_, share| {
+            if share.leased_busy_replicas().next().is_some() {
+                // Requests that are overdue are returned by every tick.
+                Some(state.abort_at(share.hold_duration()))
+                    .filter(|time| *time > now)
+                    .into_iter()
+                    .for_each(&mut consider);
             }
-            if terms.is_open {
-                share.wake_at(&terms.settings).into_iter().for_each(&mut at);
-                if share.has_news() || share.needs_window() {
-                    at(now);
+            if state.is_session_open {
+                share.wake_at(&state.timing).into_iter().for_each(&mut consider);
+                if share.has_unsent_changes() || share.needs_idle_window() {
+                    consider(now);
                 }
             }
         });
-        first
+        earliest
     }
 
-    /// The router was asleep for a time, and does not know what happened meanwhile: before it serves by its fair share it
-    /// waits whether it hears of its coordinator.
-    pub fn woken(&mut self, now: Instant) {
-        self.terms.fallback_from = self.terms.fallback_from.max(now + self.terms.settings.lease / 2);
+    /// Records that the router was suspended and does not know what happened meanwhile. Before it uses its fair share
+    /// it waits whether it hears of its coordinator.
+    pub fn resume_from_suspend(&mut self, now: Instant) {
+        self.state.fallback_from = self.state.fallback_from.max(now + self.state.timing.lease_duration / 2);
     }
 
-    /// What is to be sent, if anything.
+    /// Returns the message to send, if there is one.
     pub fn outgoing(&mut self, now: Instant) -> Option<ToCoordinator> {
         match self.phase {
-            Phase::Greeting => Some(self.hello(now)),
-            Phase::Open => self.report(now),
+            SessionPhase::Connected => Some(self.take_hello(now)),
+            SessionPhase::Open => self.take_report(now),
             _ => None,
         }
     }
 
-    fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Open)
+    fn is_session_open(&self) -> bool {
+        matches!(self.phase, SessionPhase::Open)
     }
 
-    fn next_number(&mut self, now: Instant) -> u64 {
-        self.beats += 1;
-        self.next_beat = now + self.terms.settings.heartbeat;
-        self.unanswered.push_back((self.beats, now));
-        if self.unanswered.len() > BEATS {
-            self.unanswered.pop_front();
+    fn next_heartbeat(&mut self, now: Instant) -> u64 {
+        self.heartbeats_sent += 1;
+        self.next_heartbeat_at = now + self.state.timing.heartbeat_interval;
+        self.unanswered_heartbeats.push_back((self.heartbeats_sent, now));
+        if self.unanswered_heartbeats.len() > MAX_UNANSWERED_HEARTBEATS {
+            self.unanswered_heartbeats.pop_front();
         }
-        self.beats
+        self.heartbeats_sent
     }
 
-    fn review_every(&mut self) {
-        let settings = self.terms.settings;
-        self.shares.restless(|_, share| share.review_all(&settings));
+    fn return_all_surplus(&mut self) {
+        let timing = self.state.timing;
+        self.shares.for_each_active_share(|_, share| share.return_all_surplus(&timing));
     }
 }

@@ -11,14 +11,14 @@ fn request(method: Method, headers: &[(&'static str, &'static str)]) -> Request<
     request
 }
 
-fn written(request: &Request<()>, body: Sending) -> String {
+fn written_head(request: &Request<()>, body: BodyFraming) -> String {
     let mut out = BytesMut::new();
     write_head(&mut out, request, body);
     String::from_utf8(out.to_vec()).unwrap()
 }
 
 /// The head, and everything of the body with how it ends: `bytes` come all at once, then one by one.
-fn read(method: Method, bytes: &str) -> Result<(StatusCode, String, bool), Garbage> {
+fn read_response(method: Method, bytes: &str) -> Result<(StatusCode, String, bool), InvalidResponse> {
     let at_once = read_in_pieces(&method, [bytes.as_bytes()].into_iter());
     let one_by_one = read_in_pieces(&method, bytes.as_bytes().chunks(1));
     assert_eq!(at_once, one_by_one, "{bytes:?}");
@@ -28,21 +28,21 @@ fn read(method: Method, bytes: &str) -> Result<(StatusCode, String, bool), Garba
 fn read_in_pieces<'a>(
     method: &Method,
     mut pieces: impl Iterator<Item = &'a [u8]>,
-) -> Result<(StatusCode, String, bool), Garbage> {
+) -> Result<(StatusCode, String, bool), InvalidResponse> {
     let mut input = BytesMut::new();
     let head = loop {
         match read_head(&mut input, method)? {
             Some(head) => break head,
-            None => input.extend_from_slice(pieces.next().ok_or(Garbage)?),
+            None => input.extend_from_slice(pieces.next().ok_or(InvalidResponse)?),
         }
     };
-    let (mut receiving, mut body) = (head.body, String::new());
+    let (mut decoder, mut body) = (head.decoder, String::new());
     loop {
-        match receiving.next(&mut input)? {
-            Piece::Data(data) => body += std::str::from_utf8(&data).unwrap(),
-            Piece::Trailers(trailers) => body += &format!("{trailers:?}"),
-            Piece::End => break,
-            Piece::Incomplete => match pieces.next() {
+        match decoder.next(&mut input)? {
+            BodyPiece::Data(data) => body += std::str::from_utf8(&data).unwrap(),
+            BodyPiece::Trailers(trailers) => body += &format!("{trailers:?}"),
+            BodyPiece::End => break,
+            BodyPiece::NeedsInput => match pieces.next() {
                 Some(piece) => input.extend_from_slice(piece),
                 None => {
                     body += " …";
@@ -51,8 +51,8 @@ fn read_in_pieces<'a>(
             },
         }
     }
-    assert!(receiving.is_over() || body.ends_with('…'));
-    Ok((head.parts.status, body, head.keeps_alive))
+    assert!(decoder.is_over() || body.ends_with('…'));
+    Ok((head.parts.status, body, head.is_keep_alive))
 }
 
 #[test]
@@ -60,14 +60,14 @@ fn a_request_head_has_the_framing_of_its_body_and_no_other() {
     let headers = &[("host", "model"), ("content-length", "7"), ("transfer-encoding", "chunked"), ("x-a", "b")];
     let posted = request(Method::POST, headers);
     let start = "POST /score?a=1 HTTP/1.1\r\nhost: model\r\nx-a: b\r\n";
-    assert_eq!(written(&posted, Sending::Length(5)), format!("{start}content-length: 5\r\n\r\n"));
-    assert_eq!(written(&posted, Sending::Chunked), format!("{start}transfer-encoding: chunked\r\n\r\n"));
-    assert_eq!(written(&posted, Sending::Length(0)), format!("{start}content-length: 0\r\n\r\n"));
+    assert_eq!(written_head(&posted, BodyFraming::Length(5)), format!("{start}content-length: 5\r\n\r\n"));
+    assert_eq!(written_head(&posted, BodyFraming::Chunked), format!("{start}transfer-encoding: chunked\r\n\r\n"));
+    assert_eq!(written_head(&posted, BodyFraming::Length(0)), format!("{start}content-length: 0\r\n\r\n"));
 }
 
 #[test]
 fn an_empty_body_is_announced_only_where_one_is_expected() {
-    let empty = |method, headers: &[_]| written(&request(method, headers), Sending::Length(0));
+    let empty = |method, headers: &[_]| written_head(&request(method, headers), BodyFraming::Length(0));
     assert_eq!(empty(Method::GET, &[]), "GET /score?a=1 HTTP/1.1\r\n\r\n");
     assert_eq!(empty(Method::GET, &[("content-length", "0")]), "GET /score?a=1 HTTP/1.1\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(empty(Method::POST, &[]), "POST /score?a=1 HTTP/1.1\r\ncontent-length: 0\r\n\r\n");
@@ -98,7 +98,7 @@ fn a_body_ends_where_its_head_says() {
         ("transfer-encoding: chunked\r\ncontent-length: 9\r\n", "2\r\nok\r\n0\r\n\r\n", "ok", false),
         ("transfer-encoding: chunked\r\n", "2\r\nok\r\n", "ok …", true),
     ] {
-        let read = read(Method::POST, &format!("{ok}{head}\r\n{body}"));
+        let read = read_response(Method::POST, &format!("{ok}{head}\r\n{body}"));
         assert_eq!(read, Ok((StatusCode::OK, expected.to_owned(), keeps_alive)), "{head:?} {body:?}");
     }
 }
@@ -106,7 +106,7 @@ fn a_body_ends_where_its_head_says() {
 #[test]
 fn some_responses_have_no_body_whatever_their_head_says() {
     for (method, status) in [(Method::HEAD, 200), (Method::GET, 204), (Method::GET, 304), (Method::GET, 101)] {
-        let read = read(method, &format!("HTTP/1.1 {status} X\r\ncontent-length: 9\r\n\r\n"));
+        let read = read_response(method, &format!("HTTP/1.1 {status} X\r\ncontent-length: 9\r\n\r\n"));
         assert_eq!(read, Ok((StatusCode::from_u16(status).unwrap(), String::new(), status != 101)), "{status}");
     }
 }
@@ -114,13 +114,14 @@ fn some_responses_have_no_body_whatever_their_head_says() {
 #[test]
 fn interim_responses_are_skipped() {
     let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
-    let read = read(Method::POST, &format!("{interim}HTTP/1.1 500 Oh\r\ncontent-length: 1\r\n\r\n!"));
+    let read = read_response(Method::POST, &format!("{interim}HTTP/1.1 500 Oh\r\ncontent-length: 1\r\n\r\n!"));
     assert_eq!(read, Ok((StatusCode::INTERNAL_SERVER_ERROR, "!".to_owned(), true)));
 }
 
 #[test]
 fn http_1_0_closes_unless_it_says_otherwise() {
-    let read = |headers: &str| read(Method::POST, &format!("HTTP/1.0 200 OK\r\n{headers}content-length: 1\r\n\r\n!"));
+    let read =
+        |headers: &str| read_response(Method::POST, &format!("HTTP/1.0 200 OK\r\n{headers}content-length: 1\r\n\r\n!"));
     assert!(!read("").unwrap().2);
     assert!(read("connection: keep-alive\r\n").unwrap().2);
 }
@@ -148,16 +149,16 @@ fn what_could_be_read_in_two_ways_is_garbage() {
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nokay\r\n",
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx : y\r\n\r\n",
     ] {
-        assert_eq!(read(Method::POST, response), Err(Garbage), "{response:?}");
+        assert_eq!(read_response(Method::POST, response), Err(InvalidResponse), "{response:?}");
     }
 }
 
 #[test]
 fn heads_and_chunk_sizes_that_do_not_end_are_given_up() {
     let mut input = BytesMut::from("HTTP/1.1 200 OK\r\nx: ");
-    input.extend_from_slice(&[b'x'; LONGEST]);
-    assert!(matches!(read_head(&mut input, &Method::POST), Err(Garbage)));
+    input.extend_from_slice(&[b'x'; MAX_HEAD_BYTES]);
+    assert!(matches!(read_head(&mut input, &Method::POST), Err(InvalidResponse)));
     let mut input = BytesMut::from("1;");
-    input.extend_from_slice(&[b'x'; LONGEST]);
-    assert_eq!(Receiving::Chunked(Chunk::Size).next(&mut input), Err(Garbage));
+    input.extend_from_slice(&[b'x'; MAX_HEAD_BYTES]);
+    assert_eq!(BodyDecoder::Chunked(ChunkState::Size).next(&mut input), Err(InvalidResponse));
 }

@@ -1,4 +1,4 @@
-//! The body of a live request, once more for its copy.
+//! A buffer through which the body of a live request reaches its copy.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -10,89 +10,90 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 
-use crate::state::mirror::{Budget, Held};
+use crate::state::mirror::{Budget, MemoryReservation};
 
-/// Half of what one read of a body may bring: smaller pieces are copied where they would wait.
-const COPIED: usize = 128 * 1024;
+/// Half of what one read of a body may bring. Smaller chunks are copied if they have to wait.
+const MIN_SHARED_PIECE_BYTES: usize = 128 * 1024;
 
-/// Why a copy is given up.
+/// Why a copy is aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::proxy) enum Cut {
-    /// It lags behind by more than its window.
+pub(in crate::proxy) enum MirrorAbort {
+    /// The copy lags behind by more than its window.
     Lagging,
     /// All copies together hold more than they may.
     OverBudget,
-    /// The live body came to no end, or nobody waits for the live answer any more.
+    /// The live body did not end properly, or nobody waits for the live response any more.
     ClientLeft,
 }
 
-/// What has been read of a live body and its copy has not had yet. Whoever reads the one never waits for the other: what
-/// would be too much ends the copy.
+/// Data of a live body that its copy has not read yet. Reading the live body never waits for the copy: what would
+/// exceed a limit aborts the copy.
 #[derive(Debug)]
 pub(in crate::proxy) struct Tee {
     pieces: RefCell<VecDeque<Frame<Bytes>>>,
     /// The memory of `pieces`.
-    held: RefCell<Held>,
-    /// Bytes so far.
-    passed: Cell<u64>,
-    /// For how long the live body has been held back, for the sake of bandwidth.
-    delayed: Cell<Duration>,
-    window: usize,
+    reservation: RefCell<MemoryReservation>,
+    /// Number of bytes so far.
+    passed_bytes: Cell<u64>,
+    /// The time by which the bandwidth limit has delayed the live body.
+    total_delay: Cell<Duration>,
+    window_bytes: usize,
     has_ended: Cell<bool>,
-    cut: Cell<Option<Cut>>,
-    /// The copy, while it waits for more, or for bad news.
-    waiting: RefCell<Option<Waker>>,
+    abort_reason: Cell<Option<MirrorAbort>>,
+    /// The waker of the copy, while it waits for more data or for an abort.
+    waker: RefCell<Option<Waker>>,
 }
 
 impl Tee {
-    /// Nothing of it has come.
-    pub(in crate::proxy) fn new(window: usize, budget: Arc<Budget>) -> Self {
+    /// Creates an empty buffer.
+    pub(in crate::proxy) fn new(window_bytes: usize, budget: Arc<Budget>) -> Self {
         Self {
             pieces: RefCell::default(),
-            held: RefCell::new(Held::new(budget)),
-            passed: Cell::new(0),
-            delayed: Cell::default(),
-            window,
+            reservation: RefCell::new(MemoryReservation::new(budget)),
+            passed_bytes: Cell::new(0),
+            total_delay: Cell::default(),
+            window_bytes,
             has_ended: Cell::new(false),
-            cut: Cell::new(None),
-            waiting: RefCell::default(),
+            abort_reason: Cell::new(None),
+            waker: RefCell::default(),
         }
     }
 
-    /// A piece of the live body.
+    /// Adds a chunk of the live body.
     pub(in crate::proxy) fn push(&self, data: &Bytes) {
-        if self.cut.get().is_some() || data.is_empty() {
+        if self.abort_reason.get().is_some() || data.is_empty() {
             return;
         }
-        if self.held.borrow().bytes() + data.len() > self.window {
-            return self.cut(Cut::Lagging);
+        if self.reservation.borrow().bytes() + data.len() > self.window_bytes {
+            return self.abort(MirrorAbort::Lagging);
         }
-        if !self.held.borrow_mut().take(data.len()) {
-            return self.cut(Cut::OverBudget);
+        if !self.reservation.borrow_mut().try_grow(data.len()) {
+            return self.abort(MirrorAbort::OverBudget);
         }
-        self.passed.set(self.passed.get() + data.len() as u64);
+        self.passed_bytes.set(self.passed_bytes.get() + data.len() as u64);
         let mut pieces = self.pieces.borrow_mut();
-        // A small piece keeps all of the buffer that it was read into. One is no matter, many of a copy that lags are.
-        let is_dear = !pieces.is_empty() && data.len() < COPIED;
-        let piece = if is_dear { Bytes::copy_from_slice(data) } else { data.clone() };
+        // A small chunk keeps the whole buffer alive that it was read into. That matters when many of them wait for a
+        // copy that lags.
+        let should_copy = !pieces.is_empty() && data.len() < MIN_SHARED_PIECE_BYTES;
+        let piece = if should_copy { Bytes::copy_from_slice(data) } else { data.clone() };
         pieces.push_back(Frame::data(piece));
         drop(pieces);
         self.wake();
     }
 
-    /// The live body has been held back for so long, in all.
-    pub(in crate::proxy) fn delay(&self, delayed: Duration) {
-        self.delayed.set(delayed);
+    /// Sets the total delay of the live body.
+    pub(in crate::proxy) fn set_total_delay(&self, delayed: Duration) {
+        self.total_delay.set(delayed);
     }
 
-    /// For how long the live body has been held back.
-    pub(in crate::proxy) fn delayed(&self) -> Duration {
-        self.delayed.get()
+    /// Returns the total delay of the live body.
+    pub(in crate::proxy) fn total_delay(&self) -> Duration {
+        self.total_delay.get()
     }
 
-    /// The live body has ended.
+    /// Marks the end of the live body.
     pub(in crate::proxy) fn end(&self, trailers: Option<&HeaderMap>) {
-        if self.cut.get().is_some() || self.has_ended.replace(true) {
+        if self.abort_reason.get().is_some() || self.has_ended.replace(true) {
             return;
         }
         if let Some(trailers) = trailers {
@@ -101,62 +102,63 @@ impl Tee {
         self.wake();
     }
 
-    /// Nothing more is read of the live body.
+    /// Marks that the live body is not read any further.
     pub(in crate::proxy) fn stop(&self) {
         if !self.has_ended.get() {
-            self.cut(Cut::ClientLeft);
+            self.abort(MirrorAbort::ClientLeft);
         }
     }
 
-    /// The copy is given up.
-    pub(in crate::proxy) fn cut(&self, why: Cut) {
-        if self.cut.get().is_none() {
-            self.cut.set(Some(why));
-            self.forget();
+    /// Aborts the copy.
+    pub(in crate::proxy) fn abort(&self, why: MirrorAbort) {
+        if self.abort_reason.get().is_none() {
+            self.abort_reason.set(Some(why));
+            self.discard_frames();
             self.wake();
         }
     }
 
-    /// Why the copy was given up, if it was; whoever asks is woken when it is.
-    pub(in crate::proxy) fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<Cut> {
-        self.cut.get().map_or_else(|| self.wait(cx), Poll::Ready)
+    /// Returns why the copy was aborted, if it was. Otherwise the caller is woken when it is.
+    pub(in crate::proxy) fn poll_abort(&self, cx: &mut Context<'_>) -> Poll<MirrorAbort> {
+        self.abort_reason.get().map_or_else(|| self.register_waker(cx), Poll::Ready)
     }
 
-    /// Bytes so far.
-    pub(in crate::proxy) fn passed(&self) -> u64 {
-        self.passed.get()
+    /// Returns the number of bytes so far.
+    pub(in crate::proxy) fn passed_bytes(&self) -> u64 {
+        self.passed_bytes.get()
     }
 
-    /// Whether nothing more is to be had.
+    /// Returns whether no more data will come.
     pub(in crate::proxy) fn is_over(&self) -> bool {
         self.has_ended.get() && self.pieces.borrow().is_empty()
     }
 
-    /// The next piece for the copy; pending for good when it is given up, which [`Tee::poll_cut`] tells.
+    /// Returns the next chunk for the copy. After an abort it is pending forever; [`Tee::poll_abort`] reports the
+    /// abort.
     pub(in crate::proxy) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
         match self.pop() {
-            None if !self.has_ended.get() || self.cut.get().is_some() => self.wait(cx),
+            None if !self.has_ended.get() || self.abort_reason.get().is_some() => self.register_waker(cx),
             frame => Poll::Ready(frame),
         }
     }
 
-    /// The next piece, if it is there and no trailers.
+    /// Returns the next chunk, if it is there and is not the trailers.
     pub(in crate::proxy) fn pop_data(&self) -> Option<Bytes> {
         let is_data = self.pieces.borrow().front().is_some_and(Frame::is_data);
         if is_data { self.pop()?.into_data().ok() } else { None }
     }
 
-    /// The next piece, if it is there.
+    /// Returns the next frame, if it is there.
     fn pop(&self) -> Option<Frame<Bytes>> {
         let frame = self.pieces.borrow_mut().pop_front();
         if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
-            self.held.borrow_mut().give(data.len());
+            self.reservation.borrow_mut().shrink(data.len());
         }
         frame
     }
 
-    fn wait<T>(&self, cx: &Context<'_>) -> Poll<T> {
-        let mut waiting = self.waiting.borrow_mut();
+    fn register_waker<T>(&self, cx: &Context<'_>) -> Poll<T> {
+        let mut waiting = self.waker.borrow_mut();
         if !waiting.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *waiting = Some(cx.waker().clone());
         }
@@ -164,14 +166,14 @@ impl Tee {
     }
 
     fn wake(&self) {
-        if let Some(waker) = self.waiting.borrow_mut().take() {
+        if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
     }
 
-    fn forget(&self) {
+    fn discard_frames(&self) {
         self.pieces.borrow_mut().clear();
-        drop(self.held.borrow_mut().hand_over());
+        drop(self.reservation.borrow_mut().take_all());
     }
 }
 
@@ -196,22 +198,22 @@ mod tests {
         while let Some(frame) = poll_fn(|cx| tee.poll_frame(cx)).await {
             seen.extend_from_slice(frame.data_ref().unwrap());
         }
-        assert_eq!((seen.as_slice(), tee.is_over(), tee.passed()), (&b"abcdef"[..], true, 6));
-        assert!(budget.take(10), "all is given back");
+        assert_eq!((seen.as_slice(), tee.is_over(), tee.passed_bytes()), (&b"abcdef"[..], true, 6));
+        assert!(budget.try_reserve(10), "all is given back");
     }
 
     #[tokio::test]
     async fn what_is_too_much_ends_the_copy_and_gives_back_what_it_held() {
-        for (window, budget, why) in [(5, 100, Cut::Lagging), (100, 5, Cut::OverBudget)] {
+        for (window, budget, why) in [(5, 100, MirrorAbort::Lagging), (100, 5, MirrorAbort::OverBudget)] {
             let budget = Budget::new(budget);
             let tee = tee(window, &budget);
             tee.push(&Bytes::from_static(b"abc"));
             tee.push(&Bytes::from_static(b"def"));
-            assert_eq!(poll_fn(|cx| tee.poll_cut(cx)).await, why);
-            assert!(budget.take(5), "nothing is held");
+            assert_eq!(poll_fn(|cx| tee.poll_abort(cx)).await, why);
+            assert!(budget.try_reserve(5), "nothing is held");
             tee.push(&Bytes::from_static(b"g"));
             let waits = poll_fn(|cx| Poll::Ready(tee.poll_frame(cx).is_pending())).await;
-            assert!(waits && tee.passed() == 3);
+            assert!(waits && tee.passed_bytes() == 3);
         }
     }
 
@@ -221,7 +223,7 @@ mod tests {
         let tee = tee(10, &budget);
         tee.push(&Bytes::from_static(b"abc"));
         tee.stop();
-        assert_eq!(poll_fn(|cx| tee.poll_cut(cx)).await, Cut::ClientLeft);
-        assert!(budget.take(10) && !tee.is_over());
+        assert_eq!(poll_fn(|cx| tee.poll_abort(cx)).await, MirrorAbort::ClientLeft);
+        assert!(budget.try_reserve(10) && !tee.is_over());
     }
 }

@@ -1,95 +1,101 @@
-//! A slot while a request has it.
+//! The guard of a slot while a request uses it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Replica, Slots};
+use super::{DeploymentSlots, Replica};
 use crate::policy::admit::ReplicaId;
-use crate::policy::fleet::member::{Right, Standing};
+use crate::policy::fleet::member::{LeaseState, SlotBasis};
 
-/// The right to have one request in flight on one replica; ends when dropped.
+/// The right to have one request in flight on one replica. Dropping it frees the slot.
 #[derive(Debug)]
 pub struct Slot {
-    pub(super) slots: Arc<Slots>,
-    pub(super) id: ReplicaId,
+    pub(super) slots: Arc<DeploymentSlots>,
+    pub(super) replica_id: ReplicaId,
     pub(super) replica: Arc<Replica>,
-    pub(super) since: Instant,
-    /// By what right, where there are several routers.
-    pub(super) right: Option<Right>,
-    /// Those of the replica when it began.
-    pub(super) revocations: u32,
+    pub(super) acquired_at: Instant,
+    /// The right by which the slot was granted, in a fleet.
+    pub(super) grant_basis: Option<SlotBasis>,
+    /// The `revocations` of the replica when the request began.
+    pub(super) revocations_at_start: u32,
 }
 
 impl Slot {
-    /// Where the request goes.
+    /// Returns the replica that the request is sent to.
     pub fn replica(&self) -> &Arc<Replica> {
         &self.replica
     }
 
-    /// The replica's place in the deployment, to avoid it the next time.
-    pub fn id(&self) -> ReplicaId {
-        self.id
+    /// Returns the replica's id in the deployment, so that a retry can avoid it.
+    pub fn replica_id(&self) -> ReplicaId {
+        self.replica_id
     }
 
-    /// Whether nothing may be sent any more by the right that the slot was taken by: the process may have stood still since,
-    /// and may have other leases by now.
+    /// Returns whether nothing may be sent any more under the right by which the slot was granted. The process may have
+    /// been suspended since, and may have new leases by now.
     pub fn is_expired(&self) -> bool {
         if self.is_revoked() {
             return true;
         }
-        let (Some(right), Some(membership)) = (self.right, &self.slots.membership) else { return false };
-        let standing = membership.terms().standing(Instant::now());
-        standing != if right == Right::Leased { Standing::Leased } else { Standing::Fallback }
+        let (Some(right), Some(membership)) = (self.grant_basis, &self.slots.membership) else { return false };
+        let standing = membership.state().lease_state(Instant::now());
+        standing != if right == SlotBasis::Leased { LeaseState::Leased } else { LeaseState::Fallback }
     }
 
-    /// Whether the slot was another router's meanwhile, or is about to be: what is in flight must not be any more.
+    /// Returns whether the slot has been, or is about to be, granted to another router, so that the request must be
+    /// cut.
     pub fn is_revoked(&self) -> bool {
-        self.right == Some(Right::Leased) && self.replica.revocations.load(Ordering::Relaxed) != self.revocations
+        self.grant_basis == Some(SlotBasis::Leased)
+            && self.replica.revocations.load(Ordering::Relaxed) != self.revocations_at_start
     }
 
-    /// `deadline`, or when the slot is about to be another router's, if that is earlier: unless the lease that it was taken by
-    /// is renewed before; `hold` is how long a request may last after that.
-    pub fn until(&self, deadline: Instant, hold: Duration) -> Instant {
+    /// Returns `deadline`, or the earlier time at which the slot may be granted to another router unless the lease is
+    /// renewed before. `hold` is how long a request may last after its lease ends.
+    pub fn effective_deadline(&self, deadline: Instant, hold: Duration) -> Instant {
         match &self.slots.membership {
-            // The lease was valid when it began.
-            Some(membership) if self.right == Some(Right::Leased) && deadline > self.since + hold => {
-                deadline.min(membership.terms().abort_at(hold))
+            // The lease was valid when the request began.
+            Some(membership) if self.grant_basis == Some(SlotBasis::Leased) && deadline > self.acquired_at + hold => {
+                deadline.min(membership.state().abort_at(hold))
             }
             _ => deadline,
         }
     }
 
-    /// The replica has answered, or at least accepted.
-    pub fn succeeded(&self) {
-        if !self.replica.suspect.load(Ordering::Relaxed) {
+    /// Records that the replica answered, or at least accepted the connection.
+    pub fn record_success(&self) {
+        if !self.replica.is_suspect.load(Ordering::Relaxed) {
             return;
         }
         let mut inner = self.slots.lock();
-        inner.pass(Instant::now());
-        self.replica.suspect.store(false, Ordering::Relaxed);
-        let grants = inner.admission.succeeded(self.id);
-        let mut handed = inner.slots(&self.slots, grants, Instant::now());
-        handed.extend(inner.refit(&self.slots, self.id));
-        self.slots.unlock(inner, handed);
+        inner.advance_to(Instant::now());
+        self.replica.is_suspect.store(false, Ordering::Relaxed);
+        let grants = inner.admission.record_success(self.replica_id);
+        let mut handed = inner.issue_slots(&self.slots, grants, Instant::now());
+        handed.extend(inner.sync_replica(&self.slots, self.replica_id));
+        self.slots.unlock_and_deliver(inner, handed);
     }
 
-    /// The replica could not be reached, or broke off before an answer.
-    pub fn failed(&self, now: Instant) {
+    /// Records that the replica could not be reached, or closed the connection before an answer.
+    pub fn record_failure(&self, now: Instant) {
         let mut inner = self.slots.lock();
-        let until = inner.admission.failed(self.id, now);
-        // Under the lock: a success at the same time must not make a replica unsuspected that is then set aside.
-        self.replica.suspect.store(true, Ordering::Relaxed);
-        let handed = inner.refit(&self.slots, self.id);
-        self.slots.unlock(inner, handed);
-        if let Some(until) = until {
-            let back_off = until.saturating_duration_since(now);
-            tracing::warn!(replica = self.replica.address, ?back_off, "replica set aside: its connections fail");
+        let ejected_until = inner.admission.record_failure(self.replica_id, now);
+        // Set under the lock, so that a concurrent success does not mark a replica as healthy that is then ejected.
+        self.replica.is_suspect.store(true, Ordering::Relaxed);
+        let handed = inner.sync_replica(&self.slots, self.replica_id);
+        self.slots.unlock_and_deliver(inner, handed);
+        if let Some(until) = ejected_until {
+            let backoff = until.saturating_duration_since(now);
+            tracing::warn!(
+                replica = self.replica.address,
+                ?backoff,
+                "ejected replica after repeated connection failures"
+            );
             let slots = self.slots.clone();
-            // Rare, and short-lived: one sleep each time a replica is set aside.
+            // One short-lived task for each ejection, which is rare.
             tokio::spawn(async move {
                 tokio::time::sleep_until(until.into()).await;
-                slots.tick(until.max(Instant::now()));
+                slots.start_due_probes(until.max(Instant::now()));
             });
         }
     }
@@ -98,15 +104,15 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let now = Instant::now();
-        let held = now.saturating_duration_since(self.since);
+        let held = now.saturating_duration_since(self.acquired_at);
         let mut inner = self.slots.lock();
-        inner.pass(now);
-        inner.tally.served(held);
-        inner.finished(self.id, self.right);
-        let (grant, gone) = inner.admission.release(self.id, held);
-        let entry = if gone { inner.replicas[self.id.index()].take() } else { None };
-        let granted = grant.and_then(|(waiter, id)| Some((waiter, inner.slot(&self.slots, id, now)?)));
-        self.slots.unlock(inner, granted);
+        inner.advance_to(now);
+        inner.tally.record_completion(held);
+        inner.end_leased_request(self.replica_id, self.grant_basis);
+        let (grant, gone) = inner.admission.release_slot(self.replica_id, held);
+        let entry = if gone { inner.replicas[self.replica_id.index()].take() } else { None };
+        let granted = grant.and_then(|(waiter, id)| Some((waiter, inner.issue_slot(&self.slots, id, now)?)));
+        self.slots.unlock_and_deliver(inner, granted);
         drop(entry);
     }
 }

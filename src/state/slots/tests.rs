@@ -2,72 +2,75 @@ use super::*;
 use crate::model::endpoint::RequestSettings;
 use std::num::NonZeroU32;
 
-fn slots(cap: u32) -> (Arc<Slots>, ReplicaId) {
-    let slots = Slots::new(&RequestSettings {
+fn slots_with_cap(cap: u32) -> (Arc<DeploymentSlots>, ReplicaId) {
+    let slots = DeploymentSlots::new(&RequestSettings {
         timeout: Duration::from_secs(5),
         stream_idle_timeout: Duration::from_secs(5),
         max_concurrent_per_instance: NonZeroU32::new(cap).unwrap(),
         max_queue_wait: Duration::from_millis(500),
         max_queue_length: 10,
     });
-    let id = slots.add(1, "one", "127.0.0.1:1");
+    let id = slots.add_replica(1, "one", "127.0.0.1:1");
     (slots, id)
 }
 
-fn take(slots: &Arc<Slots>) -> Slot {
-    match slots.acquire(Instant::now(), Instant::now(), Avoid::default()).unwrap() {
-        Acquired::Slot(slot) => slot,
-        Acquired::Waiting(_) => panic!("no slot"),
+fn acquire_now(slots: &Arc<DeploymentSlots>) -> Slot {
+    match slots.acquire(Instant::now(), Instant::now(), AvoidedReplicas::default()).unwrap() {
+        AcquireOutcome::Granted(slot) => slot,
+        AcquireOutcome::Queued(_) => panic!("no slot"),
     }
 }
 
-fn wait(slots: &Arc<Slots>) -> Waiting {
+fn enqueue(slots: &Arc<DeploymentSlots>) -> QueuedAcquire {
     let now = tokio::time::Instant::now().into_std();
-    match slots.acquire(now, now + Duration::from_millis(500), Avoid::default()).unwrap() {
-        Acquired::Slot(_) => panic!("a slot"),
-        Acquired::Waiting(waiting) => waiting,
+    match slots.acquire(now, now + Duration::from_millis(500), AvoidedReplicas::default()).unwrap() {
+        AcquireOutcome::Granted(_) => panic!("a slot"),
+        AcquireOutcome::Queued(waiting) => waiting,
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_slot_goes_to_the_first_who_waits() {
-    let (slots, _) = slots(1);
-    let slot = take(&slots);
-    let (first, second) = (wait(&slots), wait(&slots));
+    let (slots, _) = slots_with_cap(1);
+    let slot = acquire_now(&slots);
+    let (first, second) = (enqueue(&slots), enqueue(&slots));
     drop(slot);
-    let slot = first.slot().await.unwrap();
+    let slot = first.wait_for_slot().await.unwrap();
     assert_eq!(slots.occupancy().waiting, 1);
     drop(slot);
-    second.slot().await.unwrap();
+    second.wait_for_slot().await.unwrap();
     assert_eq!((slots.occupancy().waiting, slots.occupancy().free), (0, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_leaves_passes_its_slot_on() {
-    let (slots, _) = slots(1);
-    let slot = take(&slots);
-    let (first, second, third) = (wait(&slots), wait(&slots), wait(&slots));
+    let (slots, _) = slots_with_cap(1);
+    let slot = acquire_now(&slots);
+    let (first, second, third) = (enqueue(&slots), enqueue(&slots), enqueue(&slots));
     drop(second);
     drop(slot);
     drop(first);
-    assert!(third.slot().await.is_ok(), "granted to first, which left");
+    assert!(third.wait_for_slot().await.is_ok(), "granted to first, which left");
     assert_eq!(slots.occupancy().free, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_longest_wait_ends_and_says_what_was_missing() {
-    let (slots, id) = slots(1);
-    let slot = take(&slots);
-    let waited = wait(&slots).slot().await;
-    assert!(matches!(waited, Err(NoSlot::TimedOut(after)) if after >= Duration::from_secs(1)));
+    let (slots, id) = slots_with_cap(1);
+    let slot = acquire_now(&slots);
+    let waited = enqueue(&slots).wait_for_slot().await;
+    assert!(matches!(waited, Err(AcquireError::TimedOut(after)) if after >= Duration::from_secs(1)));
     assert_eq!(slots.occupancy().waiting, 0);
     let (sender, receiver) = oneshot::channel();
-    slots.remove(id, Some(sender));
-    let waited = wait(&slots).slot().await;
-    assert!(matches!(waited, Err(NoSlot::NoReplica(_))));
-    let _queue: Vec<Waiting> = (0..10).map(|_| wait(&slots)).collect();
+    slots.remove_replica(id, Some(sender));
+    let waited = enqueue(&slots).wait_for_slot().await;
+    assert!(matches!(waited, Err(AcquireError::NoReplica(_))));
+    let _queue: Vec<QueuedAcquire> = (0..10).map(|_| enqueue(&slots)).collect();
     let now = Instant::now();
-    assert!(matches!(slots.acquire(now, now, Avoid::default()), Err(NoSlot::NoReplica(_))), "a full queue");
+    assert!(
+        matches!(slots.acquire(now, now, AvoidedReplicas::default()), Err(AcquireError::NoReplica(_))),
+        "a full queue"
+    );
     drop(slot);
     assert!(receiver.await.is_err(), "drained when the last slot came back");
     assert!(slots.replicas().is_empty());
@@ -75,12 +78,12 @@ async fn the_longest_wait_ends_and_says_what_was_missing() {
 
 #[tokio::test(start_paused = true)]
 async fn who_gives_up_does_not_wait_for_itself() {
-    let (slots, _) = slots(1);
-    let served = take(&slots);
+    let (slots, _) = slots_with_cap(1);
+    let served = acquire_now(&slots);
     // As if it had taken so long: slots are held in real time.
-    slots.lock().admission.release(served.id(), Duration::from_secs(10));
+    slots.lock().admission.release_slot(served.replica_id(), Duration::from_secs(10));
     std::mem::forget(served);
-    let _slot = take(&slots);
-    let waited = wait(&slots).slot().await;
-    assert!(matches!(waited, Err(NoSlot::TimedOut(after)) if after == Duration::from_secs(10)), "{waited:?}");
+    let _slot = acquire_now(&slots);
+    let waited = enqueue(&slots).wait_for_slot().await;
+    assert!(matches!(waited, Err(AcquireError::TimedOut(after)) if after == Duration::from_secs(10)), "{waited:?}");
 }

@@ -11,8 +11,8 @@ use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Authority, TlsRouter, TLS_VERSIONS, connect, http1, http2, peer_certificate};
-use crate::harness::{KEY, Model, call, endpoint, full_body, raw_scoring_request, send_raw, score, with_timeout};
+use super::{Authority, TLS_VERSIONS, TlsRouter, connect, http1, http2, peer_certificate};
+use crate::harness::{KEY, Model, call, endpoint, full_body, raw_scoring_request, score, send_raw, with_timeout};
 
 #[tokio::test]
 async fn both_versions_of_tls_carry_both_versions_of_http() {
@@ -57,7 +57,8 @@ async fn versions_below_the_least_are_refused() {
     let error = tls.connect(&Arc::new(tls.authority.client_config_with(&[&TLS12], None))).await.unwrap_err();
     assert!(error.to_string().contains("ProtocolVersion"), "{error}");
     tls.connect(&Arc::new(tls.authority.client_config_with(&[&TLS13], None))).await.unwrap();
-    tls.wait_until_metric("inference_router_tls_handshakes_total{listener=\"scoring_tls\",result=\"failed\"}", 1.0).await;
+    tls.wait_until_metric("inference_router_tls_handshakes_total{listener=\"scoring_tls\",result=\"failed\"}", 1.0)
+        .await;
 }
 
 /// A ClientHello of a version that nobody should speak any more, with a cipher suite of its time.
@@ -130,7 +131,8 @@ async fn a_handshake_that_takes_too_long_is_given_up() {
         let _ = with_timeout("the end", stream.read_to_end(&mut answer)).await;
         assert!(began.elapsed() >= Duration::from_millis(100));
     }
-    tls.wait_until_metric("inference_router_tls_handshakes_total{listener=\"scoring_tls\",result=\"timed_out\"}", 2.0).await;
+    tls.wait_until_metric("inference_router_tls_handshakes_total{listener=\"scoring_tls\",result=\"timed_out\"}", 2.0)
+        .await;
 }
 
 #[tokio::test]
@@ -220,8 +222,10 @@ async fn connections_and_certificates_are_in_the_metrics() {
     let tls = TlsRouter::start(&[]);
     tls.authority.sign_valid_until(&["localhost"], end).replace(tls.folder.path());
     let seconds = end.duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let series =
-        format!("inference_router_tls_certificate_expiry_seconds{{certificate=\"{}\"}}", tls.folder.path().display());
+    let series = format!(
+        "inference_router_tls_certificate_not_after_timestamp_seconds{{certificate=\"{}\"}}",
+        tls.folder.path().display()
+    );
     #[expect(clippy::cast_precision_loss, reason = "seconds of this century are exact")]
     tls.wait_until_metric(&series, seconds as f64).await;
     let stream = tls.connect(&Arc::new(tls.authority.client())).await.unwrap();
@@ -244,7 +248,7 @@ async fn a_queued_request_whose_client_left_is_dropped_although_its_body_is_unre
     let mut leaving = tls.connect(&config).await.unwrap();
     leaving.write_all(&raw_scoring_request(100_000)).await.unwrap();
     leaving.flush().await.unwrap();
-    let queued = "inference_router_queue_length{deployment=\"blue\",endpoint=\"my-endpoint\"}";
+    let queued = "inference_router_queue_length{deployment_name=\"blue\",endpoint_name=\"my-endpoint\"}";
     tls.wait_until_metric(queued, 1.0).await;
     drop(leaving);
     tls.wait_until_metric(queued, 0.0).await;

@@ -10,7 +10,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{TlsRouter, http1};
 use crate::harness::{Model, endpoint, score, with_timeout};
-use crate::raw_peers::{next_arrival, request, streaming, start_handover_model};
+use crate::raw_peers::{next_arrival, request, start_handover_model, streaming};
 
 async fn connect_and_write(tls: &TlsRouter, bytes: &str) -> TlsStream<TcpStream> {
     let mut stream = tls.connect(&Arc::new(tls.authority.client())).await.unwrap();

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use inference_router::app::{App, BuildError, Source, Surroundings};
-use inference_router::config::{Settings, TlsListener};
+use inference_router::app::{App, AppEnvironment, BuildError, EndpointSource};
+use inference_router::config::{RouterSettings, TlsListener};
 use inference_router::model::tls::{CertificateSource, ServerTls};
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
@@ -21,7 +21,10 @@ const MAX_RELOAD_TIME: Duration = Duration::from_secs(1);
 
 /// Waits until new handshakes show `cert`.
 async fn wait_until_certificate(tls: &TlsRouter, config: &Arc<ClientConfig>, cert: &CertificateDer<'_>) {
-    with_timeout("the new certificate", async { while peer_certificate(&tls.connect(config).await.unwrap()) != *cert {} }).await;
+    with_timeout("the new certificate", async {
+        while peer_certificate(&tls.connect(config).await.unwrap()) != *cert {}
+    })
+    .await;
 }
 
 /// Requests without end, over connections of their own and over a kept one.
@@ -131,7 +134,7 @@ async fn what_is_broken_leaves_the_last_good_certificate_and_shows() {
             None => std::fs::remove_file(tls.path("tls.crt")).unwrap(),
         }
         errors += 1.0;
-        tls.wait_until_metric("inference_router_tls_refused_files", 1.0).await;
+        tls.wait_until_metric("inference_router_tls_invalid_files", 1.0).await;
         tls.wait_until_metric("inference_router_tls_reloads_total{result=\"error\"}", errors).await;
         let problems = tls.router.admin("/readyz").await.json()["problems"].to_string();
         assert!(problems.contains("scoringTls") && problems.contains("tls.crt"), "{problems}");
@@ -139,7 +142,7 @@ async fn what_is_broken_leaves_the_last_good_certificate_and_shows() {
         crate::harness::replace(&tls.path("tls.crt"), std::str::from_utf8(&whole).unwrap());
         oks += 1.0;
         tls.wait_until_metric("inference_router_tls_reloads_total{result=\"ok\"}", oks).await;
-        tls.wait_until_metric("inference_router_tls_refused_files", 0.0).await;
+        tls.wait_until_metric("inference_router_tls_invalid_files", 0.0).await;
         with_timeout("no problem", async {
             while tls.router.admin("/readyz").await.json()["problems"] != serde_json::json!([]) {}
         })
@@ -157,7 +160,7 @@ async fn one_broken_certificate_does_not_hold_up_another() {
         tls.certificates.push(CertificateSource::Folder(folder));
     });
     std::fs::write(tls.path("tls.key"), "broken").unwrap();
-    tls.wait_until_metric("inference_router_tls_refused_files", 1.0).await;
+    tls.wait_until_metric("inference_router_tls_invalid_files", 1.0).await;
     let pair = second.sign(&["second.example"]);
     pair.replace(&tls.path("second"));
     let config = Arc::new(second.client());
@@ -170,14 +173,14 @@ async fn one_broken_certificate_does_not_hold_up_another() {
 
 /// What a router says that does not start with such files.
 fn refused_problems(tls: ServerTls) -> String {
-    let settings = Settings {
+    let settings = RouterSettings {
         scoring_tls: Some(TlsListener { address: "127.0.0.1:0".parse().unwrap(), tls }),
         scoring: "127.0.0.1:0".parse().unwrap(),
         admin: "127.0.0.1:0".parse().unwrap(),
-        ..Settings::default()
+        ..RouterSettings::default()
     };
-    let surroundings = Surroundings {
-        source: Source::Fixed(Vec::new()),
+    let surroundings = AppEnvironment {
+        endpoint_source: EndpointSource::Fixed(Vec::new()),
         environment: Arc::new(|_| None),
         executable: env!("CARGO_BIN_EXE_inference-router").into(),
         access_log: Box::new(std::io::sink()),
@@ -214,7 +217,11 @@ fn a_router_does_not_start_with_files_it_cannot_use_and_says_which() {
         assert!(said.starts_with(&expected) && said.contains(why), "{cert}, {key}: {said}");
     }
     let empty = vec![CertificateSource::Folder(path("nowhere"))];
-    let said = refused_problems(ServerTls { certificates: empty, client_ca_file: Some(path("a.key")), ..ServerTls::default() });
+    let said = refused_problems(ServerTls {
+        certificates: empty,
+        client_ca_file: Some(path("a.key")),
+        ..ServerTls::default()
+    });
     assert!(said.contains("tls.crt cannot be read") && said.contains("a.key has no certificate"), "all: {said}");
 }
 

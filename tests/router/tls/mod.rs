@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use inference_router::config::{Settings, TlsListener, Workers};
+use inference_router::config::{RouterSettings, TlsListener, WorkerCount};
 use inference_router::model::tls::{CertificateSource, ServerTls};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, HandshakeKind};
@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::authority::{Authority, CertifiedKeyPair, TLS_VERSIONS, provider};
-use crate::harness::{Answer, WAIT_TIMEOUT, Router, replace, with_timeout};
+use crate::harness::{Answer, POLL_INTERVAL, Router, WAIT_TIMEOUT, replace, with_timeout};
 
 mod clients;
 mod endings;
@@ -53,17 +53,19 @@ impl TlsRouter {
     }
 
     fn start_workers(documents: &[&str], workers: usize, change: impl FnOnce(&mut ServerTls, &Path)) -> Self {
-        Self::start_all(documents, change, |settings| settings.workers = Workers::Count(workers.try_into().unwrap()))
+        Self::start_all(documents, change, |settings| {
+            settings.workers = WorkerCount::Count(workers.try_into().unwrap())
+        })
     }
 
-    fn start_settings(documents: &[&str], settings: impl FnOnce(&mut Settings)) -> Self {
+    fn start_settings(documents: &[&str], settings: impl FnOnce(&mut RouterSettings)) -> Self {
         Self::start_all(documents, |_, _| (), settings)
     }
 
     fn start_all(
         documents: &[&str],
         change: impl FnOnce(&mut ServerTls, &Path),
-        change_settings: impl FnOnce(&mut Settings),
+        change_settings: impl FnOnce(&mut RouterSettings),
     ) -> Self {
         let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
         authority.sign(&["localhost", "127.0.0.1"]).replace(folder.path());
@@ -93,8 +95,13 @@ impl TlsRouter {
     async fn wait_until_metric(&self, series: &str, value: f64) {
         let mut last = None;
         let waited = tokio::time::timeout(WAIT_TIMEOUT, async {
-            while last != Some(value) {
+            loop {
                 last = self.router.metric(series).await;
+                if last == Some(value) {
+                    break;
+                }
+                // Asking without a pause would keep a core from what is waited for.
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         });
         assert!(waited.await.is_ok(), "{series} is {last:?}, not {value}");

@@ -12,8 +12,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::{Authority, CertifiedKeyPair, provider};
-use crate::harness::{Model, Router, document, unused_address, replace, score, with_timeout};
-use crate::raw_peers::{ANSWER, wait_until_busy_and_queued, connect_and_send, join_task, wait_until_idle, next_arrival, request, spawn_scoring, metric_sum};
+use crate::harness::{Model, Router, document, replace, score, unused_address, with_timeout};
+use crate::raw_peers::{
+    ANSWER, connect_and_send, join_task, metric_sum, next_arrival, request, spawn_scoring, wait_until_busy_and_queued,
+    wait_until_idle,
+};
 
 /// A replica's connection with a request on it, in the hands of the test.
 struct ReceivedTlsRequest {
@@ -40,7 +43,10 @@ async fn read_request(stream: &mut TlsStream<TcpStream>) -> Option<()> {
 
 /// A replica with this certificate, which asks for one of `clients` if there are any; it hands each connection over
 /// when a request has come.
-async fn start_tls_replica(pair: &CertifiedKeyPair, clients: Option<&Authority>) -> (Model, mpsc::UnboundedReceiver<ReceivedTlsRequest>) {
+async fn start_tls_replica(
+    pair: &CertifiedKeyPair,
+    clients: Option<&Authority>,
+) -> (Model, mpsc::UnboundedReceiver<ReceivedTlsRequest>) {
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
     let builder = match clients {
         None => builder.with_no_client_auth(),
@@ -155,7 +161,8 @@ async fn the_router_shows_its_own_certificate() {
     let own = ["certFile", "keyFile"].into_iter().zip(["tls.crt", "tls.key"]);
     let own: Vec<String> = own.map(|(key, file)| format!("{key}: {}", folder.path().join(file).display())).collect();
     let (model, mut arrivals) = start_tls_replica(&authority.sign(&["127.0.0.1"]), Some(&clients)).await;
-    let router = Router::start(&[&document_with_upstream_tls(&[model.address], &format!("{{{ca}, {}}}", own.join(", ")))]);
+    let router =
+        Router::start(&[&document_with_upstream_tls(&[model.address], &format!("{{{ca}, {}}}", own.join(", ")))]);
     let answered = spawn_scoring(&router, "{}");
     next_arrival(&mut arrivals).await.write(ANSWER).await;
     assert_eq!(join_task(answered).await.text(), "ok");

@@ -6,7 +6,7 @@ use rustls::{ClientConfig, HandshakeKind};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::{Authority, TlsRouter, TLS_VERSIONS, http1, kind, peer_certificate};
+use super::{Authority, TLS_VERSIONS, TlsRouter, http1, kind, peer_certificate};
 use crate::harness::{Model, endpoint, score, with_timeout};
 
 /// Makes a request, so that the tickets of TLS 1.3 arrive.

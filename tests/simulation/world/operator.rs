@@ -1,4 +1,4 @@
-//! What happens to a deployment besides requests: replicas die, and somebody changes what is wanted.
+//! Events of a deployment besides requests: replicas die, and settings change.
 
 use rand::RngExt;
 
@@ -38,7 +38,7 @@ impl World {
                 let replica = *pick(&mut self.rng, &draining);
                 self.trace_event(|_| format!("  replica {replica} is wanted again"));
                 self.model.restore_replica(replica);
-                let grants = self.admission.restore(self.model.id(replica));
+                let grants = self.admission.restore_replica(self.model.id(replica));
                 self.deliver_grants(grants)
             }
             _ => {
@@ -52,7 +52,7 @@ impl World {
     }
 
     pub(super) fn add(&mut self) -> Checked {
-        let (id, grants) = self.admission.add();
+        let (id, grants) = self.admission.add_replica();
         self.trace_event(|world| format!("  replica {} is added as {id:?}", world.replica_behaviors.len()));
         self.model.add_replica(id)?;
         self.replica_behaviors.push(ConnectBehavior::Accepts);
@@ -61,7 +61,7 @@ impl World {
 
     pub(super) fn remove(&mut self, replica: usize) -> Checked {
         self.trace_event(|_| format!("  replica {replica} is removed"));
-        let gone = self.admission.remove(self.model.id(replica));
+        let gone = self.admission.remove_replica(self.model.id(replica));
         self.model.remove_replica(replica, gone)
     }
 }

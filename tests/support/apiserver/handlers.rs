@@ -1,4 +1,4 @@
-//! One request, one answer.
+//! Handles one request.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -99,7 +99,9 @@ async fn route(store: &Arc<Store>, request: Request<Incoming>) -> Result<Respons
             patch(store, &place, &kind, &query, body)
         }
         (Method::DELETE, _) => Ok(json_answer(200, &*store.delete(of, at.0, at.1)?)),
-        (method, _) => Err(ApiFailure { code: 405, reason: "MethodNotAllowed", message: format!("{method} of {path}") }),
+        (method, _) => {
+            Err(ApiFailure { code: 405, reason: "MethodNotAllowed", message: format!("{method} of {path}") })
+        }
     }
 }
 

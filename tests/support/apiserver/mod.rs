@@ -1,4 +1,4 @@
-//! Listens, answers, and misbehaves when told to.
+//! The listener of the in-memory API server.
 
 mod handlers;
 mod store;

@@ -1,4 +1,4 @@
-//! Objects of all kinds, with what has happened to them.
+//! Objects of all kinds, with the history of their changes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -194,7 +194,8 @@ impl Store {
     pub fn record_request(&self, method: &str, path: &str) -> Option<u16> {
         let mut inner = self.inner.lock().unwrap();
         inner.requests.push(format!("{method} {path}"));
-        let is_meant = |fault: &&mut InjectedFault| fault.times > 0 && method == fault.method && path.contains(fault.path);
+        let is_meant =
+            |fault: &&mut InjectedFault| fault.times > 0 && method == fault.method && path.contains(fault.path);
         let fault = inner.faults.iter_mut().find(is_meant)?;
         fault.times -= 1;
         Some(fault.code)

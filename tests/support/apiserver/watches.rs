@@ -1,4 +1,4 @@
-//! Watches: what happens from a version on, a line each.
+//! Watches: the changes from a version on, one line each.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -12,14 +12,18 @@ use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use super::handlers::{Body, ResourcePath, ObjectSelector, status};
+use super::handlers::{Body, ObjectSelector, ResourcePath, status};
 use super::store::{ApiFailure, ObjectChange, Store, api_version, kind_of};
 use crate::support::shared::SyncStream;
 
 /// How often a quiet watch says up to where it has seen.
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(1);
 
-pub fn watch_response(store: &Arc<Store>, place: ResourcePath, query: &HashMap<String, String>) -> Result<Response<Body>, ApiFailure> {
+pub fn watch_response(
+    store: &Arc<Store>,
+    place: ResourcePath,
+    query: &HashMap<String, String>,
+) -> Result<Response<Body>, ApiFailure> {
     let since = query.get("resourceVersion").and_then(|since| since.parse().ok());
     let since = since.unwrap_or_else(|| store.version());
     let seconds = query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(300);

@@ -1,120 +1,132 @@
-//! What goes on at all members, for the autoscaler.
+//! The load of all members, for the autoscaler.
 
 use std::time::Instant;
 
-use super::pool::{Pool, Seat};
-use super::term::Member;
+use super::slot_pool::{MemberIndex, SlotPool};
+use super::term::LedgerMember;
 use super::{Ledger, MemberId};
-use crate::policy::fleet::{Deployment, Load};
+use crate::policy::fleet::{DeploymentId, MemberLoad};
 use crate::policy::scale::Signals;
-use crate::policy::scale::tally::Sums;
+use crate::policy::scale::tally::LoadSums;
 
-/// Who has not been heard for so many heartbeats is silent.
-const SILENT: u32 = 2;
+/// A member that has not been heard for this many heartbeats is silent.
+const SILENT_AFTER_HEARTBEATS: u32 = 2;
 
-/// What a member has said of the load of a deployment.
+/// The load of a deployment that a member has reported.
 #[derive(Debug, Clone, Hash)]
-pub(super) struct Reported {
-    load: Load,
-    /// Up to here it has been taken, and when it was.
-    taken: Sums,
-    taken_at: Instant,
-    /// What was taken last, of one second.
-    rates: Sums,
+pub(super) struct ReportedLoad {
+    load: MemberLoad,
+    /// The sums that were taken last, and when.
+    sampled: LoadSums,
+    sampled_at: Instant,
+    /// The rates per second that were taken last.
+    rates: LoadSums,
 }
 
-/// What is remembered between two samples of a deployment.
+/// State that is kept between two samples of a deployment.
 #[derive(Debug, Clone, Default, Hash)]
-pub(super) struct Sample {
-    service_seconds: Sums,
+pub(super) struct SignalBaseline {
+    last_service_rates: LoadSums,
     was_cold: bool,
 }
 
-impl Reported {
-    /// What went on before this is not of an interval.
-    fn new(load: Load, now: Instant) -> Self {
-        let (busy, waiting) = (f64::from(load.busy), f64::from(load.waiting));
-        let rates = Sums { time: 1.0, present: busy + waiting, waiting, ..Sums::default() };
-        Self { load, taken: load.sums, taken_at: now, rates }
+impl ReportedLoad {
+    /// The load before this time does not belong to an interval.
+    fn new(load: MemberLoad, now: Instant) -> Self {
+        let (busy, waiting) = (f64::from(load.in_flight), f64::from(load.queued));
+        let rates = LoadSums { time: 1.0, present: busy + waiting, waiting, ..LoadSums::default() };
+        Self { load, sampled: load.sums, sampled_at: now, rates }
     }
 
-    /// `is_next`: nothing was said in between that is not known here.
-    fn update(&mut self, load: Load, is_next: bool, now: Instant) {
-        if is_next && !self.load.is_active() && self.taken == self.load.sums {
-            // Nothing went on in the silence before: its time is not of this interval.
-            let since = now.saturating_duration_since(self.taken_at).as_secs_f64();
-            self.taken.time = self.taken.time.max(load.sums.time - since);
+    /// Updates the load. `is_next` says that no report is missing in between.
+    fn update(&mut self, load: MemberLoad, is_next: bool, now: Instant) {
+        if is_next && !self.load.is_active() && self.sampled == self.load.sums {
+            // The time of a silence does not belong to this interval.
+            let since = now.saturating_duration_since(self.sampled_at).as_secs_f64();
+            self.sampled.time = self.sampled.time.max(load.sums.time - since);
         }
         self.load = load;
     }
 
-    /// What went on lately, of one second. Who has said nothing has nothing going on, or goes on as before and is not heard.
-    fn take(&mut self, now: Instant) -> Sums {
-        let news = self.load.sums - std::mem::replace(&mut self.taken, self.load.sums);
-        self.taken_at = now;
-        if news.time > 0.0 {
-            self.rates = news.per_second();
+    /// Returns the recent rates per second. A member that has reported nothing has no load, or continues as before and
+    /// is not heard.
+    fn sample_rates(&mut self, now: Instant) -> LoadSums {
+        let elapsed = self.load.sums - std::mem::replace(&mut self.sampled, self.load.sums);
+        self.sampled_at = now;
+        if elapsed.time > 0.0 {
+            self.rates = elapsed.per_second();
         } else if !self.load.is_active() {
-            self.rates = Sums::default();
+            self.rates = LoadSums::default();
         }
         self.rates
     }
 }
 
 impl Ledger {
-    pub(super) fn load(&mut self, seat: Seat, loads: Vec<(Deployment, Load)>, begins: bool, now: Instant) {
-        let Some(member) = self.seats.get_mut(&seat) else { return };
-        if begins {
-            // It says all.
+    pub(super) fn apply_loads(
+        &mut self,
+        index: MemberIndex,
+        loads: Vec<(DeploymentId, MemberLoad)>,
+        is_hello: bool,
+        now: Instant,
+    ) {
+        let Some(member) = self.members.get_mut(&index) else { return };
+        if is_hello {
+            // The report contains every deployment with a load.
             member.loads.retain(|name, _| loads.iter().any(|(said, _)| said == name));
         }
         for (deployment, load) in loads {
             match member.loads.get_mut(&deployment) {
-                Some(reported) => reported.update(load, !begins, now),
-                None => _ = member.loads.insert(deployment, Reported::new(load, now)),
+                Some(reported) => reported.update(load, !is_hello, now),
+                None => _ = member.loads.insert(deployment, ReportedLoad::new(load, now)),
             }
         }
     }
 
-    /// Requests of a deployment in flight and waiting, at all members whose lease has not expired.
-    pub fn present(&self, deployment: &Deployment, now: Instant) -> (u32, u32) {
-        let settings = self.settings;
-        let here = self.seats.values().filter(|member| now < member.expiry(&settings));
+    /// Returns the requests of a deployment in flight and queued, at all members whose lease has not expired.
+    pub fn outstanding(&self, deployment: &DeploymentId, now: Instant) -> (u32, u32) {
+        let timing = self.timing;
+        let here = self.members.values().filter(|member| now < member.lease_expires_at(&timing));
         let loads = here.filter_map(|member| member.loads.get(deployment)).map(|reported| reported.load);
-        loads.fold((0, 0), |(busy, waiting), load| (busy + load.busy, waiting + load.waiting))
+        loads.fold((0, 0), |(busy, waiting), load| (busy + load.in_flight, waiting + load.queued))
     }
 
-    /// What has gone on since this was last called, at all members whose lease has not expired; for one caller only. Each
-    /// member's means are over its own time, so that it does not matter when it reports. The same figures as of one router,
-    /// by [`Tally::take`](crate::policy::scale::tally::Tally::take).
-    pub fn take_signals(&mut self, deployment: &Deployment, now: Instant) -> Signals {
-        let (_, waiting) = self.present(deployment, now);
-        let settings = self.settings;
-        let here = self.seats.values_mut().filter(|member| now < member.expiry(&settings));
-        let rates = here.filter_map(|member| member.loads.get_mut(deployment)).map(|reported| reported.take(now));
-        let rates = rates.fold(Sums::default(), |sum, of| sum + of);
-        let is_cold = self.pools.get(deployment).is_none_or(Pool::is_cold);
-        let sample = self.samples.entry(deployment.clone()).or_default();
+    /// Returns the signals since the last call, at all members whose lease has not expired. Only one caller may use it.
+    /// Each member's means are over its own time, so that it does not matter when it reports. The figures are those
+    /// that [`LoadTally::take_signals`](crate::policy::scale::tally::LoadTally::take_signals) returns for one router.
+    pub fn take_signals(&mut self, deployment: &DeploymentId, now: Instant) -> Signals {
+        let (_, waiting) = self.outstanding(deployment, now);
+        let timing = self.timing;
+        let here = self.members.values_mut().filter(|member| now < member.lease_expires_at(&timing));
+        let rates =
+            here.filter_map(|member| member.loads.get_mut(deployment)).map(|reported| reported.sample_rates(now));
+        let rates = rates.fold(LoadSums::default(), |sum, of| sum + of);
+        let is_cold = self.pools.get(deployment).is_none_or(SlotPool::is_cold);
+        let sample = self.signal_baselines.entry(deployment.clone()).or_default();
         if rates.served > 0.0 {
-            sample.service_seconds = rates;
+            sample.last_service_rates = rates;
         }
         let was_cold = std::mem::replace(&mut sample.was_cold, is_cold);
-        let service_seconds = sample.service_seconds.service_seconds().unwrap_or_default();
-        Signals::of(&rates, service_seconds, waiting as usize, is_cold || was_cold)
+        let service_seconds = sample.last_service_rates.service_seconds().unwrap_or_default();
+        Signals::from_rates(&rates, service_seconds, waiting as usize, is_cold || was_cold)
     }
 
-    /// Who may hold slots, how many they do, and how many requests wait there.
+    /// Returns the members that may hold slots, with their slots and queued requests.
     pub fn members(&self) -> impl Iterator<Item = (&MemberId, u32, u32)> {
-        self.seats.iter().map(|(&seat, member)| {
-            let slots = self.pools.values().map(|pool| pool.held_by(seat)).sum();
-            let waiting = member.loads.values().map(|reported| reported.load.waiting).sum();
+        self.members.iter().map(|(&index, member)| {
+            let slots = self.pools.values().map(|pool| pool.held_by(index)).sum();
+            let waiting = member.loads.values().map(|reported| reported.load.queued).sum();
             (&member.id, slots, waiting)
         })
     }
 
-    /// Members that may hold slots and have not been heard for two heartbeats: what is said of them is what they last said.
-    pub fn silent(&self, now: Instant) -> impl Iterator<Item = &MemberId> {
-        let longest = self.settings.surely(self.settings.heartbeat * SILENT);
-        self.seats.values().filter(move |member: &&Member| now >= member.renewed + longest).map(|member| &member.id)
+    /// Returns the members that may hold slots and have not been heard for two heartbeats. Their figures are those of
+    /// their last report.
+    pub fn silent_members(&self, now: Instant) -> impl Iterator<Item = &MemberId> {
+        let max_silence = self.timing.with_drift_margin(self.timing.heartbeat_interval * SILENT_AFTER_HEARTBEATS);
+        self.members
+            .values()
+            .filter(move |member: &&LedgerMember| now >= member.renewed_at + max_silence)
+            .map(|member| &member.id)
     }
 }

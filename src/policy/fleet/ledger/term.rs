@@ -1,139 +1,145 @@
-//! A term of a coordinator, and a member as it knows it.
+//! The state of a term, and of a member within it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::super::{Deployment, Epoch, Lot, MemberId, ReplicaKey, Settings, ToMember, Update, Wanted};
-use super::load::Reported;
-use super::pool::Told;
+use super::super::{
+    CoordinatorUpdate, DeploymentId, FleetReplicaKey, FleetTiming, MemberId, RemoteDemand, ReplicaSlots, Term, ToMember,
+};
+use super::load::ReportedLoad;
+use super::slot_pool::AnnouncedDemand;
 
-/// Who may hold slots from earlier terms.
+/// The members that may hold slots of earlier terms.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Former {
-    /// No member but these: [`Ledger::roster`](super::Ledger::roster), as the last coordinator has recorded it. None of
-    /// them, where there was no term before.
-    Only(BTreeSet<MemberId>),
-    /// It is not known.
-    Anybody,
+pub enum PreviousHolders {
+    /// No other members than these: the [`Ledger::roster`](super::Ledger::roster) that the last coordinator has
+    /// recorded. It is empty if there was no earlier term.
+    Known(BTreeSet<MemberId>),
+    /// The members are unknown.
+    Unknown,
 }
 
 #[derive(Debug, Clone, Hash)]
-pub(super) struct Term {
-    pub(super) epoch: Epoch,
-    /// When it began here.
-    pub(super) since: Instant,
+pub(super) struct TermState {
+    pub(super) number: Term,
+    /// When the term began here.
+    pub(super) began_at: Instant,
     /// When this router had last heard an earlier coordinator.
-    pub(super) heard: Option<Instant>,
-    /// From when on nothing is granted or renewed.
-    pub(super) until: Instant,
-    /// Who may hold slots from earlier terms and has not reported yet.
-    pub(super) awaited: Former,
-    /// When the last of those that are known to have ended had surely ended.
-    pub(super) ended: Option<Instant>,
+    pub(super) predecessor_heard_at: Option<Instant>,
+    /// From this time on nothing is granted or renewed.
+    pub(super) ends_at: Instant,
+    /// Members that may hold slots of earlier terms and have not reported yet.
+    pub(super) awaited_holders: PreviousHolders,
+    /// When the last of the members that are known to have ended had ended.
+    pub(super) last_holder_ended_at: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Hash)]
-pub(super) struct Member {
+pub(super) struct LedgerMember {
     pub(super) id: MemberId,
     pub(super) session: u64,
-    /// Whether its messages count. If not, it has to begin a new session.
-    pub(super) is_open: bool,
-    /// Of the lease.
-    pub(super) renewed: Instant,
-    /// When its process had surely ended.
-    pub(super) ended: Option<Instant>,
-    /// Beats that were answered lately, and when.
-    pub(super) answers: VecDeque<(u64, Instant)>,
-    /// Its last beat was sent after this.
-    pub(super) lived: Option<Instant>,
+    /// Whether messages of the member count. If not, it has to begin a new session.
+    pub(super) is_session_open: bool,
+    /// When the lease was renewed.
+    pub(super) renewed_at: Instant,
+    /// When the process of the member had ended.
+    pub(super) ended_at: Option<Instant>,
+    /// Heartbeats that were answered recently, and when.
+    pub(super) answered_heartbeats: VecDeque<(u64, Instant)>,
+    /// The last heartbeat of the member was sent after this time.
+    pub(super) confirmed_at: Option<Instant>,
     /// Slots granted in this session, by deployment.
-    pub(super) granted: BTreeMap<Deployment, u64>,
-    pub(super) loads: BTreeMap<Deployment, Reported>,
+    pub(super) granted_slots: BTreeMap<DeploymentId, u64>,
+    pub(super) loads: BTreeMap<DeploymentId, ReportedLoad>,
     pub(super) outbox: Outbox,
 }
 
 #[derive(Debug, Clone, Default, Hash)]
 pub(super) struct Outbox {
-    pub(super) welcome: Option<(u64, Vec<Lot>)>,
-    pub(super) beat: Option<u64>,
-    pub(super) granted: BTreeMap<ReplicaKey, u32>,
-    pub(super) keep: BTreeMap<ReplicaKey, u32>,
-    pub(super) wanted: BTreeMap<Deployment, Told>,
+    pub(super) welcome: Option<(u64, Vec<ReplicaSlots>)>,
+    pub(super) heartbeat: Option<u64>,
+    pub(super) granted: BTreeMap<FleetReplicaKey, u32>,
+    pub(super) keep_limits: BTreeMap<FleetReplicaKey, u32>,
+    pub(super) remote_demand: BTreeMap<DeploymentId, AnnouncedDemand>,
 }
 
-impl Term {
-    /// When nobody who has not reported can have anything in flight on a replica, whoever it is.
-    pub(super) fn silent(&self, hold: Duration, settings: &Settings) -> Instant {
-        // The last coordinator renewed leases until this term began, or until its members' word was too old: this router's,
-        // which is one of them.
-        let vouched = self.heard.unwrap_or(self.since) + settings.surely(settings.vouch);
-        self.since.max(vouched) + settings.surely(settings.lease) + settings.surely(hold)
+impl TermState {
+    /// Returns when no member that has not reported can have anything in flight on a replica, whichever members there
+    /// are.
+    pub(super) fn latest_quarantine_end(&self, hold: Duration, timing: &FleetTiming) -> Instant {
+        // The last coordinator renewed leases until this term began, or until the confirmations of its members were too
+        // old, one of which is that of this router.
+        let confirmed_until =
+            self.predecessor_heard_at.unwrap_or(self.began_at) + timing.with_drift_margin(timing.confirmation_validity);
+        self.began_at.max(confirmed_until)
+            + timing.with_drift_margin(timing.lease_duration)
+            + timing.with_drift_margin(hold)
     }
 
-    /// The same, by what is known of who it can be. `None`: nobody.
-    pub(super) fn doubt_until(&self, hold: Duration, settings: &Settings) -> Option<Instant> {
-        let silent = self.silent(hold, settings);
-        match &self.awaited {
-            Former::Only(awaited) if awaited.is_empty() => {
-                self.ended.map(|ended| (ended + settings.surely(hold)).min(silent))
+    /// As `latest_quarantine_end`, for the members that may hold slots. Returns `None` if there are none.
+    pub(super) fn quarantine_end(&self, hold: Duration, timing: &FleetTiming) -> Option<Instant> {
+        let latest_end = self.latest_quarantine_end(hold, timing);
+        match &self.awaited_holders {
+            PreviousHolders::Known(awaited) if awaited.is_empty() => {
+                self.last_holder_ended_at.map(|ended| (ended + timing.with_drift_margin(hold)).min(latest_end))
             }
-            _ => Some(silent),
+            _ => Some(latest_end),
         }
     }
 }
 
-impl Member {
+impl LedgerMember {
     pub(super) fn new(id: MemberId, now: Instant) -> Self {
         Self {
             id,
             session: 0,
-            is_open: false,
-            renewed: now,
-            ended: None,
-            answers: VecDeque::new(),
-            lived: None,
-            granted: BTreeMap::new(),
+            is_session_open: false,
+            renewed_at: now,
+            ended_at: None,
+            answered_heartbeats: VecDeque::new(),
+            confirmed_at: None,
+            granted_slots: BTreeMap::new(),
             loads: BTreeMap::new(),
             outbox: Outbox::default(),
         }
     }
 
-    /// When it has surely stopped to spend its slots, if it is not heard of again.
-    pub(super) fn expiry(&self, settings: &Settings) -> Instant {
-        self.renewed + settings.surely(settings.lease)
+    /// Returns when the member stops using its slots, if it is not heard again.
+    pub(super) fn lease_expires_at(&self, timing: &FleetTiming) -> Instant {
+        self.renewed_at + timing.with_drift_margin(timing.lease_duration)
     }
 
-    /// When nothing can be in flight on its slots any more, if it is not heard of again.
-    pub(super) fn lapse(&self, hold: Duration, settings: &Settings) -> Instant {
-        let hold = settings.surely(hold);
-        let silent = self.expiry(settings) + hold;
-        self.ended.map_or(silent, |ended| silent.min(ended + hold))
+    /// Returns when nothing can be in flight on the member's slots any more, if it is not heard again.
+    pub(super) fn quarantine_end(&self, hold: Duration, timing: &FleetTiming) -> Instant {
+        let hold = timing.with_drift_margin(hold);
+        let latest_end = self.lease_expires_at(timing) + hold;
+        self.ended_at.map_or(latest_end, |ended| latest_end.min(ended + hold))
     }
 }
 
 impl Outbox {
-    pub(super) fn flush(&mut self, epoch: Epoch, session: u64, now: Instant) -> Vec<ToMember> {
+    pub(super) fn take_messages(&mut self, term: Term, session: u64, now: Instant) -> Vec<ToMember> {
         let outbox = std::mem::take(self);
         let mut messages = Vec::new();
-        if let Some((beat, keep)) = outbox.welcome {
-            messages.push(ToMember::Welcome { epoch, session, beat, keep });
+        if let Some((heartbeat, keep_limits)) = outbox.welcome {
+            messages.push(ToMember::Welcome { term, session, heartbeat, keep_limits });
         }
-        let age = |told: &Told| now.saturating_duration_since(told.oldest);
-        let wanted = outbox.wanted.iter().map(|(deployment, told)| Wanted {
+        let age = |told: &AnnouncedDemand| now.saturating_duration_since(told.oldest);
+        let remote_demand = outbox.remote_demand.iter().map(|(deployment, told)| RemoteDemand {
             deployment: deployment.clone(),
-            slots: told.slots,
-            oldest: age(told),
+            wanted_slots: told.slots,
+            oldest_age: age(told),
         });
-        let update = Update {
-            epoch,
+        let update = CoordinatorUpdate {
+            term,
             session,
-            beat: outbox.beat,
+            heartbeat: outbox.heartbeat,
             granted: outbox.granted.into_iter().collect(),
-            keep: outbox.keep.into_iter().collect(),
-            wanted: wanted.collect(),
+            keep_limits: outbox.keep_limits.into_iter().collect(),
+            remote_demand: remote_demand.collect(),
         };
-        let is_empty = update.granted.is_empty() && update.keep.is_empty() && update.wanted.is_empty();
-        if update.beat.is_some() || !is_empty {
+        let is_empty = update.granted.is_empty() && update.keep_limits.is_empty() && update.remote_demand.is_empty();
+        if update.heartbeat.is_some() || !is_empty {
             messages.push(ToMember::Update(update));
         }
         messages
