@@ -21,9 +21,9 @@ test suite filter='':
 test-structure:
     cargo test --locked --test layers --test docs
 
-# Minutes: every test, as the README says.
+# Minutes: every test, the long ones too.
 test-all:
-    .ci/run run_tests
+    .ci/run run_tests run_long_tests
 
 # Clippy with warnings denied.
 lint:
