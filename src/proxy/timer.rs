@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 
 /// A timer for a deadline that keeps moving later.
@@ -35,7 +36,9 @@ impl LazyTimer {
             return Poll::Pending;
         }
         loop {
-            if sleep.as_mut().poll(cx).is_pending() {
+            // Without `unconstrained`, a timer is pending without being registered when the task has used up its
+            // budget for one poll.
+            if Pin::new(&mut unconstrained(sleep.as_mut())).poll(cx).is_pending() {
                 self.is_waker_registered = true;
                 return Poll::Pending;
             }
@@ -44,5 +47,28 @@ impl LazyTimer {
             }
             sleep.as_mut().reset(deadline.into());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::time::Duration;
+    use tokio::task::coop;
+
+    #[tokio::test]
+    async fn a_task_that_has_used_up_its_budget_is_woken_at_the_deadline() {
+        let deadline = Instant::now() + Duration::from_millis(200);
+        let mut timer = LazyTimer::default();
+        let wait = tokio::spawn(poll_fn(move |cx| {
+            while coop::has_budget_remaining() {
+                if let Poll::Ready(proceed) = coop::poll_proceed(cx) {
+                    proceed.made_progress();
+                }
+            }
+            timer.poll(cx, deadline)
+        }));
+        tokio::time::timeout(Duration::from_secs(5), wait).await.expect("the timer does not fire").unwrap();
     }
 }
