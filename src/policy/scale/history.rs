@@ -25,8 +25,8 @@ const CONFIDENCE_SIGMAS: f64 = 3.0;
 /// Where requests wait for each other, the mean of an interval varies more than if all were served at once: its
 /// variance is up to this many times as large.
 const QUEUE_VARIANCE_FACTOR: f64 = 2.5;
-/// A variance that is estimated from few differences is inexact. It is not taken as larger than this many times the
-/// other estimate.
+/// A variance that is estimated from few differences is inexact. The true one is taken as up to this many times as
+/// large.
 const MAX_VARIANCE_RATIO: f64 = 4.0;
 /// A replica that has not started for so long, while no request arrives, is not waited for any more.
 const MAX_START_TIME: Duration = Duration::from_secs(600);
