@@ -29,17 +29,18 @@ use crate::state::routing_table::{DeploymentEntry, EndpointEntry, PublishedTable
 use crate::state::scaling::{Scaling, ScalingDecision};
 use crate::state::tokens::TokenState;
 
-/// Requests that are served at once; more wait. Describing ten thousand endpoints is expensive, so the cost is limited.
+/// The largest number of requests that are served at once; further ones wait. Describing ten thousand endpoints is
+/// expensive, so the cost is limited.
 const MAX_CONCURRENT_REQUESTS: usize = 4;
 /// The number of endpoints that are described before other tasks get their turn.
 const ENDPOINTS_PER_YIELD: usize = 16;
 
-/// What the admin listener shows.
+/// The server of the admin listener, with the shared state that its handlers show.
 #[derive(Debug, Clone)]
 pub struct AdminServer {
     /// The current routing table.
     pub table: PublishedTable,
-    /// The metrics.
+    /// The metrics that `/metrics` encodes.
     pub metrics: Arc<Metrics>,
     /// The lifecycle of the process.
     pub lifecycle: Lifecycle,
@@ -56,7 +57,7 @@ impl AdminServer {
     ///
     /// # Errors
     ///
-    /// When the listener fails.
+    /// Returns the I/O error of the listener if it fails.
     pub async fn serve(self, listener: TcpListener) -> std::io::Result<()> {
         let layers = ServiceBuilder::new().layer(GlobalConcurrencyLimitLayer::new(MAX_CONCURRENT_REQUESTS));
         let routes = Router::new()
@@ -74,9 +75,9 @@ impl AdminServer {
 
 async fn get_readyz(State(admin): State<AdminServer>) -> Response {
     let membership = admin.membership.as_ref();
-    let (status, word) =
+    let (status, state) =
         match (admin.lifecycle.phase(), membership.and_then(|membership| membership.not_ready_reason())) {
-            (LifecyclePhase::Serving, Some(why)) => (StatusCode::SERVICE_UNAVAILABLE, why),
+            (LifecyclePhase::Serving, Some(reason)) => (StatusCode::SERVICE_UNAVAILABLE, reason),
             (LifecyclePhase::Starting, _) => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
             (LifecyclePhase::Serving, None) => (StatusCode::OK, "ready"),
             (LifecyclePhase::Unready | LifecyclePhase::Draining | LifecyclePhase::Forced, _) => {
@@ -85,7 +86,7 @@ async fn get_readyz(State(admin): State<AdminServer>) -> Response {
         };
     let mut problems: Vec<String> = admin.status.problems().iter().map(ToString::to_string).collect();
     problems.extend(membership.and_then(|membership| membership.fleet_status().problem.clone()));
-    (status, Json(json!({"status": word, "problems": problems}))).into_response()
+    (status, Json(json!({"status": state, "problems": problems}))).into_response()
 }
 
 async fn get_metrics(State(admin): State<AdminServer>) -> Response {
@@ -109,8 +110,8 @@ async fn get_jwks(State(admin): State<AdminServer>) -> Json<Value> {
     Json(signing.as_ref().map_or_else(|| json!({"keys": []}), |signing| signing.jwks()))
 }
 
-/// Writes one endpoint after the other. The description of ten thousand would need a hundred MiB, and would keep the
-/// control plane, whose thread this is, from its other tasks.
+/// Writes one endpoint after the other. The description of ten thousand at once would need a hundred MiB, and would
+/// block the other tasks of the control plane, which run on the same thread.
 async fn get_endpoints(State(admin): State<AdminServer>) -> Response {
     let mut endpoints: Vec<Arc<EndpointEntry>> = admin.table.load().endpoints().cloned().collect();
     endpoints.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
@@ -131,7 +132,7 @@ async fn get_endpoints(State(admin): State<AdminServer>) -> Response {
     ([(CONTENT_TYPE, "application/json")], Body::from_stream(body)).into_response()
 }
 
-/// Returns the comparison of live and shadow answers.
+/// Returns the comparison of an endpoint's live answers with those of its shadow.
 async fn get_comparison(State(admin): State<AdminServer>, Path(name): Path<String>) -> Response {
     let not_found = |detail: String| (StatusCode::NOT_FOUND, Json(json!({"detail": detail}))).into_response();
     let key = name.to_ascii_lowercase();
@@ -141,7 +142,7 @@ async fn get_comparison(State(admin): State<AdminServer>, Path(name): Path<Strin
     let Some(mirror) = &endpoint.mirror else {
         return not_found(format!("nothing of {name} is copied; set spec.mirrorTraffic"));
     };
-    let Some(compared) = &mirror.comparison_results else {
+    let Some(results) = &mirror.comparison_results else {
         return not_found(format!("answers of {name} are not compared; set spec.mirrorComparison, `{{}}` will do"));
     };
     let live = endpoint.deployments.iter().zip(&endpoint.spec.traffic).filter(|(_, percent)| **percent > 0);
@@ -150,7 +151,7 @@ async fn get_comparison(State(admin): State<AdminServer>, Path(name): Path<Strin
         live: live.map(|(deployment, percent)| (deployment.spec.name.to_string(), *percent)).collect(),
         shadow: mirror.shadow.spec.name.to_string(),
         mirrored_percent: mirror.settings.percent,
-        report: compared.report(),
+        report: results.report(),
     };
     Json(report).into_response()
 }
@@ -181,8 +182,9 @@ fn describe_deployment(
     status: &ControlPlaneStatus,
 ) -> Value {
     let (name, requests) = (deployment.spec.name.as_str(), &deployment.spec.request_settings);
-    let now = deployment.slots.occupancy();
-    let slots = now.busy + now.free;
+    let occupancy = deployment.slots.occupancy();
+    let slots = occupancy.busy + occupancy.free;
+    let outstanding = occupancy.busy + occupancy.waiting;
     let replicas = deployment.slots.replicas();
     let replicas = replicas
         .iter()
@@ -203,14 +205,14 @@ fn describe_deployment(
         "traffic": traffic,
         "source": source,
         "desiredReplicas": desired,
-        "readyReplicas": now.ready,
+        "readyReplicas": occupancy.ready,
         "pendingReplicas": pending.count,
         "problem": pending.problem,
         "replicas": replicas.collect::<Vec<Value>>(),
-        "slots": {"busy": now.busy, "free": now.free, "draining": now.busy_draining},
-        "queue": now.waiting,
+        "slots": {"busy": occupancy.busy, "free": occupancy.free, "draining": occupancy.busy_draining},
+        "queue": occupancy.waiting,
         // Outstanding requests divided by what ready replicas can take, as for autoscaling.
-        "utilization": if slots == 0 { Value::Null } else { json!((now.busy + now.waiting) as f64 / slots as f64) },
+        "utilization": if slots == 0 { Value::Null } else { json!(outstanding as f64 / slots as f64) },
         "requestSettings": {
             "requestTimeoutMs": millis(requests.timeout),
             "streamIdleTimeoutMs": millis(requests.stream_idle_timeout),
@@ -222,7 +224,8 @@ fn describe_deployment(
     })
 }
 
-/// Describes the autoscaling of a deployment: its rules, the last decision, and the last ones that changed something.
+/// Describes the autoscaling of a deployment: its rules, the latest decision, and the latest decisions that changed the
+/// number of replicas.
 fn describe_scaling(scaling: &Scaling) -> Value {
     let (settings, view) = (scaling.rules().settings, scaling.snapshot());
     json!({
@@ -238,9 +241,9 @@ fn describe_scaling(scaling: &Scaling) -> Value {
 
 fn describe_decision(decision: &ScalingDecision) -> Value {
     let ScalingDecision {
-        decided_at: at,
-        previous_replicas: before,
-        desired_replicas: desired,
+        decided_at,
+        previous_replicas,
+        desired_replicas,
         reason,
         signals,
         demand,
@@ -249,9 +252,9 @@ fn describe_decision(decision: &ScalingDecision) -> Value {
         utilization,
     } = decision;
     json!({
-        "time": humantime::format_rfc3339_millis(*at).to_string(),
-        "from": before,
-        "to": desired,
+        "time": humantime::format_rfc3339_millis(*decided_at).to_string(),
+        "from": previous_replicas,
+        "to": desired_replicas,
         "reason": reason.as_str(),
         "inFlight": signals.busy,
         "waiting": signals.queued,

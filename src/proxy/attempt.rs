@@ -38,7 +38,8 @@ pub(super) async fn attempt(
                 Err(error) => {
                     tracing::debug!(%error, replica = slot.replica().address, "failed to connect to replica");
                     if deployment.tls.is_some() && worker.should_warn() {
-                        tracing::warn!(%error, replica = slot.replica().address, "failed to connect to replica with TLS");
+                        let replica = slot.replica().address.as_str();
+                        tracing::warn!(%error, replica, "failed to connect to replica with TLS");
                     }
                     if !is_local_resource_exhaustion(&error) {
                         slot.record_failure(Instant::now());
@@ -50,7 +51,7 @@ pub(super) async fn attempt(
         let exchange =
             Exchange::start(worker.clone(), connection, slot, request, &deployment.spec.request_settings, dispatched);
         match exchange.response_head().await {
-            // The replica had closed the idle connection, as it may. This is no failure.
+            // A replica may close an idle connection at any time, so this does not count as a failure.
             Err(AttemptError::NotSent(returned_slot, unsent)) if was_pooled => {
                 deployment.metrics.record_retry("stale_connection");
                 (slot, request) = (returned_slot, unsent);
@@ -66,8 +67,7 @@ pub(super) async fn attempt(
     }
 }
 
-/// Returns whether a connection failed for want of local file descriptors or ports, which says nothing about the
-/// replica.
+/// Returns whether a connection failed for want of local file descriptors or ports, which is no failure of the replica.
 fn is_local_resource_exhaustion(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];

@@ -1,4 +1,5 @@
-//! Authentication of requests: keys and cached tokens at once, other tokens by their signature.
+//! Authenticates requests, and issues tokens. Keys and cached tokens are checked at once; other tokens need a check of
+//! their signature, which another thread makes.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,11 +14,11 @@ use crate::policy::token::{Claims, KeySet, ParsedToken};
 use crate::state::routing_table::EndpointEntry;
 use crate::state::tokens::TokenState;
 
-/// The longest wait for a key set of an issuer.
+/// The longest wait for each of a key set of an issuer, a check of a signature, and a review by the cluster.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The `retry-after` when the key set was not available.
 const KEYS_RETRY_AFTER: Duration = Duration::from_secs(5);
-/// Subjects of tokens that the router issues, by the key that is shown.
+/// The subjects of tokens that the router issues, by the index of the key that the client shows.
 const KEY_SUBJECTS: [&str; 2] = ["primary-key", "secondary-key"];
 
 /// Authenticates the credential for `endpoint` and returns the identity of the client.
@@ -27,7 +28,7 @@ pub(super) async fn authenticate(
     authorization: Option<&[u8]>,
 ) -> Result<Identity, Refusal> {
     let token = match endpoint.access.authenticate(authorization).map_err(Refusal::Denied)? {
-        Credential::Identified(proof) => return Ok(proof),
+        Credential::Identified(identity) => return Ok(identity),
         Credential::Token(token) => token,
     };
     let (digest, now) = (tokens.verified.digest(endpoint.generation, token), unix_seconds());
@@ -37,7 +38,7 @@ pub(super) async fn authenticate(
         None => {
             let key_generation = tokens.verified.key_generation();
             let (subject, expires_at) = Box::pin(verify_token(tokens, endpoint, token, now)).await?;
-            // If keys were fetched meanwhile, the token is verified once more and cached then.
+            // If keys were fetched meanwhile, this entry is outdated, and the next request verifies the token again.
             tokens.verified.insert(digest, key_generation, expires_at, subject.clone(), now);
             subject
         }
@@ -95,7 +96,7 @@ async fn verify_signature(tokens: &TokenState, token: &str, keys: Arc<KeySet>) -
     }
 }
 
-/// Issues a token to a client that shows a key or, in a cluster, to a user who may have one.
+/// Issues a token to a client that shows a key or, in a cluster, to a user with the right to get one.
 pub(super) async fn issue_token(
     tokens: &TokenState,
     endpoint: &EndpointEntry,
@@ -119,7 +120,8 @@ pub(super) async fn issue_token(
     Ok(response)
 }
 
-/// Asks the cluster who the user is, and whether the user may have a token of the endpoint.
+/// Returns the name of the user that a token of the cluster belongs to. The cluster authenticates the user and decides
+/// whether the user may have a token of the endpoint.
 async fn review_token(
     tokens: &TokenState,
     endpoint: &EndpointEntry,

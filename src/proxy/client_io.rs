@@ -35,13 +35,13 @@ pub(super) struct ClientConnection {
 pub(super) struct ConnectionActivity {
     /// The number of requests in progress.
     in_flight: Cell<usize>,
-    /// Whether there was any request yet.
+    /// Whether any request has begun on the connection.
     has_served_request: Cell<bool>,
-    /// Since when there is no request in progress.
+    /// When the last request ended or, before the first one, when the connection was accepted.
     idle_since: Cell<Instant>,
     /// When the first byte of an unfinished head arrived.
     head_since: Cell<Option<Instant>>,
-    /// Since when the client accepts no data, if it does not.
+    /// When the client stopped accepting data; `None` while it accepts data.
     blocked_since: Cell<Option<Instant>>,
     /// Whether the body of the last request was not read to its end.
     has_left_body_unread: Cell<bool>,
@@ -49,11 +49,11 @@ pub(super) struct ConnectionActivity {
     upload_progress: RefCell<Option<Rc<UploadProgress>>>,
     /// Whether heads cannot be distinguished from other frames, as in HTTP/2.
     is_multiplexed: bool,
-    /// Bytes of response bodies.
+    /// The number of bytes of response bodies that were sent.
     response_bytes: Cell<u64>,
 }
 
-/// The timeout of a client that was exceeded.
+/// A timeout that a client can exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClientTimeout {
     /// There was no request for too long, so the connection can be closed.
@@ -90,7 +90,7 @@ impl ConnectionActivity {
         self.head_since.take().unwrap_or_else(Instant::now)
     }
 
-    /// Records that a request has ended. `is_body_unread` says that its body was not read to its end.
+    /// Records that a request has ended. `is_body_unread` is set if its body was not read to its end.
     pub(super) fn end_request(&self, now: Instant, is_body_unread: bool) {
         self.has_left_body_unread.set(is_body_unread);
         self.upload_progress.take();
@@ -119,7 +119,8 @@ impl ConnectionActivity {
         self.has_left_body_unread.get() || self.head_since.get().is_some()
     }
 
-    /// Returns the next deadline of the client and its timeout; `None` while nothing is expected of it.
+    /// Returns the next deadline of the client and its timeout; `None` while a request is in progress, if the client
+    /// accepts data.
     pub(super) fn next_deadline(&self, limits: &Limits) -> Option<(Instant, ClientTimeout)> {
         if let Some(since) = self.blocked_since.get() {
             return Some((since + limits.body_idle_timeout, ClientTimeout::BlockedWrite));
@@ -155,14 +156,14 @@ impl ConnectionActivity {
     }
 }
 
-/// The socket of a client.
+/// The socket of a client. It records the activity of the client and, in HTTP/2, enforces the budget for frames.
 pub(super) struct ClientIo {
     stream: Socket,
-    /// Data that was read to detect the protocol. It comes before what the socket still has.
+    /// Data that was read to detect the protocol, and that is returned before data of the socket.
     preface: Bytes,
     activity: Rc<ConnectionActivity>,
     worker: Rc<Worker>,
-    /// Data that is sent before anything else.
+    /// A response of the router that is sent before any other data.
     pending_response: Bytes,
     /// The budget for frames, in HTTP/2.
     frame_budget: Option<FrameBudget>,
@@ -217,12 +218,12 @@ impl ClientIo {
     ///
     /// # Errors
     ///
-    /// When the client has exceeded its budget, which ends the connection.
+    /// Returns an error, which ends the connection, if the client has exceeded its budget.
     fn check_frame_budget(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Some(talk) = &mut self.frame_budget else { return Ok(()) };
-        talk.observe(bytes);
-        if talk.is_exceeded(self.activity.response_bytes.get()) {
-            return Err(io::Error::other("too many frames that ask for nothing, or requests taken back"));
+        let Some(budget) = &mut self.frame_budget else { return Ok(()) };
+        budget.observe(bytes);
+        if budget.is_exceeded(self.activity.response_bytes.get()) {
+            return Err(io::Error::other("too many idle frames or canceled requests"));
         }
         Ok(())
     }
@@ -244,12 +245,12 @@ impl AsyncRead for ClientIo {
             buf.put_slice(&chunk);
             return Poll::Ready(this.check_frame_budget(&chunk));
         }
-        let before = buf.filled().len();
+        let filled_before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
+        if buf.filled().len() > filled_before {
             this.activity.record_read(Instant::now);
         }
-        Poll::Ready(this.check_frame_budget(&buf.filled()[before..]))
+        Poll::Ready(this.check_frame_budget(&buf.filled()[filled_before..]))
     }
 }
 

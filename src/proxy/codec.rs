@@ -13,7 +13,7 @@ const MAX_HEAD_BYTES: usize = 256 * 1024;
 /// The largest number of fields in a head or trailers of a replica.
 const MAX_HEADER_FIELDS: usize = 256;
 
-/// The replica's response is not valid HTTP/1.
+/// The error of a response that is not valid HTTP/1, or whose head is larger than the router accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InvalidResponse;
 
@@ -26,7 +26,7 @@ pub(super) enum BodyFraming {
     Chunked,
 }
 
-/// Writes the head of a request. Framing headers are written according to `body`; those of the request are left out.
+/// Writes the head of a request. Its framing headers are replaced by those of `body`.
 pub(super) fn write_head<B>(out: &mut BytesMut, head: &Request<B>, body: BodyFraming) {
     let target = head.uri().path_and_query().map_or("/", |target| target.as_str());
     let fields: usize = head.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
@@ -78,10 +78,10 @@ fn write_field(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
     out.put_slice(CRLF);
 }
 
-/// A response head.
+/// The head of a replica's response.
 #[derive(Debug)]
 pub struct ResponseHead {
-    /// Status and fields.
+    /// The status, the version and the header fields.
     pub parts: response::Parts,
     /// The decoder for the body.
     pub decoder: BodyDecoder,
@@ -89,12 +89,12 @@ pub struct ResponseHead {
     pub is_keep_alive: bool,
 }
 
-/// Takes a response head, which answers a request with `method`, from the front of `input`. Returns `None` if it is not
-/// complete. Interim responses before it are skipped.
+/// Takes a response head, which answers a request with `method`, from the front of `input`. Returns `None` if the head
+/// is not complete. Interim responses before the head are skipped.
 ///
 /// # Errors
 ///
-/// [`InvalidResponse`].
+/// Returns [`InvalidResponse`] if the head is not valid, or too large.
 pub fn read_head(input: &mut BytesMut, method: &Method) -> Result<Option<ResponseHead>, InvalidResponse> {
     loop {
         let Some((length, head)) = parse_head(input, method)? else {
@@ -140,10 +140,10 @@ fn build_header_map(input: &[u8], fields: &[httparse::Header<'_>]) -> Result<Hea
 }
 
 fn is_keep_alive(head: &response::Parts) -> bool {
-    let has_option = |what: &[u8]| {
+    let has_option = |option: &[u8]| {
         let values =
             head.headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-        values.map(<[u8]>::trim_ascii).any(|value| value.eq_ignore_ascii_case(what))
+        values.map(<[u8]>::trim_ascii).any(|value| value.eq_ignore_ascii_case(option))
     };
     // If there are both a length and an encoding, one of them is wrong (RFC 9112 section 6.3), so the connection is not
     // used again.
@@ -154,20 +154,20 @@ fn is_keep_alive(head: &response::Parts) -> bool {
 /// The framing of a response body, with what is still to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyDecoder {
-    /// This many bytes.
+    /// A body of a known length, with the number of bytes that are still to be read.
     Length(u64),
-    /// Chunked.
+    /// A chunked body, with the element that comes next.
     Chunked(ChunkState),
-    /// Everything until the replica closes the connection.
+    /// A body that ends when the replica closes the connection.
     UntilClose,
 }
 
-/// What comes next in a chunked body.
+/// The element that comes next in a chunked body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChunkState {
     /// The line with the size of a chunk.
     Size,
-    /// This many bytes of the chunk.
+    /// The data of a chunk, with the number of bytes that are still to be read.
     Data(u64),
     /// The end of line after the chunk.
     End,
@@ -177,10 +177,10 @@ pub enum ChunkState {
     Complete,
 }
 
-/// A piece of a body.
+/// One piece of a decoded body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum BodyPiece {
-    /// Data of the body.
+    /// Bytes of the body, without framing.
     Data(Bytes),
     /// The fields after the body.
     Trailers(HeaderMap),
@@ -200,9 +200,9 @@ impl BodyDecoder {
         let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
         if let Some(coding) = codings.next() {
             let chunked = coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-            // Other codings were never asked for.
-            let understood = chunked && codings.next().is_none() && head.version == Version::HTTP_11;
-            return if understood { Ok(Self::Chunked(ChunkState::Size)) } else { Err(InvalidResponse) };
+            // A request never asks for another coding.
+            let is_supported = chunked && codings.next().is_none() && head.version == Version::HTTP_11;
+            return if is_supported { Ok(Self::Chunked(ChunkState::Size)) } else { Err(InvalidResponse) };
         }
         let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
         let Some(length) = lengths.next() else { return Ok(Self::UntilClose) };
@@ -219,7 +219,7 @@ impl BodyDecoder {
     ///
     /// # Errors
     ///
-    /// [`InvalidResponse`].
+    /// Returns [`InvalidResponse`] if the framing is not valid.
     pub fn next(&mut self, input: &mut BytesMut) -> Result<BodyPiece, InvalidResponse> {
         match self {
             Self::Length(0) | Self::Chunked(ChunkState::Complete) => Ok(BodyPiece::End),
@@ -243,7 +243,7 @@ impl ChunkState {
                 let piece = take_data(input, rest);
                 if *rest == 0 {
                     *self = Self::End;
-                    // Done now, so that the end of the body is known with its last piece.
+                    // The framing is skipped now, so that the end of the body is known with its last piece.
                     self.skip_chunk_framing(input)?;
                 }
                 Ok(piece)
@@ -254,7 +254,7 @@ impl ChunkState {
         }
     }
 
-    /// Takes what is between the data of two chunks, and an empty list of trailers.
+    /// Skips the framing between the data of two chunks, and an empty list of trailers.
     fn skip_chunk_framing(&mut self, input: &mut BytesMut) -> Result<(), InvalidResponse> {
         loop {
             *self = match self {
@@ -298,7 +298,7 @@ fn check_length_limit(unfinished: &BytesMut) -> Result<(), InvalidResponse> {
     if unfinished.len() > MAX_HEAD_BYTES { Err(InvalidResponse) } else { Ok(()) }
 }
 
-/// Takes up to `rest` bytes.
+/// Takes up to `rest` bytes from the front of `input`, and subtracts their number from `rest`.
 fn take_data(input: &mut BytesMut, rest: &mut u64) -> BodyPiece {
     if input.is_empty() {
         return BodyPiece::NeedsInput;

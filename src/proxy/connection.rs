@@ -38,12 +38,12 @@ use crate::state::tls::Acceptor;
 pub(super) const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The largest number of concurrent requests on an HTTP/2 connection.
 const MAX_HTTP2_STREAMS: u32 = 256;
-/// HTTP/2 streams that a client may open and reset before they are processed.
+/// The largest number of HTTP/2 streams that a client may open and reset before they are processed.
 const MAX_HTTP2_PENDING_RESETS: usize = 20;
-/// HTTP/2 streams that a client may make the library reset, over the life of a connection.
+/// The largest number of HTTP/2 streams that a client may make the library reset, over the life of a connection.
 const MAX_HTTP2_LOCAL_RESETS: usize = 1024;
-/// The largest buffer for one read of a body. The library grows it step by step, for clients that fill it. Compared
-/// with 64 KiB, 256 KiB saves a sixth of the CPU of a large upload; more saves nothing.
+/// The largest buffer for one read of a body, in bytes. The library grows the buffer step by step, for clients that
+/// fill it. Compared with 64 KiB, 256 KiB saves a sixth of the CPU of a large upload; more saves nothing.
 const MAX_READ_BUFFER_BYTES: usize = 256 * 1024;
 
 /// Serves a connection to its end, with TLS if there is an `acceptor`.
@@ -53,19 +53,19 @@ pub(super) async fn serve_connection(
     peer: SocketAddr,
     acceptor: Option<Arc<Acceptor>>,
 ) {
-    // Fails only on a socket that is closed already.
+    // This fails only on a socket that is closed already.
     let _ = stream.set_nodelay(true);
     let accepted = Instant::now();
     let _registered = poll_fn(|cx| Poll::Ready(worker.register_connection(cx.waker().clone()))).await;
     let mut stream = match &acceptor {
         None => Socket::Plain(Tcp::new(stream)),
-        // The future is large and ends soon.
+        // The future is boxed because it is large and ends soon.
         Some(acceptor) => match Box::pin(tls::accept_tls(&worker, stream, acceptor, accepted.into())).await {
             Some(stream) => stream,
             None => return,
         },
     };
-    let Some((preface, begun)) = read_preface(&worker, &mut stream, accepted).await else {
+    let Some((preface, began_at)) = read_preface(&worker, &mut stream, accepted).await else {
         return stream.shutdown_write();
     };
     let is_multiplexed = match stream.negotiated_protocol() {
@@ -80,14 +80,14 @@ pub(super) async fn serve_connection(
         forwarded_info: ForwardedInfo { address: address_header(peer.ip()), scheme: HeaderValue::from_static(scheme) },
         must_reset_on_close: Cell::new(false),
     });
-    let io = ClientIo::new(stream, preface, begun, activity, worker.clone());
+    let io = ClientIo::new(stream, preface, began_at, activity, worker.clone());
     if is_multiplexed { serve_http2(&client, io).await } else { serve_http1(&client, io).await }
 }
 
 /// Reads until it is clear whether the client speaks HTTP/2. Returns the data and when it began. Returns `None` if the
 /// client left, sent nothing for too long, or has not sent enough when the worker drains.
 async fn read_preface(worker: &Worker, stream: &mut Socket, accepted: Instant) -> Option<(Bytes, Instant)> {
-    let (mut start, mut begun) = (BytesMut::new(), None);
+    let (mut start, mut began_at) = (BytesMut::new(), None);
     let mut timeout = pin!(tokio::time::sleep_until((accepted + worker.shared.limits.header_read_timeout).into()));
     poll_fn(|cx| {
         loop {
@@ -96,7 +96,7 @@ async fn read_preface(worker: &Worker, stream: &mut Socket, accepted: Instant) -
                 Poll::Ready(Err(_)) => return Poll::Ready(None),
                 Poll::Pending => break,
             };
-            begun.get_or_insert_with(Instant::now);
+            began_at.get_or_insert_with(Instant::now);
             let compared = start.len().min(HTTP2_PREFACE.len());
             if read == 0 || compared == HTTP2_PREFACE.len() || start[..compared] != HTTP2_PREFACE[..compared] {
                 return Poll::Ready(Some(()));
@@ -112,7 +112,7 @@ async fn read_preface(worker: &Worker, stream: &mut Socket, accepted: Instant) -
         Poll::Pending
     })
     .await?;
-    Some((start.freeze(), begun?))
+    Some((start.freeze(), began_at?))
 }
 
 /// Reads more of the beginning of a connection.
@@ -141,8 +141,8 @@ async fn serve_http1(client: &Rc<ClientConnection>, io: ClientIo) {
         if let Poll::Ready(ended) = Pin::new(connection).poll(cx) {
             return Poll::Ready(ended);
         }
-        // The library notices that the client left where it reads. A body that waits to be read hides the end behind
-        // it.
+        // The library notices only while it reads that the client has left, and an unread body hides the end that
+        // follows the body.
         if client.activity.has_unread_body() { client_closed.as_mut().poll(cx).map(Ok) } else { Poll::Pending }
     });
     let timeout = timeout.await;
@@ -207,13 +207,13 @@ async fn drive_connection<C: GracefulConnection, E>(
             if poll(connection, cx).is_ready() {
                 return Poll::Ready(None);
             }
-            // Checked only now, because a request that had arrived before is in progress.
+            // The drain is checked after the poll, so that a request that arrived before the drain is in progress.
             if client.worker.is_draining.get() && finishing_since.is_none() {
                 finishing_since = Some(Instant::now());
                 connection.start_graceful_shutdown();
                 continue;
             }
-            let Some((deadline, why)) = client.activity.next_deadline(&client.worker.shared.limits) else {
+            let Some((deadline, timeout)) = client.activity.next_deadline(&client.worker.shared.limits) else {
                 return Poll::Pending;
             };
             // A client without a request in progress must not delay the end.
@@ -223,11 +223,11 @@ async fn drive_connection<C: GracefulConnection, E>(
             };
             match timer.poll(cx, deadline) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) if why == ClientTimeout::Idle && finishing_since.is_none() => {
+                Poll::Ready(()) if timeout == ClientTimeout::Idle && finishing_since.is_none() => {
                     finishing_since = Some(Instant::now());
                     connection.start_graceful_shutdown();
                 }
-                Poll::Ready(()) => return Poll::Ready(Some(why)),
+                Poll::Ready(()) => return Poll::Ready(Some(timeout)),
             }
         }
     })
@@ -251,7 +251,7 @@ async fn close_http1(client: &ClientConnection, mut stream: Socket, timeout: Opt
         tls::discard_to_end(stream.tcp_mut()).await
     };
     let mut ending = pin!(tokio::time::timeout(LINGER_TIMEOUT, closing));
-    // The client is gone, or its time is over.
+    // After an error the client is gone, and after the timeout the connection is dropped: nothing is left to do.
     let _ = (&mut ending).await;
 }
 
@@ -263,7 +263,7 @@ fn address_header(address: IpAddr) -> HeaderValue {
 /// Runs the streams of an HTTP/2 connection on the connection's own thread.
 #[derive(Clone, Copy)]
 struct LocalExecutor {
-    /// How long a client may accept nothing of a response.
+    /// The longest time for which a client may accept nothing of a response.
     stall_timeout: Duration,
 }
 

@@ -13,7 +13,7 @@ use super::upstream::UpstreamConnection;
 use crate::state::slots::Replica;
 use crate::state::tls::Connector;
 
-/// How long a connection stays warm without use.
+/// The longest time for which a connection is kept without use.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(55);
 
 /// The idle connections of one worker.
@@ -61,8 +61,7 @@ impl ConnectionPool {
         idle.connections.push(connection);
     }
 
-    /// Closes connections that the peer has closed, that were idle for too long, or that lead to replicas which are
-    /// gone.
+    /// Closes connections that the replica has closed, that were idle for too long, or whose replica was removed.
     pub(super) fn close_stale_connections(&self, now: Instant) {
         let mut cx = Context::from_waker(Waker::noop());
         self.idle_by_replica.borrow_mut().retain(|_, idle| {

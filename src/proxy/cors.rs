@@ -16,17 +16,19 @@ pub(super) fn is_preflight(head: &request::Parts) -> bool {
         && head.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// Returns the headers of the answer to a preflight request. If an origin, method or header is not allowed, its header
-/// is missing, which tells the browser so.
-pub(super) fn preflight_headers(cors: &Cors, asked: &HeaderMap) -> HeaderMap {
+/// Returns the headers of the answer to a preflight request. If the origin, the method or a header is not allowed, the
+/// `access-control-*` headers are missing, and the browser does not send the request.
+pub(super) fn preflight_headers(cors: &Cors, request_headers: &HeaderMap) -> HeaderMap {
     let mut answer = HeaderMap::new();
     answer.insert(
         VARY,
         HeaderValue::from_static("origin, access-control-request-method, access-control-request-headers"),
     );
-    let Some(origin) = allowed_origin(cors, asked.get(ORIGIN)) else { return answer };
-    let method = asked.get(ACCESS_CONTROL_REQUEST_METHOD).and_then(|method| method.to_str().ok()).unwrap_or_default();
-    let headers = asked.get(ACCESS_CONTROL_REQUEST_HEADERS).and_then(|names| names.to_str().ok()).unwrap_or_default();
+    let Some(origin) = allowed_origin(cors, request_headers.get(ORIGIN)) else { return answer };
+    let method =
+        request_headers.get(ACCESS_CONTROL_REQUEST_METHOD).and_then(|method| method.to_str().ok()).unwrap_or_default();
+    let headers =
+        request_headers.get(ACCESS_CONTROL_REQUEST_HEADERS).and_then(|names| names.to_str().ok()).unwrap_or_default();
     let names = || headers.split(',').map(str::trim).filter(|name| !name.is_empty());
     let allows_any_header = cors.allow_headers.iter().any(|allowed| allowed == "*");
     let headers_allowed = allows_any_header
@@ -48,7 +50,7 @@ pub(super) fn preflight_headers(cors: &Cors, asked: &HeaderMap) -> HeaderMap {
 /// Adds the CORS headers of an actual response.
 pub(super) fn add_cors_headers(cors: &Cors, origin: Option<&HeaderValue>, answer: &mut HeaderMap) {
     answer.append(VARY, HeaderValue::from_static("origin"));
-    // The rules of the endpoint apply, not what a model says about origins.
+    // The rules of the endpoint replace a header of the model.
     answer.remove(ACCESS_CONTROL_ALLOW_ORIGIN);
     let Some(origin) = allowed_origin(cors, origin) else { return };
     answer.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);

@@ -16,7 +16,7 @@ pub(super) mod catalog;
 
 /// The media type of problem documents (RFC 9457).
 pub(super) const PROBLEM_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
-/// The base of the addresses under which the codes are explained.
+/// The base of the `type` URLs under which the codes are explained; the code follows the base.
 const PROBLEM_TYPE_BASE_URL: &str = "https://inference-router.dev/problems/";
 
 /// The request that a problem document is about. Fields are empty where they are not known.
@@ -75,7 +75,7 @@ pub(super) fn status_code(refusal: Refusal, codes: StatusCodes) -> StatusCode {
     }
 }
 
-/// Returns what the client should do.
+/// Returns the `detail` of the problem document: what happened, and what the client should do.
 fn detail(refusal: Refusal) -> String {
     match refusal {
         Refusal::Denied(denied) => auth_failure_details(denied).detail.to_owned(),
@@ -104,7 +104,9 @@ fn detail(refusal: Refusal) -> String {
         Refusal::HeadTooLarge => "The request's line or headers are larger, or more, than allowed. Send fewer or \
                                   shorter ones."
             .to_owned(),
-        Refusal::BadRequest(why) => format!("The request cannot be passed on: {why}. Correct it and send it again."),
+        Refusal::BadRequest(reason) => {
+            format!("The request cannot be passed on: {reason}. Correct it and send it again.")
+        }
         Refusal::BodyCutShort => "The request's body broke off or is malformed. Send it again, complete.".to_owned(),
         Refusal::MethodNotAllowed => "CONNECT and TRACE are not passed on. Use POST or GET.".to_owned(),
         Refusal::QueueFull(_) => {
@@ -167,7 +169,8 @@ pub(super) fn raw_http1_response(refusal: Refusal, request_id: &HeaderValue) -> 
     let request_id = request_id.to_str().unwrap_or_default();
     let body = problem_document(refusal, status, ProblemContext { request_id, ..ProblemContext::default() });
     let head = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
+         x-request-id: {request_id}\r\nconnection: close\r\n\r\n",
         body.len()
     );
     [head.as_bytes(), &body].concat().into()
@@ -192,7 +195,7 @@ fn problem_document(refusal: Refusal, status: StatusCode, context: ProblemContex
     document.to_string().into()
 }
 
-/// Returns whole seconds, rounded up, at least 1.
+/// Returns the value of `retry-after` in whole seconds, rounded up, at least 1.
 fn retry_after_seconds(after: Duration) -> u64 {
     after.as_secs() + u64::from(after.subsec_nanos() > 0 || after.is_zero())
 }

@@ -33,7 +33,7 @@ pub(super) struct Exchange {
     /// The time by which the request's body had been delayed before the dispatch.
     delay_before_dispatch: Duration,
     idle_timeout: Duration,
-    /// When the replica stopped sending inside the body, if it has.
+    /// When the replica stopped sending inside the body; `None` while it sends.
     silent_since: Option<Instant>,
     /// When the last byte of the replica arrived.
     last_byte_at: Option<Instant>,
@@ -57,15 +57,15 @@ enum ResponseStage {
     Body { decoder: BodyDecoder, is_keep_alive: bool },
 }
 
-/// Why there is no response head.
+/// The reason why there is no response head.
 pub(super) enum AttemptError {
     /// The connection had ended before anything of the request was sent. The slot and the request are returned.
     NotSent(Slot, Box<Request<Upload>>),
-    /// The request failed; the client gets this refusal. What the replica may still be doing is waited for elsewhere.
+    /// The request failed; the client gets this refusal. If the replica may still be working, a task waits for it.
     Failed(Refusal),
 }
 
-/// The response body was truncated.
+/// The error of a response body that was truncated.
 #[derive(Debug, thiserror::Error)]
 #[error("the model's response broke off")]
 pub(super) struct TruncatedResponse;
@@ -110,7 +110,7 @@ impl Exchange {
     ///
     /// # Errors
     ///
-    /// [`AttemptError`]. The exchange is then over for the client.
+    /// Returns an [`AttemptError`] if there is no response head. The exchange is then over for the client.
     pub(super) async fn response_head(mut self) -> Result<(Parts, Self), AttemptError> {
         let (parts, is_empty) = std::future::poll_fn(|cx| self.poll_head(cx)).await?;
         if is_empty {
@@ -120,11 +120,11 @@ impl Exchange {
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Parts, bool), AttemptError>> {
-        let Some(running) = &mut self.active else { return Poll::Pending };
-        match running.poll_head(cx) {
+        let Some(active) = &mut self.active else { return Poll::Pending };
+        match active.poll_head(cx) {
             Poll::Ready(Ok(ResponseHead { parts, decoder, is_keep_alive })) => {
-                running.slot.record_success();
-                running.stage = ResponseStage::Body { decoder, is_keep_alive };
+                active.slot.record_success();
+                active.stage = ResponseStage::Body { decoder, is_keep_alive };
                 return Poll::Ready(Ok((parts, decoder.is_over())));
             }
             Poll::Ready(Err(UpstreamClosed)) => return Poll::Ready(Err(self.attempt_error())),
@@ -135,12 +135,12 @@ impl Exchange {
         }
         // The delay before the dispatch is not part of the model's time.
         let head_timeout = self.timeout + self.upload_progress.total_delay().saturating_sub(self.delay_before_dispatch);
-        if !running.slot.is_revoked() {
-            let deadline = running.slot.effective_deadline(self.dispatched_at + head_timeout, self.timeout);
-            ready!(running.connection.timer.poll(cx, deadline));
+        if !active.slot.is_revoked() {
+            let deadline = active.slot.effective_deadline(self.dispatched_at + head_timeout, self.timeout);
+            ready!(active.connection.timer.poll(cx, deadline));
         }
         // The client is at fault only if the model was waiting for it.
-        let refusal = if self.upload_progress.ended_at().is_some() || running.connection.is_behind() {
+        let refusal = if self.upload_progress.ended_at().is_some() || active.connection.is_behind() {
             Refusal::ModelTimeout(self.timeout)
         } else {
             Refusal::BodyTimeout
@@ -152,15 +152,15 @@ impl Exchange {
 
     /// Returns the error of a connection that ended without a head.
     fn attempt_error(&mut self) -> AttemptError {
-        let Some(running) = self.active.take() else { return AttemptError::Failed(Refusal::ReplicaClosed) };
-        let ActiveExchange { connection, slot, mut request, first_chunk, .. } = *running;
+        let Some(active) = self.active.take() else { return AttemptError::Failed(Refusal::ReplicaClosed) };
+        let ActiveExchange { connection, slot, mut request, first_chunk, .. } = *active;
         if connection.has_sent_nothing() {
             request.body_mut().restore_first_chunk(first_chunk);
             return AttemptError::NotSent(slot, request);
         }
         let is_invalid_response = !connection.is_read_closed() && !connection.is_write_closed();
         if (is_invalid_response || connection.is_certificate_rejected()) && self.worker.should_warn() {
-            // Only the log can say this: for a client it is as if the replica had closed the connection.
+            // Only the log distinguishes these cases: for a client it is as if the replica had closed the connection.
             let replica = slot.replica().address.as_str();
             if is_invalid_response {
                 tracing::warn!(
@@ -187,18 +187,18 @@ impl Exchange {
 
     /// Returns the next frame of the response body.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TruncatedResponse>>> {
-        let Some(running) = &mut self.active else { return Poll::Ready(None) };
-        if running.slot.is_revoked() {
+        let Some(active) = &mut self.active else { return Poll::Ready(None) };
+        if active.slot.is_revoked() {
             return self.abort();
         }
-        let piece = match running.poll_piece(cx) {
+        let piece = match active.poll_piece(cx) {
             Poll::Ready(piece) => piece,
             Poll::Pending => {
                 let since = *self.silent_since.get_or_insert_with(Instant::now);
                 let idle_deadline = since + self.idle_timeout;
-                let deadline = running.slot.effective_deadline(idle_deadline, self.timeout);
-                ready!(running.connection.timer.poll(cx, deadline));
-                // A replica that is only silent keeps its slot while it is waited for.
+                let deadline = active.slot.effective_deadline(idle_deadline, self.timeout);
+                ready!(active.connection.timer.poll(cx, deadline));
+                // A silent replica keeps its slot while a task waits for it, after the exchange is dropped.
                 return if deadline < idle_deadline { self.abort() } else { Poll::Ready(Some(Err(TruncatedResponse))) };
             }
         };
@@ -206,7 +206,7 @@ impl Exchange {
         if piece.is_err() {
             return self.abort();
         }
-        if running.is_response_complete() {
+        if active.is_response_complete() {
             self.finish();
         }
         Poll::Ready(match piece {
@@ -234,7 +234,7 @@ impl Exchange {
 
     /// Returns the size of the response body.
     pub(super) fn size_hint(&self) -> SizeHint {
-        match self.active.as_ref().map(|running| running.stage) {
+        match self.active.as_ref().map(|active| active.stage) {
             Some(ResponseStage::Body { decoder: BodyDecoder::Length(rest), .. }) => SizeHint::with_exact(rest),
             Some(_) => SizeHint::default(),
             None => SizeHint::with_exact(0),
@@ -243,8 +243,8 @@ impl Exchange {
 
     /// Ends a complete response: frees the slot, and keeps the connection if it can be used again.
     fn finish(&mut self) {
-        let Some(running) = self.active.take() else { return };
-        let ActiveExchange { connection, slot, is_sent, stage, .. } = *running;
+        let Some(active) = self.active.take() else { return };
+        let ActiveExchange { connection, slot, is_sent, stage, .. } = *active;
         let now = Instant::now();
         self.last_byte_at = Some(now);
         if is_sent && connection.is_reusable() && matches!(stage, ResponseStage::Body { is_keep_alive: true, .. }) {
@@ -253,28 +253,28 @@ impl Exchange {
     }
 }
 
-/// The response is not wanted any more.
+/// Waits in a task for a replica whose response is not wanted any more, and keeps its slot until then.
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let Some(mut running) = self.active.take() else { return };
-        // The delay that the body had still to wait is no time for the replica.
-        running.request.body_mut().stop_reading();
+        let Some(mut active) = self.active.take() else { return };
+        // A delay that the body did not complete does not extend the time of the replica.
+        active.request.body_mut().stop_reading();
         let is_runtime_gone = tokio::runtime::Handle::try_current().is_err();
-        if running.connection.is_read_closed() || is_runtime_gone {
+        if active.connection.is_read_closed() || is_runtime_gone {
             return;
         }
-        let time_left = match running.stage {
+        let time_left = match active.stage {
             ResponseStage::Head => {
-                let held = self.upload_progress.total_delay().saturating_sub(self.delay_before_dispatch);
-                (self.timeout + held).saturating_sub(self.dispatched_at.elapsed())
+                let upload_delay = self.upload_progress.total_delay().saturating_sub(self.delay_before_dispatch);
+                (self.timeout + upload_delay).saturating_sub(self.dispatched_at.elapsed())
             }
             ResponseStage::Body { .. } => self.timeout,
         };
         let shutdown_guard = self.worker.shutdown_guard();
-        let deadline = running.slot.effective_deadline(Instant::now() + time_left, self.timeout);
+        let deadline = active.slot.effective_deadline(Instant::now() + time_left, self.timeout);
         tokio::task::spawn_local(async move {
             // After the timeout, the slot is freed with the task.
-            let _ = tokio::time::timeout_at(deadline.into(), running.drain_upstream()).await;
+            let _ = tokio::time::timeout_at(deadline.into(), active.drain_upstream()).await;
             drop(shutdown_guard);
         });
     }
@@ -292,12 +292,12 @@ impl From<InvalidResponse> for UpstreamClosed {
 impl ActiveExchange {
     /// Makes progress in both directions, up to the response head.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, UpstreamClosed>> {
-        let begins = self.connection.has_sent_nothing();
-        if begins && (self.slot.is_expired() || self.connection.poll_unusable(cx).is_ready()) {
+        let had_sent_nothing = self.connection.has_sent_nothing();
+        if had_sent_nothing && (self.slot.is_expired() || self.connection.poll_unusable(cx).is_ready()) {
             return Poll::Ready(Err(UpstreamClosed));
         }
         let _ = self.poll_send(cx);
-        if begins {
+        if had_sent_nothing {
             // Nothing can have been answered yet.
             let is_rejected = self.connection.is_write_closed() && self.connection.has_sent_nothing();
             return if is_rejected { Poll::Ready(Err(UpstreamClosed)) } else { Poll::Pending };
@@ -344,7 +344,7 @@ impl ActiveExchange {
             match ready!(upload.poll_next(cx)).map(Frame::into_data) {
                 Some(Ok(data)) => {
                     self.is_sent = self.framing != BodyFraming::Chunked && upload.is_over();
-                    // An empty chunk would be the last one.
+                    // An empty chunk would end the body.
                     if !data.is_empty() {
                         self.connection.send(data, self.framing);
                     }
@@ -372,10 +372,11 @@ impl ActiveExchange {
         }
     }
 
-    /// Closes the sending side, which tells the replica that nobody waits, and waits until it finishes or closes.
+    /// Closes the sending side, so that the replica can notice that its response is not wanted. Then waits until the
+    /// replica finishes or closes the connection.
     async fn drain_upstream(mut self) {
         self.connection.half_close();
-        // The client must not wait until the rest of its body is read.
+        // The rest of the request body is not sent, so that the client does not wait until it is read.
         self.is_sent = true;
         if let ResponseStage::Head = self.stage {
             let Ok(head) = std::future::poll_fn(|cx| self.poll_head(cx)).await else { return };

@@ -11,7 +11,7 @@ use http::{StatusCode, Version, request};
 
 use crate::model::router_settings::Limits;
 
-/// The deployment that a request names, and the one that answered a response.
+/// The deployment that a request names and, in a response, the deployment that answered.
 pub(super) const MODEL_DEPLOYMENT: HeaderName = HeaderName::from_static("azureml-model-deployment");
 /// The id of the request, which the router generates.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -19,18 +19,18 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 pub(super) const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
 /// Marks a mirrored request for the shadow. The router removes it from client requests.
 pub(super) const MIRROR: HeaderName = HeaderName::from_static("x-ms-azureml-mirror");
-/// Milliseconds until the response head of the model.
+/// The time from the dispatch to the response head of the model, in milliseconds.
 pub(super) const MODEL_TIME: HeaderName = HeaderName::from_static("ms-azureml-model-time");
-/// The status of the model itself, on its errors.
+/// The status of the model, in responses that are errors of the model.
 pub(super) const MODEL_ERROR_STATUS_CODE: HeaderName = HeaderName::from_static("ms-azureml-model-error-statuscode");
-/// The reason, on errors of the model.
+/// The constant reason `model_error`, in responses that are errors of the model.
 pub(super) const MODEL_ERROR_REASON: HeaderName = HeaderName::from_static("ms-azureml-model-error-reason");
-/// Where the time went (W3C Server Timing).
+/// The queue wait and the time of the model, in milliseconds (W3C Server Timing).
 pub(super) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// The time by which the request body was delayed.
+/// The time by which the bandwidth limit delayed the request body, in milliseconds.
 pub(super) const REQUEST_DELAY: HeaderName = HeaderName::from_static("ms-azureml-bandwidth-request-delay-ms");
-/// The time by which the response body was delayed.
+/// The time by which the bandwidth limit delayed the response body, in milliseconds.
 pub(super) const RESPONSE_DELAY: HeaderName = HeaderName::from_static("ms-azureml-bandwidth-response-delay-ms");
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -41,7 +41,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
 const PROXY_AUTHENTICATE: HeaderName = HeaderName::from_static("proxy-authenticate");
 
-/// The longest `x-ms-client-request-id` that is echoed, as in Azure's router.
+/// The longest `x-ms-client-request-id` that is echoed, in bytes, as in Azure's router.
 const MAX_CLIENT_REQUEST_ID_BYTES: usize = 40;
 
 /// The headers of a message that concern the router. One pass over the names costs less than a look-up of each in the
@@ -64,7 +64,7 @@ pub struct PresentHeaders {
     has_forwarded: bool,
 }
 
-/// Where the requests of a connection come from.
+/// The origin of a connection's requests, as forwarded headers report it.
 #[derive(Debug, Clone)]
 pub struct ForwardedInfo {
     /// The client's address, as in `x-forwarded-for`.
@@ -74,7 +74,7 @@ pub struct ForwardedInfo {
 }
 
 impl PresentHeaders {
-    /// Collects which of these headers are present.
+    /// Records which of these headers occur in `headers`.
     pub fn from_headers(headers: &HeaderMap) -> Self {
         let mut present = Self::default();
         for name in headers.keys() {
@@ -111,7 +111,7 @@ pub fn is_within_limits(headers: &HeaderMap, limits: &Limits) -> bool {
 ///
 /// # Errors
 ///
-/// The reason, for the client.
+/// Returns the reason, which becomes a part of the problem document's `detail`.
 pub fn validate_request_head(head: &request::Parts, present: &PresentHeaders) -> Result<(), &'static str> {
     let mut hosts = head.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -151,7 +151,7 @@ pub fn validate_request_head(head: &request::Parts, present: &PresentHeaders) ->
     Ok(())
 }
 
-/// Returns whether this is a host with an optional port (RFC 3986 section 3.2.2), and not empty.
+/// Returns whether `text` is a host with an optional port (RFC 3986 section 3.2.2), and not empty.
 fn is_host(text: &[u8]) -> bool {
     let is_host_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
     !text.is_empty() && text.iter().all(is_host_byte)
@@ -169,7 +169,7 @@ pub fn prepare_upstream_request(
     let accepts_te_trailers = present.has_te && accepts_trailers(headers);
     strip_hop_by_hop(headers, present);
     if present.has_transfer_encoding {
-        // If there are both, the encoding counts (RFC 9112 section 6.3). A model must not choose otherwise.
+        // If a head has both, the encoding counts (RFC 9112 section 6.3). A model must not choose otherwise.
         headers.remove(CONTENT_LENGTH);
     }
     if accepts_te_trailers {
@@ -202,7 +202,7 @@ pub fn prepare_upstream_request(
     }
     headers.insert(REQUEST_ID, request_id.clone());
     if present.has_client_request_id {
-        // The model gets what the client will get, or nothing.
+        // The model gets the same id as the client, or none.
         headers.remove(CLIENT_REQUEST_ID);
         if let Some(id) = client_request_id {
             headers.insert(CLIENT_REQUEST_ID, id.clone());
@@ -215,20 +215,20 @@ pub fn prepare_upstream_request(
 pub fn prepare_client_response(headers: &mut HeaderMap, status: StatusCode) {
     let present = PresentHeaders::from_headers(headers);
     strip_hop_by_hop(headers, &present);
-    // Such a length is not valid: RFC 9110 section 8.6.
+    // In these responses a length is not valid (RFC 9110 section 8.6).
     if present.has_transfer_encoding || status == StatusCode::NO_CONTENT {
         headers.remove(CONTENT_LENGTH);
     }
 }
 
-/// Returns whether the client accepts trailers, which in HTTP/1 it has to say (RFC 9110 section 6.5.1).
+/// Returns whether the client accepts trailers, which an HTTP/1 client has to announce (RFC 9110 section 6.5.1).
 pub(super) fn client_accepts_trailers(head: &request::Parts) -> bool {
-    let asked = head.headers.get_all(TE).iter().filter_map(|value| value.to_str().ok());
-    let mut words = asked.flat_map(|value| value.split(','));
+    let values = head.headers.get_all(TE).iter().filter_map(|value| value.to_str().ok());
+    let mut words = values.flat_map(|value| value.split(','));
     head.version == Version::HTTP_2 || words.any(|word| word.trim().eq_ignore_ascii_case("trailers"))
 }
 
-/// Turns a response head into one of a body with trailers.
+/// Prepares a response head for a body with trailers, which it lists in `trailer`.
 pub(super) fn announce_trailers(headers: &mut HeaderMap, version: Version) {
     if version != Version::HTTP_2 {
         // In HTTP/1 only a chunked body has trailers.
@@ -281,12 +281,12 @@ pub(super) fn strip_forbidden_trailers(trailers: &mut HeaderMap) {
     }
 }
 
-/// Removes hop-by-hop headers.
+/// Removes the headers that concern only one connection, also those that `connection` names (RFC 9110 section 7.6.1).
 fn strip_hop_by_hop(headers: &mut HeaderMap, present: &PresentHeaders) {
     if present.has_connection
         && let Entry::Occupied(connection) = headers.entry(CONNECTION)
     {
-        let named: Vec<HeaderName> = connection
+        let connection_options: Vec<HeaderName> = connection
             .iter()
             .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
             .map(<[u8]>::trim_ascii)
@@ -295,9 +295,9 @@ fn strip_hop_by_hop(headers: &mut HeaderMap, present: &PresentHeaders) {
             .filter_map(|name| HeaderName::from_bytes(name).ok())
             .collect();
         connection.remove_entry_mult();
-        for name in named {
-            // The length, the host and the origin of a message do not belong to the connection, whatever the sender
-            // claims.
+        for name in connection_options {
+            // A sender must not remove the length, the host and the origin of a message, which do not belong to the
+            // connection.
             if ![CONTENT_LENGTH, HOST, FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST].contains(&name) {
                 headers.remove(name);
             }
@@ -312,8 +312,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap, present: &PresentHeaders) {
     }
 }
 
-/// Returns the client's own request id in a form that can be echoed: letters, digits, `-` and `_`, cut at 40
-/// characters.
+/// Returns the client's own request id, cut at 40 characters, to be echoed. Returns `None` if it is empty or has
+/// other characters than letters, digits, `-` and `_`.
 pub fn echoed_client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let value = headers.get(CLIENT_REQUEST_ID)?.as_bytes();
     let is_allowed = value.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
@@ -321,11 +321,11 @@ pub fn echoed_client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     (is_allowed && !cut.is_empty()).then(|| HeaderValue::from_bytes(cut).ok())?
 }
 
-/// Writes a duration in milliseconds with three decimals. It is called twice per request, so it avoids the general
-/// formatter.
+/// Writes a duration in milliseconds with three decimals. It avoids the general formatter, because it is called twice
+/// per request.
 pub(super) fn write_milliseconds(text: &mut BytesMut, duration: Duration) {
     let mut digits = [0; 24];
-    // There is room for half a million years.
+    // A `u64` of microseconds has room for half a million years.
     let (mut at, mut rest) = (digits.len(), duration.as_micros() as u64);
     while rest > 0 || digits.len() - at < 5 {
         at -= 1;
@@ -354,13 +354,13 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Appends to the value that earlier proxies have set.
+/// Appends `value` to the list that earlier proxies have set.
 fn append_list_value(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
-    let before: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
-    let joined = if before.is_empty() {
+    let previous_values: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+    let joined = if previous_values.is_empty() {
         Some(value)
     } else {
-        let list = [before.join(&b", "[..]).as_slice(), value.as_bytes()].join(&b", "[..]);
+        let list = [previous_values.join(&b", "[..]).as_slice(), value.as_bytes()].join(&b", "[..]);
         HeaderValue::from_bytes(&list).ok()
     };
     if let Some(joined) = joined {

@@ -4,35 +4,35 @@
 //! records pings, settings, priorities and window updates as fast as they arrive, without a limit, and a client that
 //! resets a little more slowly has every request started and canceled. Both are limited here.
 
-/// Idle frames, which ask for nothing, that a connection may always have.
+/// The number of idle frames, which ask for nothing, that every connection may have.
 const IDLE_FRAMES_ALLOWED: u64 = 1_000;
-/// Additional idle frames for each frame of a head or a body.
+/// The number of additional idle frames for each frame of a head or a body.
 const IDLE_FRAMES_PER_USEFUL_FRAME: u64 = 8;
-/// One additional idle frame for this many bytes of a response, because windows are updated as data is received.
+/// The number of response bytes that allow one additional idle frame, because windows are updated as data is received.
 const RESPONSE_BYTES_PER_IDLE_FRAME: u64 = 128;
 
-/// Requests that a client may cancel, besides half of them.
+/// The number of requests that a client may cancel, in addition to half of its requests.
 const RESETS_ALLOWED: u64 = 500;
 
-/// The length of a frame header.
+/// The length of a frame header, in bytes.
 const FRAME_HEADER_BYTES: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 
-/// The frames that were received so far.
+/// The counts of the frames that a client has sent so far.
 pub(super) struct FrameBudget {
     /// The header of the current frame, as far as it has been received.
     frame_header: [u8; FRAME_HEADER_BYTES],
     header_bytes_read: usize,
-    /// Bytes that still belong to the previous frame.
+    /// The number of bytes before the next frame header: the rest of a payload or, at first, of the preface.
     payload_bytes_left: usize,
-    /// Frames that ask for nothing.
+    /// The number of frames that ask for nothing.
     idle_frames: u64,
-    /// Frames of heads and bodies.
+    /// The number of frames of heads and bodies.
     useful_frames: u64,
-    /// Useful frames that begin a head.
+    /// The number of useful frames that begin a head.
     header_frames: u64,
     resets: u64,
 }

@@ -13,23 +13,23 @@ use std::time::{Duration, Instant};
 use super::timer::LazyTimer;
 
 tokio::task_local! {
-    /// Since when a chunk of the response waits to be sent.
+    /// When the response body returned a chunk that the client has not accepted yet; `None` if it has accepted all.
     static CHUNK_PENDING_SINCE: Cell<Option<Instant>>;
 }
 
 /// Records that the client has accepted the last chunk, because the response body is polled for the next one.
 pub(super) fn chunk_polled() {
     // Outside of a stream, in HTTP/1, there is nothing to record.
-    let _ = CHUNK_PENDING_SINCE.try_with(|given| given.set(None));
+    let _ = CHUNK_PENDING_SINCE.try_with(|pending_since| pending_since.set(None));
 }
 
 /// Records that a chunk of the response was returned.
 pub(super) fn chunk_sent() {
-    let _ = CHUNK_PENDING_SINCE.try_with(|given| given.set(Some(Instant::now())));
+    let _ = CHUNK_PENDING_SINCE.try_with(|pending_since| pending_since.set(Some(Instant::now())));
 }
 
-/// Runs `stream` to its end, or until its client has accepted nothing for `stall_timeout`. Dropping it resets the
-/// stream.
+/// Runs `stream` to its end, or until its client has accepted nothing for `stall_timeout`. Dropping the future resets
+/// the stream.
 pub(super) async fn run(stream: impl Future, stall_timeout: Duration) {
     let mut stream = pin!(stream);
     let mut timer = LazyTimer::default();

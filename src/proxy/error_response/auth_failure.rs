@@ -10,7 +10,7 @@ pub(super) const INSUFFICIENT_SCOPE: &str = "insufficient_scope";
 /// The `error` of an invalid credential.
 const INVALID_TOKEN: &str = "invalid_token";
 
-/// The response to one failure.
+/// The parts of the response to one failure.
 pub(super) struct AuthFailureDetails {
     pub(super) code: &'static str,
     /// The `error` of `www-authenticate` (RFC 6750); `None` if there was no credential.
@@ -18,7 +18,7 @@ pub(super) struct AuthFailureDetails {
     pub(super) detail: &'static str,
 }
 
-/// Returns the response to a failure.
+/// Returns the parts of the response to a failure.
 pub(super) const fn auth_failure_details(denied: AuthFailure) -> AuthFailureDetails {
     let (code, error, detail) = match denied {
         AuthFailure::Missing => (
@@ -34,8 +34,8 @@ pub(super) const fn auth_failure_details(denied: AuthFailure) -> AuthFailureDeta
         AuthFailure::Malformed => (
             "malformed_token",
             Some(INVALID_TOKEN),
-            "This endpoint needs a token (JWT) that ends at a time and is signed with RS256, RS384, RS512, PS256, PS384, PS512, \
-             ES256, ES384 or EdDSA, and this is none. Check that it is complete.",
+            "This endpoint needs a token (JWT) that ends at a time and is signed with RS256, RS384, RS512, PS256, \
+             PS384, PS512, ES256, ES384 or EdDSA, and this is none. Check that it is complete.",
         ),
         AuthFailure::UnknownSigningKey => (
             "unknown_signing_key",
@@ -76,8 +76,8 @@ pub(super) const fn auth_failure_details(denied: AuthFailure) -> AuthFailureDeta
         AuthFailure::NotAllowed => (
             "forbidden",
             Some(INSUFFICIENT_SCOPE),
-            "You are known to the cluster, but may not `create` `onlineendpoints/token` there for this endpoint. Ask who runs it \
-             for that right.",
+            "You are known to the cluster, but may not `create` `onlineendpoints/token` there for this endpoint. \
+             Ask who runs it for that right.",
         ),
         AuthFailure::NoTokens => (
             "forbidden",

@@ -1,4 +1,4 @@
-//! Every error that the router makes, for the reference documentation.
+//! Lists every error response of the router, for the reference documentation.
 
 use std::time::Duration;
 
@@ -34,7 +34,8 @@ pub fn error_catalog() -> Vec<ErrorEntry> {
     denied.into_iter().chain(others).map(entry).collect()
 }
 
-/// The length of the array is that of the enum, so that a new variant does not compile until it is listed.
+/// All authentication failures. The array is as long as the enum, so that a new variant does not compile until it is
+/// listed.
 const AUTH_FAILURES: [AuthFailure; AuthFailure::COUNT] = [
     AuthFailure::Missing,
     AuthFailure::InvalidKey,
@@ -51,7 +52,7 @@ const AUTH_FAILURES: [AuthFailure; AuthFailure::COUNT] = [
     AuthFailure::NoTokens,
 ];
 
-/// One of each kind, with sample values.
+/// Returns one refusal of each kind, with sample values.
 fn sample_refusals() -> [Refusal; Refusal::COUNT] {
     let retry_after = Duration::from_secs(2);
     [
